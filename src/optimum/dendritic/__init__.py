@@ -1,0 +1,19 @@
+"""Training-time compression for Hugging Face models: dendritic segments are scored, pruned, regrown and packed.
+
+Importing this package also registers the loader, so that `AutoModel….from_pretrained` reads compressed checkpoints.
+"""
+
+from .compress import compress_ as compress_
+from .config import DendriticConfig as DendriticConfig
+from .efficiency import EfficiencyReport as EfficiencyReport
+from .efficiency import measure as measure
+from .errors import CheckpointError as CheckpointError
+from .errors import DendriticError as DendriticError
+from .huggingface import DendriticCallback as DendriticCallback
+from .inject import inject_ as inject_
+from .prune import Pruning as Pruning
+from .prune import mask_ as mask_
+from .prune import score_ as score_
+from .prune import update_ as update_
+from .wiring import Wiring as Wiring
+from .wiring import trace_wiring as trace_wiring

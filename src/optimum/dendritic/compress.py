@@ -1,0 +1,90 @@
+"""`compress_`: make an injected model physically small. What was zero is gone; the outputs stay."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from .errors import invalid
+from .inject import TRACING_IMAGE_SIZE
+from .inputs import as_mapping, example_inputs_for
+from .layout import Bundle, Follower, Form, Layout
+from .nn import PackedLayer, follower_channels
+from .packing import last_readers, outputs_differ, pack_modules, probe, tolerance, widths
+from .prune import mask_
+from .record import dendritic_layers, injected_layout, set_layout
+from .surgery import swap
+from .wiring import quiet
+
+logger = logging.get_logger(__name__)
+
+
+@torch.no_grad()
+def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
+    """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut.
+
+    The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is not
+    cut, and that is logged.
+
+    Args:
+        model: a model that `inject_` prepared.
+        example_inputs: keyword arguments of `model.forward`; default: made from the config of a `PreTrainedModel`.
+
+    Returns:
+        `model`; `model.config.quantization_config` describes it.
+
+    Raises:
+        DendriticError: the model is not injected, or packing changes its outputs; it is then as it was.
+    """
+    layout = injected_layout(model)
+    inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
+    mask_(model)
+    with quiet(model):
+        packed = _verified(model, list(layout.bundles), inputs)
+    swap(model, packed)
+    set_layout(model, Layout(layout.config, {n: _form(m) for n, m in packed.items()}, dense_cost=layout.dense_cost))
+    return model
+
+
+def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> dict[str, nn.Module]:
+    """The packed modules, with every wire cut that can be; the model itself is as it was."""
+    kept = {name: layer.kept_inputs() for name, layer in dendritic_layers(model).items()}
+    readers = last_readers(bundles)
+    expected = probe(model, inputs, readers)
+
+    def attempt(bundles: list[Bundle]) -> dict[str, nn.Module] | None:
+        packed = pack_modules(model, kept, bundles)
+        injected = swap(model, packed)
+        try:
+            differ = outputs_differ(expected, probe(model, inputs, readers))
+        except RuntimeError as error:
+            logger.info(f"Packing broke the forward pass: {error}")
+            return None
+        finally:
+            swap(model, injected)
+        return packed if differ <= tolerance(next(model.parameters()).dtype) else None
+
+    packed = attempt(bundles)
+    if packed is None:
+        bundles = [_uncut(bundle) if attempt([bundle]) is None else bundle for bundle in bundles]
+        packed = attempt(bundles)
+    if packed is None:
+        rule = "packing changes its outputs beyond rounding"
+        raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
+    return packed
+
+
+def _uncut(bundle: Bundle) -> Bundle:
+    logger.warning(f"{bundle.reader} keeps a gather: cutting its wire changes the outputs")
+    return Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut=False)
+
+
+def _form(module: nn.Module) -> Form | Follower:
+    if isinstance(module, PackedLayer):
+        return module.form
+    channels = follower_channels(module)
+    if channels is not None:
+        return Follower(channels)
+    inputs, outputs = widths(module)
+    return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

@@ -1,0 +1,139 @@
+"""`DendriticConfig`: what to prune, how far, when and by which score. Frozen, validated once, JSON both ways."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import invalid
+from .schedules import SCHEDULES
+
+VERSION = 1
+BUDGETS = ("params", "macs")
+IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+
+
+@dataclass(frozen=True)
+class DendriticConfig:
+    """One main dial, `sparsity`; everything else has a good default.
+
+    Args:
+        sparsity: fraction of the budget that the target modules lose, in [0, 1).
+        budget: what is counted: `"params"` (weights and biases) or `"macs"` (multiply-accumulates of one sample).
+        target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
+            Default: every Linear, Conv2d and Conv1D of the body.
+        exclude_modules: the same forms; taken out of the targets.
+        segment_size: synapses per neuron in one dendritic segment where inputs are gathered. Along an exclusive wire
+            nothing is gathered and a segment is one whole channel, neuron or head.
+        arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer.
+        importance: score of a segment: `"dendritic"` (running Fisher information of its gate), or a control.
+        schedule: shape of the climb from 0 to `sparsity`.
+        start: fraction of training before the first mask update.
+        end: fraction of training at which the mask is frozen; the rest is recovery.
+        regrow: fraction of the pruned segments that returns at each update, decaying to 0 at `end`.
+        updates: number of mask updates, spread evenly between `start` and `end`.
+        decay: decay of the running score per optimizer step, in [0, 1).
+        floor: smallest fraction of its segments that a layer keeps (at least one segment); 0 lets a layer be cut through.
+        seed: seed of the `"random"` importance.
+        sprout_rank: rank of nonlinear sprouts; only 0 (none) in this version.
+        distillation: weight of the distillation loss; only 0 (none) in this version.
+        version: format version of the JSON form.
+
+    Raises:
+        DendriticError: a field is unknown, of the wrong type or out of range.
+    """
+
+    sparsity: float = 0.6
+    budget: str = "params"
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    segment_size: int = 32
+    arbors: int = 1
+    importance: str = "dendritic"
+    schedule: str = "cubic"
+    start: float = 0.05
+    end: float = 0.6
+    regrow: float = 0.1
+    updates: int = 50
+    decay: float = 0.95
+    floor: float = 0.05
+    seed: int = 0
+    sprout_rank: int = 0
+    distillation: float = 0.0
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for field in ("target_modules", "exclude_modules"):
+            object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+        _check_number("sparsity", self.sparsity, 0, 1, below=True)
+        _check_number("start", self.start, 0, 1, below=True)
+        _check_number("end", self.end, 0, 1)
+        _check_number("regrow", self.regrow, 0, 1, below=True)
+        _check_number("decay", self.decay, 0, 1, below=True)
+        _check_number("floor", self.floor, 0, 1)
+        for field in ("segment_size", "arbors", "updates"):
+            _check_integer(field, getattr(self, field), at_least=1)
+        _check_integer("seed", self.seed, at_least=0)
+        _check_choice("budget", self.budget, BUDGETS)
+        _check_choice("importance", self.importance, IMPORTANCES)
+        _check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        if self.start >= self.end:
+            raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
+        for field in ("sprout_rank", "distillation"):
+            if getattr(self, field) != 0:
+                raise invalid(field, getattr(self, field), "is not available in this version", "Leave it at 0.")
+        if type(self.version) is not int or self.version != VERSION:
+            raise invalid(
+                "version", self.version, f"this release reads version {VERSION}", "Upgrade optimum-dendritic."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` is its inverse."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "DendriticConfig":
+        """Build from `to_dict`'s form. Raises `DendriticError` for a field that this version does not have."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise invalid(name, fields[name], "is no field of DendriticConfig", f"The fields are {', '.join(known)}.")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "DendriticConfig":
+        return cls.from_dict(json.loads(text))
+
+
+def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise invalid(field, value, f"is no regular expression ({error})", "Mend it, or pass a list of names.") from None
+        return value
+    if isinstance(value, list | tuple | set) and value and all(isinstance(item, str) and item for item in value):
+        return tuple(sorted(value) if isinstance(value, set) else value)
+    raise invalid(field, value, "must be None, a regular expression or a list of module names", 'Pass e.g. ["query", "key"].')
+
+
+def _check_number(field: str, value: Any, low: float, high: float, below: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low <= value < high or (value == high and not below)):
+        raise invalid(field, value, f"must be a number in [{low}, {high}{')' if below else ']'}", "Choose one in that range.")
+
+
+def _check_integer(field: str, value: Any, at_least: int) -> None:
+    if type(value) is not int or value < at_least:
+        raise invalid(field, value, f"must be an integer of at least {at_least}", "Choose one in that range.")
+
+
+def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise invalid(field, value, f"must be one of {', '.join(choices)}", "Choose one of them.")

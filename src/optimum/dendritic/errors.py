@@ -1,0 +1,14 @@
+"""Errors that name the field, its value, the rule and the remedy; every module raises them through `invalid`."""
+
+
+class DendriticError(ValueError):
+    """Bad input, refused before anything was changed."""
+
+
+class CheckpointError(DendriticError):
+    """A checkpoint whose layout or tensors break a rule; nothing of it was run."""
+
+
+def invalid(field: str, value: object, rule: str, remedy: str, error: type[DendriticError] = DendriticError) -> DendriticError:
+    """Build (not raise) the one error form of this package, so that `raise invalid(...)` reads as a sentence."""
+    return error(f"{field} = {value!r}: {rule}. {remedy}")

@@ -1,0 +1,3 @@
+"""The contact with transformers: the Trainer callback, and the loader that `from_pretrained` finds in its registry."""
+
+from .callback import DendriticCallback as DendriticCallback

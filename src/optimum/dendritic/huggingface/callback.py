@@ -1,0 +1,5 @@
+from transformers import TrainerCallback
+
+
+class DendriticCallback(TrainerCallback):
+    pass

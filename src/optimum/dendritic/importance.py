@@ -1,0 +1,76 @@
+"""Scores of dendritic segments: weight, gradient (and input activity) -> one number per tile, shape `[A, S]`.
+
+`dendritic` is the Fisher information of a tile's gate: with `y[a] = b[a] + sum_s m[a, s] W[a, s] x[s]` the chain rule
+gives `dL/dm[a, s] = <W[a, s], dL/dW[a, s]>` at `m = 1`, and its running second moment estimates
+`E[(dL/dm)^2]` (Theis et al. 2018, eq. 7; Molchanov et al. 2019, eq. 8). The others are the controls that every claim is
+measured against.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .segments import sum_tiles
+
+Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
+Scores = Float[Tensor, "arbors segments"]
+
+
+def gate_gradient(weight: Tiles, gradient: Tiles) -> Scores:
+    """`dL/dm[a, s] = <W[a, s], dL/dW[a, s]>`."""
+    return sum_tiles(weight * gradient)
+
+
+def fisher(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
+    return gate_gradient(weight, gradient).square()
+
+
+def taylor(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
+    """First-order change of the loss, `|<W, dL/dW>|` (Molchanov et al. 2017, eq. 6)."""
+    return gate_gradient(weight, gradient).abs()
+
+
+def movement(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
+    """`-<W, dL/dW>`: positive where training moves weights away from zero (Sanh et al. 2020, eq. 5)."""
+    return -gate_gradient(weight, gradient)
+
+
+def magnitude(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
+    """`||W||^2`; divided by the cost it ranks by the mean square weight (Han et al. 2015, by groups)."""
+    return sum_tiles(weight.square())
+
+
+def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
+    """`sum |W| ||x||`, `activity` being the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1, by groups)."""
+    assert activity is not None, "layers are injected with an activity buffer for this importance"
+    norm = activity.sqrt().unflatten(0, (weight.shape[2], -1))
+    return sum_tiles(weight.abs() * norm[None, None, :, :, None].to(weight.dtype))
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How a score is made: `measure` reads one step, `running` folds the readings into a moving average."""
+
+    measure: Callable[[Tiles, Tiles, Tensor | None], Scores] | None
+    running: bool = False
+    needs_activity: bool = False
+
+
+IMPORTANCE: dict[str, Importance] = {
+    "dendritic": Importance(fisher, running=True),
+    "taylor": Importance(taylor, running=True),
+    "movement": Importance(movement, running=True),
+    "magnitude": Importance(magnitude),
+    "activation": Importance(activation, needs_activity=True),
+    "random": Importance(None),  # drawn once at injection, never measured
+}
+
+
+def random_scores(arbors: int, segments: int, seed: int, name: str) -> Scores:
+    """Uniform scores that depend on the seed and the layer's name alone, hence equal on every rank and after resume."""
+    generator = torch.Generator().manual_seed(seed + crc32(name.encode()))
+    return torch.rand(arbors, segments, generator=generator)

@@ -1,0 +1,139 @@
+"""`inject_`: give a stock model dendritic segments. Exact: the outputs and the parameters stay what they were."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers.utils import logging
+
+from .config import DendriticConfig
+from .errors import DendriticError, invalid
+from .importance import IMPORTANCE, random_scores
+from .inputs import example_inputs_for
+from .layout import Bundle, Layout, Segments
+from .nn import DendriticLayer, inject_layer
+from .packing import segments_reached, widths
+from .record import dendritic_layers, injected_layout, layout_of, set_layout
+from .segments import largest_divisor
+from .selection import LayerCost, select, total_cost
+from .surgery import swap
+from .targets import target_names
+from .wiring import Wiring, trace_wiring
+
+logger = logging.get_logger(__name__)
+
+TRACING_IMAGE_SIZE = 64  # pixels; wiring does not depend on it, and small images trace fast
+
+
+def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None) -> nn.Module:
+    """Replace the target layers by layers with dendritic segments, in place.
+
+    Args:
+        model: any module; not yet wrapped for training. Wrapping, optimizers and compilation come after.
+        config: what to prune and how far.
+        example_inputs: keyword arguments of `model.forward` with one sample or more, from which the wiring is traced.
+            Default: made from the config of a `PreTrainedModel`; where that fails, nothing is cut across layers.
+
+    Returns:
+        `model`.
+
+    Raises:
+        DendriticError: `model` is wrapped, injected with another config, or packed; a pattern matches nothing; floors
+            forbid the sparsity. The model is then as it was.
+    """
+    _refuse_wrapped(model)
+    present = layout_of(model)
+    if present is not None and not present.packed and present.config == config:
+        return model
+    if present is not None:
+        state = "packed" if present.packed else "injected with another config"
+        raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
+    targets = target_names(model, config)
+    wiring = trace_wiring(model, _inputs(model, example_inputs), targets=targets) if targets else Wiring()
+    targets = _called(targets, wiring)
+    readers = {bundle.reader: bundle for bundle in wiring.bundles}
+    shapes = {name: _segments(model.get_submodule(name), readers.get(name), config) for name in targets}
+    replacements = {
+        name: inject_layer(model.get_submodule(name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
+    }
+    costs = _layer_costs(replacements, wiring.bundles, wiring.positions, config)
+    dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
+    dense_cost = total_cost(dense, costs)
+    _check_reachable(dense, costs, dense_cost, config)
+    if config.importance == "random":
+        for name, layer in replacements.items():
+            layer.dendrite_score.copy_(random_scores(*layer.dendrite_score.shape, config.seed, name))
+    swap(model, replacements)
+    set_layout(model, Layout(config, dict(shapes), wiring.bundles, wiring.positions, dense_cost))
+    cut = sum(bundle.cut for bundle in wiring.bundles)
+    logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
+    return model
+
+
+def layer_costs(model: nn.Module) -> dict[str, LayerCost]:
+    """What each injected layer of `model` costs, in units of its config's budget."""
+    layout = injected_layout(model)
+    return _layer_costs(dendritic_layers(model), layout.bundles, layout.positions, layout.config)
+
+
+def _layer_costs(
+    layers: dict[str, DendriticLayer], bundles: tuple[Bundle, ...], positions: dict[str, int], config: DendriticConfig
+) -> dict[str, LayerCost]:
+    fed = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
+    costs = {}
+    for name, layer in layers.items():
+        rows, kernel = widths(layer)[1], layer.tiles.shape[4]
+        reader, runs = fed.get(name, (None, ()))
+        reached = segments_reached(runs, rows, layers[reader].segment_size) if reader else None
+        macs = config.budget == "macs"
+        per_weight = kernel * positions[name] if macs else kernel
+        per_row = 0 if macs or layer.bias is None else 1
+        costs[name] = LayerCost(rows, layer.segment_size, per_weight, per_row, reader, reached)
+    return costs
+
+
+def _segments(layer: nn.Module, bundle: Bundle | None, config: DendriticConfig) -> Segments:
+    """Whole channels along a wire that can be cut; elsewhere about `segment_size` synapses per neuron."""
+    inputs, outputs = widths(layer)
+    activity = IMPORTANCE[config.importance].needs_activity
+    if bundle is not None and bundle.cut:
+        return Segments(1, inputs // bundle.block, activity)
+    kernel = layer.weight[0, 0].numel()
+    block = bundle.block if bundle else 1
+    size = largest_divisor(inputs, max(1, config.segment_size // kernel), multiple_of=block)
+    return Segments(largest_divisor(outputs, config.arbors), inputs // size, activity)
+
+
+def _inputs(model: nn.Module, example_inputs: Any) -> Any:
+    if example_inputs is not None:
+        return example_inputs
+    try:
+        return example_inputs_for(model, image_size=TRACING_IMAGE_SIZE)
+    except DendriticError as error:
+        raise DendriticError(f"The wiring cannot be traced without inputs: {error}") from None
+
+
+def _called(targets: list[str], wiring: Wiring) -> list[str]:
+    """Targets that the forward pass uses; all of them where it could not be traced."""
+    if not wiring.positions:
+        return targets
+    for name in targets:
+        if name not in wiring.positions:
+            logger.info(f"{name} is left alone: the forward pass does not call it")
+    return [name for name in targets if name in wiring.positions]
+
+
+def _check_reachable(dense: dict[str, torch.Tensor], costs: dict[str, LayerCost], dense_cost: int, config: DendriticConfig) -> None:
+    scores = {name: mask.float() for name, mask in dense.items()}
+    least = total_cost(select(scores, dense, costs, -1, config.floor), costs)
+    if least > (1 - config.sparsity) * dense_cost:
+        rule = f"at most {1 - least / dense_cost:.4f} of the {config.budget} can go with floor = {config.floor}"
+        raise invalid("sparsity", config.sparsity, rule, "Lower sparsity, floor or segment_size, or add target modules.")
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    wrapped = isinstance(model, DataParallel | DistributedDataParallel) or "_orig_mod" in model._modules
+    if wrapped:
+        remedy = "Inject the inner model before it is wrapped or compiled."
+        raise invalid("model", type(model).__name__, "is a wrapper around the model", remedy)

@@ -1,0 +1,211 @@
+"""Packed layers: gather -> smaller dense product -> scatter, or a plain smaller layer where neither is needed.
+
+The weight keeps the name `weight` and holds only live rows and columns: `[rows, kept]`, `[rows, kept, *kernel]` or
+(Conv1D) `[kept, rows]`. Rows are sorted by output; each arbor owns a run of them and reads `kept` inputs of its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..layout import Form
+from ..surgery import shallow_copy
+from .injected import stock_type
+
+OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity")
+
+
+class PackedLayer(nn.Module):
+    """What the packed layers share.
+
+    Buffers (int64, ascending, persistent): `inputs` `[arbors, kept]`, positions that each arbor reads from the incoming
+    tensor, or None when it reads all; `outputs` `[rows]`, positions of the rows in the outgoing tensor, or None when
+    all exist. Missing outputs are zero.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    inputs: Tensor | None
+    outputs: Tensor | None
+    form: Form
+    channel_axis = -1
+
+    def gather(self, x: Tensor) -> Tensor:
+        """`[..., inputs] -> [..., arbors * kept]`; as is when there is nothing to gather."""
+        return x if self.inputs is None else x.index_select(self.channel_axis, self.inputs.flatten())
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """`[..., rows] -> [..., outputs]`, zero where no row exists; as is when all exist."""
+        if self.outputs is None:
+            return y
+        shape = list(y.shape)
+        shape[self.channel_axis] = self.form.outputs
+        return y.new_zeros(shape).index_copy(self.channel_axis, self.outputs, y)
+
+    def extra_repr(self) -> str:
+        return str(self.form)
+
+
+class PackedLinear(PackedLayer, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scatter(_products(self.gather(x), self.weight, self.bias, self.form))
+
+
+class PackedConv1D(PackedLayer, Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scatter(_products(self.gather(x), self.weight.t(), self.bias, self.form))
+
+
+class PackedConv2d(PackedLayer, nn.Conv2d):
+    channel_axis = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.numel() == 0:
+            return self.scatter(self._empty(x))
+        x = self.gather(x)
+        if len(self.form.arbors) == self.groups:
+            return self.scatter(self._conv_forward(x, self.weight, self.bias))
+        parts = zip(x.split(self.form.kept, 1), self.weight.split(self.form.arbors), strict=True)
+        y = torch.cat([self._conv_forward(x_a, w_a, None) for x_a, w_a in parts if w_a.shape[0]], 1)
+        return self.scatter(y if self.bias is None else y + self.bias[:, None, None])
+
+    def _empty(self, x: Tensor) -> Tensor:
+        """Bias alone, in the shape that the convolution would have had (kernels of no channels are refused)."""
+        kernel = self.weight.new_zeros(1, 1, *self.weight.shape[2:])
+        groups, self.groups = self.groups, 1
+        try:
+            y = self._conv_forward(x[:, :1], kernel, None).expand(-1, self.weight.shape[0], -1, -1)
+        finally:
+            self.groups = groups
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    Conv1D: PackedConv1D,
+}
+
+
+def pack_layer(layer: nn.Module, keep_inputs: list[Tensor], keep_outputs: Tensor, arrives: Tensor, cut: bool) -> nn.Module:
+    """The small layer that computes what `layer` computes when everything else of its weight is zero.
+
+    Args:
+        layer: stock or injected layer with `in` inputs and `out` outputs; left as it was.
+        keep_inputs: for each arbor the ascending inputs (of `in`) that it reads, the same number for all.
+        keep_outputs: ascending outputs (of `out`) that exist.
+        arrives: ascending inputs (of `in`) that the incoming tensor still has.
+        cut: True when the outgoing tensor has only `keep_outputs`, False when the others are scattered in as zeros.
+    """
+    weight = layer.weight.detach()
+    transposed = stock_type(layer) is Conv1D
+    weight = weight.t() if transposed else weight
+    device, outputs = weight.device, weight.shape[0]
+    if all(torch.equal(keep, keep_inputs[0]) for keep in keep_inputs):
+        keep_inputs = keep_inputs[:1]
+    owner = keep_outputs // (outputs // len(keep_inputs))
+    rows = [keep_outputs[owner == arbor] for arbor in range(len(keep_inputs))]
+    gather = any(not torch.equal(keep, arrives) for keep in keep_inputs)
+    scatter = not cut and len(keep_outputs) < outputs
+    form = Form(
+        inputs=len(arrives),
+        outputs=len(keep_outputs) if cut else outputs,
+        kept=len(keep_inputs[0]),
+        arbors=tuple(len(r) for r in rows),
+        gather=gather,
+        scatter=scatter,
+    )
+    parts = [
+        weight.index_select(0, r.to(device)).index_select(1, keep.to(device))
+        for r, keep in zip(rows, keep_inputs, strict=True)
+    ]
+    bias = layer.bias
+    return _build(
+        layer,
+        form,
+        weight=torch.cat(parts).t().contiguous() if transposed else torch.cat(parts),
+        bias=None if bias is None else bias.detach().index_select(0, keep_outputs.to(device)),
+        inputs=torch.stack([torch.searchsorted(arrives, keep) for keep in keep_inputs]).to(device) if gather else None,
+        outputs=keep_outputs.to(device) if scatter else None,
+    )
+
+
+def packed_skeleton(layer: nn.Module, form: Form) -> nn.Module:
+    """`layer` in the shape that `form` records, with tensors of undefined content on the layer's device."""
+    weight, rows = layer.weight, sum(form.arbors)
+    transposed = stock_type(layer) is Conv1D
+    shape = (form.kept, rows) if transposed else (rows, form.kept, *weight.shape[2:])
+    index = torch.zeros(0, dtype=torch.int64, device=weight.device)
+    return _build(
+        layer,
+        form,
+        weight=weight.new_empty(shape),
+        bias=None if layer.bias is None else weight.new_empty(rows),
+        inputs=index.new_empty(len(form.arbors), form.kept) if form.gather else None,
+        outputs=index.new_empty(rows) if form.scatter else None,
+    )
+
+
+def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
+    """A per-channel module (BatchNorm, PReLU, depthwise convolution) with only the channels `keep`."""
+    small, channels = shallow_copy(module), follower_channels(module)
+    keep = keep.to(next(module.parameters(recurse=False), torch.zeros(0)).device)
+    for registry in (small._parameters, small._buffers):
+        for name, tensor in registry.items():
+            if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
+                part = tensor.detach().index_select(0, keep.to(tensor.device))
+                registry[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+    for attribute in ("num_features", "num_parameters", "groups", "in_channels", "out_channels"):
+        if attribute in small.__dict__:
+            setattr(small, attribute, len(keep))
+    return small
+
+
+def follower_channels(module: nn.Module) -> int | None:
+    """Channels of a module that treats each channel on its own and has parameters for it; None for any other module."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        return module.num_features
+    if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels > 1:
+        return module.groups
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return module.num_parameters
+    return None
+
+
+def _build(
+    layer: nn.Module, form: Form, weight: Tensor, bias: Tensor | None, inputs: Tensor | None, outputs: Tensor | None
+) -> nn.Module:
+    stock = stock_type(layer)
+    packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
+    for name in OWN_BUFFERS:
+        packed._buffers.pop(name, None)
+        packed._non_persistent_buffers_set.discard(name)
+    packed.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    packed.bias = None if bias is None else nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    if isinstance(packed, PackedLayer):
+        packed.form = form
+        packed.register_buffer("inputs", inputs)
+        packed.register_buffer("outputs", outputs)
+    if isinstance(packed, nn.Conv2d):
+        packed.in_channels, packed.out_channels = form.inputs, form.outputs
+        packed.groups = len(form.arbors) if len(set(form.arbors)) == 1 else 1
+    elif isinstance(packed, nn.Linear):
+        packed.in_features, packed.out_features = form.inputs, form.outputs
+    elif isinstance(packed, Conv1D):
+        packed.nx, packed.nf = form.inputs, form.outputs
+    return packed
+
+
+def _products(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
+    """One small product for each arbor: `x` `[..., arbors * kept]`, `weight` `[rows, kept]` -> `[..., rows]`."""
+    if len(form.arbors) == 1:
+        return F.linear(x, weight, bias)
+    if len(set(form.arbors)) == 1:
+        y = torch.einsum("...ak,aok->...ao", x.unflatten(-1, (len(form.arbors), -1)), weight.unflatten(0, (len(form.arbors), -1)))
+        y = y.flatten(-2)
+    else:
+        parts = zip(x.split(form.kept, -1), weight.split(form.arbors), strict=True)
+        y = torch.cat([F.linear(x_a, w_a) for x_a, w_a in parts], -1)
+    return y if bias is None else y + bias

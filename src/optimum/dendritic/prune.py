@@ -1,0 +1,90 @@
+"""Pruning while training: the three steps that a training loop takes, as plain functions.
+
+    loss.backward()
+    score_(model)                          # read the importance off the gradients
+    update_(model, sparsity, regrow=...)   # now and then: choose the masks anew
+    optimizer.step()
+    mask_(model)                           # pruned means zero
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .inject import layer_costs
+from .nn import DendriticLayer
+from .record import dendritic_layers, injected_layout
+from .segments import over_tiles
+from .selection import choose_regrown, select, total_cost
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How much is pruned. `sparsity` is counted as in the packed model; `density` is the fraction of segments kept."""
+
+    sparsity: float
+    density: dict[str, float]
+    regrown: int = 0
+
+
+def score_(model: nn.Module) -> None:
+    """Take one reading of every segment's importance from the gradients, after backward and before the optimizer."""
+    config = injected_layout(model).config
+    for layer in dendritic_layers(model).values():
+        layer.score_(config.importance, config.decay)
+
+
+@torch.no_grad()
+def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer: Optimizer | None = None) -> Pruning:
+    """Choose the masks anew so that `sparsity` of the budget is gone, and set what is pruned to zero.
+
+    Args:
+        sparsity: fraction of the budget to remove by now, in [0, 1).
+        regrow: fraction of the pruned segments that returns, by the gradients of this step; weaker ones go instead.
+        optimizer: its state for regrown segments is set to zero.
+    """
+    layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
+    masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
+    scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
+    growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
+    regrown = choose_regrown(growth, masks, costs, regrow)
+    chosen = select(scores, masks, costs, (1 - sparsity) * layout.dense_cost, layout.config.floor, regrown)
+    returned = 0
+    for name, layer in layers.items():
+        back = (chosen[name] & ~masks[name]).to(layer.dendrite_mask.device)
+        layer.dendrite_mask.copy_(chosen[name])
+        if back.any():
+            returned += int(back.sum())
+            _welcome(layer, back, optimizer)
+    mask_(model)
+    return Pruning(1 - total_cost(chosen, costs) / layout.dense_cost, _density(chosen), returned)
+
+
+def mask_(model: nn.Module) -> None:
+    """Set every pruned segment to zero, after the optimizer's step."""
+    for layer in dendritic_layers(model).values():
+        layer.mask_()
+
+
+def pruning_of(model: nn.Module) -> Pruning:
+    """How much of an injected model is pruned at present."""
+    masks = {name: layer.dendrite_mask.cpu() for name, layer in dendritic_layers(model).items()}
+    return Pruning(1 - total_cost(masks, layer_costs(model)) / injected_layout(model).dense_cost, _density(masks))
+
+
+def _density(masks: dict[str, Tensor]) -> dict[str, float]:
+    return {name: mask.float().mean().item() for name, mask in masks.items()}
+
+
+def _welcome(layer: DendriticLayer, back: Tensor, optimizer: Optimizer | None) -> None:
+    """A returned segment starts from zero weights, with a fresh optimizer state and its layer's mean score, which
+    decays unless the segment earns its own."""
+    live = layer.dendrite_mask & ~back
+    if live.any():
+        layer.dendrite_score[back] = layer.dendrite_score[live].mean()
+    if optimizer is not None:
+        for moment in optimizer.state.get(layer.weight, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == layer.weight.shape:
+                layer.as_tiles(moment).masked_fill_(over_tiles(back), 0)

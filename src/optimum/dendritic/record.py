@@ -1,0 +1,38 @@
+"""Where a model keeps its layout: on the model itself, and mirrored in the config of a `PreTrainedModel`, which saves it."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .errors import invalid
+from .layout import Layout
+from .nn import DendriticLayer
+
+ATTRIBUTE = "dendritic_layout"
+
+
+def layout_of(model: nn.Module) -> Layout | None:
+    """The layout of an injected or packed model, None for a stock one."""
+    return model.__dict__.get(ATTRIBUTE)
+
+
+def set_layout(model: nn.Module, layout: Layout) -> None:
+    """Record the present shape of `model`."""
+    model.__dict__[ATTRIBUTE] = layout
+    if isinstance(model, PreTrainedModel):
+        model.config.quantization_config = layout.to_dict()
+
+
+def injected_layout(model: nn.Module) -> Layout:
+    """The layout of a model that is injected and not yet packed. Raises `DendriticError` for any other."""
+    layout = layout_of(model)
+    if layout is None:
+        raise invalid("model", type(model).__name__, "has no dendritic segments", "Call inject_(model, config) first.")
+    if layout.packed:
+        raise invalid("model", type(model).__name__, "is packed already", "Load or build the dense model to prune it.")
+    return layout
+
+
+def dendritic_layers(model: nn.Module) -> dict[str, DendriticLayer]:
+    """The injected layers by name, in the layout's order."""
+    layers = {name: model.get_submodule(name) for name in injected_layout(model).modules}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, DendriticLayer)}

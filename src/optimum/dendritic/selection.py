@@ -1,0 +1,143 @@
+"""Scores + costs + budget -> masks. One global ranking of score per cost, met exactly as counted in the packed model.
+
+The unit of choice is one segment of every arbor of a layer at once, the j-th weakest of each, so that arbors stay
+balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose rows
+die with it; so costs are data (`LayerCost`), the total is counted exactly, and the cut-off is found by bisection.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Masks = Mapping[str, Bool[Tensor, "arbors segments"]]
+Scores = Mapping[str, Float[Tensor, "arbors segments"]]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
+
+    Attributes:
+        rows: outputs of the full layer.
+        segment_size: inputs in one segment.
+        per_weight: cost of one input-output pair (its kernel included).
+        per_row: cost of one output besides (a bias).
+        reader: the layer whose pruned inputs kill rows of this one, if any, and
+        reached: for each row the reader's segment that it reaches, -1 where it cannot die.
+    """
+
+    rows: int
+    segment_size: int
+    per_weight: int
+    per_row: int
+    reader: str | None = None
+    reached: Int[Tensor, " rows"] | None = None
+
+
+Costs = Mapping[str, LayerCost]
+
+
+def total_cost(masks: Masks, costs: Costs) -> int:
+    """Exact cost of the packed model's target layers."""
+    return sum(_layer_cost(masks, costs, name) for name in costs)
+
+
+def select(
+    scores: Scores, masks: Masks, costs: Costs, budget: float, floor: float, regrown: Masks | None = None
+) -> dict[str, Bool[Tensor, "arbors segments"]]:
+    """The masks that keep the highest scores per cost with `total_cost <= budget`.
+
+    Pruned segments stay pruned, except those in `regrown`, which return and go last. No layer falls below `floor`; where
+    floors forbid the budget, everything above them goes.
+
+    Args:
+        scores: higher is more important; CPU tensors.
+        masks: the present masks; each arbor of a layer keeps equally many segments.
+        budget: largest cost allowed.
+        floor: fraction of its segments (at least one) that a layer keeps; 0 allows none.
+    """
+    regrown = regrown or {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    orders, ranked, fewest, most = {}, [], {}, {}
+    unit_costs = unit_cost(masks, costs)
+    for index, (name, mask) in enumerate(masks.items()):
+        dead = ~mask & ~regrown[name]
+        score = scores[name].double().masked_fill(dead, -math.inf).masked_fill(regrown[name], math.inf)
+        ordered, orders[name] = score.sort(dim=1, stable=True)
+        fewest[name] = int(dead.sum(1)[0])
+        most[name] = max(fewest[name], mask.shape[1] - smallest_kept(mask.shape[1], floor))
+        units = (ordered.mean(0) / unit_costs[name])[fewest[name] : most[name]]
+        ranked += [(value, index, name) for value in units.tolist()]
+    ranked.sort(key=lambda unit: unit[:2])  # stable: within a layer the weaker unit stays first
+
+    def masks_without(units: int) -> dict[str, Tensor]:
+        pruned = dict(fewest)
+        for _, _, name in ranked[:units]:
+            pruned[name] += 1
+        return {name: _without(order, pruned[name]) for name, order in orders.items()}
+
+    enough = bisect_left(range(len(ranked)), -budget, key=lambda units: -total_cost(masks_without(units), costs))
+    return masks_without(enough)
+
+
+def unit_cost(masks: Masks, costs: Costs) -> dict[str, float]:
+    """What one more pruned unit of each layer saves, at the present masks: its columns, and the rows that die with it."""
+    kept = {name: int(mask[0].sum()) * costs[name].segment_size for name, mask in masks.items()}
+    saved = {
+        name: float(costs[name].segment_size * costs[name].per_weight * max(1, int(alive_rows(masks, costs, name).sum())))
+        for name in masks
+    }
+    for name, cost in costs.items():
+        if cost.reader is not None:
+            dying = cost.rows / masks[cost.reader].shape[1]
+            saved[cost.reader] += dying * (kept[name] * cost.per_weight + cost.per_row)
+    return saved
+
+
+def choose_regrown(
+    growth: Scores, masks: Masks, costs: Costs, fraction: float
+) -> dict[str, Bool[Tensor, "arbors segments"]]:
+    """The fraction of the pruned units that wants back most: gradient norm per cost, over all layers at once."""
+    regrown = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    unit_costs, ranked, orders = unit_cost(masks, costs), [], {}
+    for index, (name, mask) in enumerate(masks.items()):
+        ordered, orders[name] = growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
+        dead = int((~mask).sum(1)[0])
+        ranked += [(-value, index, name, rank) for rank, value in enumerate((ordered.mean(0) / unit_costs[name])[:dead].tolist())]
+    ranked.sort()
+    for value, _, name, rank in ranked[: round(fraction * len(ranked))]:
+        if value < 0:  # a segment without any gradient has nothing to grow from
+            regrown[name].scatter_(1, orders[name][:, rank : rank + 1], True)
+    return regrown
+
+
+def smallest_kept(segments: int, floor: float) -> int:
+    """Segments that a layer of `segments` keeps at least.
+
+    >>> smallest_kept(64, 0.05), smallest_kept(4, 0.05), smallest_kept(4, 0.0)
+    (4, 1, 0)
+    """
+    return math.ceil(floor * segments - 1e-9)
+
+
+def alive_rows(masks: Masks, costs: Costs, name: str) -> Bool[Tensor, " rows"]:
+    """Which outputs of a layer still reach a kept segment of its reader."""
+    cost = costs[name]
+    if cost.reader is None or cost.reached is None:
+        return torch.ones(cost.rows, dtype=torch.bool)
+    return masks[cost.reader].any(0)[cost.reached.clamp(min=0)] | (cost.reached < 0)
+
+
+def _layer_cost(masks: Masks, costs: Costs, name: str) -> int:
+    cost, mask = costs[name], masks[name]
+    rows = alive_rows(masks, costs, name).unflatten(0, (mask.shape[0], -1)).sum(1)
+    pairs = int((mask.sum(1) * cost.segment_size * rows).sum())
+    return pairs * cost.per_weight + int(rows.sum()) * cost.per_row
+
+
+def _without(order: Int[Tensor, "arbors segments"], pruned: int) -> Bool[Tensor, "arbors segments"]:
+    return torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :pruned], False)

@@ -1,0 +1,32 @@
+"""Finding and replacing modules without disturbing anything else: shared modules, hooks, devices and flags stay."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def shallow_copy(module: nn.Module, as_type: type[Module] | None = None) -> Module:
+    """A new module object of `as_type` on the same parameters, buffers, submodules and hooks, in registries of its own."""
+    kind = as_type or type(module)
+    copy = kind.__new__(kind)
+    registries = (dict, OrderedDict, set)
+    copy.__dict__ = {k: v.copy() if isinstance(v, registries) else v for k, v in module.__dict__.items()}
+    return copy  # type: ignore[return-value]
+
+
+def swap(model: nn.Module, replacements: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put each module at its name, and wherever else the old module stands; return the old ones for swapping back.
+
+    A module shared under several names is replaced under all of them.
+    """
+    old = {name: model.get_submodule(name) for name in replacements}
+    by_identity = {id(old[name]): new for name, new in replacements.items()}
+    for parent in list(model.modules()):
+        for child_name, child in parent._modules.items():
+            if id(child) in by_identity:
+                parent._modules[child_name] = by_identity[id(child)]
+    return old

@@ -1,0 +1,87 @@
+"""Which modules are pruned: names, suffixes or a regular expression, as in PEFT."""
+
+import re
+from collections import Counter
+from difflib import get_close_matches
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .config import DendriticConfig
+from .errors import DendriticError, invalid
+from .nn import INJECTED
+
+logger = logging.get_logger(__name__)
+
+
+def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
+    """Names of the modules to inject, in the model's order.
+
+    Prunable are modules of exactly the types Linear, Conv2d (one group) and Conv1D whose parameters are trained and
+    belong to them alone. By default all of them in the body: not the head, which is what stands outside
+    `model.base_model`, or the last of them where there is no such part.
+
+    Raises:
+        DendriticError: a pattern matches no prunable module, or nothing is left to prune.
+    """
+    prunable = _prunable(model)
+    if config.target_modules is None:
+        chosen = _body(model, prunable)
+    else:
+        chosen = _matching("target_modules", config.target_modules, prunable)
+    if config.exclude_modules is not None:
+        everything = [name for name, _ in model.named_modules() if name]
+        excluded = set(_matching("exclude_modules", config.exclude_modules, everything))
+        chosen = [name for name in chosen if name not in excluded]
+    if not chosen:
+        rule = f"no prunable module is left in {type(model).__name__}"
+        raise invalid("target_modules", config.target_modules, rule, "Name Linear, Conv2d or Conv1D modules of the model.")
+    return chosen
+
+
+def _prunable(model: nn.Module) -> list[str]:
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    names = []
+    for name, module in model.named_modules():
+        if not name or type(module) not in INJECTED:
+            continue
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            continue
+        if any(owners[id(p)] > 1 for p in module.parameters()):
+            logger.info(f"{name} is left alone: its parameters are tied to another module's")
+        elif not module.weight.requires_grad:
+            logger.info(f"{name} is left alone: its weight is frozen (requires_grad=False)")
+        else:
+            names.append(name)
+    return names
+
+
+def _body(model: nn.Module, prunable: list[str]) -> list[str]:
+    if isinstance(model, PreTrainedModel) and model.base_model is not model:
+        return [name for name in prunable if name.startswith(f"{model.base_model_prefix}.")]
+    if isinstance(model, PreTrainedModel) and type(model).__name__.endswith("Model"):
+        return prunable  # a bare encoder: it has no head
+    return prunable[:-1] or prunable
+
+
+def _matching(field: str, patterns: str | tuple[str, ...], names: list[str]) -> list[str]:
+    """The names that match; a pattern that matches none is an error that lists near names."""
+    if isinstance(patterns, str):
+        matched = {name for name in names if re.fullmatch(patterns, name)}
+        if not matched:
+            raise _no_match(field, patterns, names)
+    else:
+        matched = set()
+        for pattern in patterns:
+            found = {name for name in names if name == pattern or name.endswith(f".{pattern}")}
+            if not found:
+                raise _no_match(field, pattern, names)
+            matched |= found
+    return [name for name in names if name in matched]
+
+
+def _no_match(field: str, pattern: str, names: list[str]) -> DendriticError:
+    suffixes = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
+    near = get_close_matches(pattern, sorted(suffixes), n=5, cutoff=0.4) or names[:5]
+    return invalid(field, pattern, "matches no prunable module", f"Near names: {', '.join(near) or 'none at all'}.")
