@@ -12,8 +12,10 @@ from .errors import DendriticError as DendriticError
 from .huggingface import DendriticCallback as DendriticCallback
 from .inject import inject_ as inject_
 from .prune import Pruning as Pruning
+from .prune import Update as Update
 from .prune import mask_ as mask_
 from .prune import score_ as score_
 from .prune import update_ as update_
+from .prune import update_plan as update_plan
 from .wiring import Wiring as Wiring
 from .wiring import trace_wiring as trace_wiring

@@ -1,10 +1,13 @@
-"""Pruning while training: the three steps that a training loop takes, as plain functions.
+"""Pruning while training: the steps that a training loop takes, as plain functions.
 
-    loss.backward()
-    score_(model)                          # read the importance off the gradients
-    update_(model, sparsity, regrow=...)   # now and then: choose the masks anew
-    optimizer.step()
-    mask_(model)                           # pruned means zero
+    plan = update_plan(config, max_steps)
+    for step in range(1, max_steps + 1):
+        loss.backward()
+        score_(model)                                                      # read the importance off the gradients
+        if step in plan:                                                   # now and then: choose the masks anew
+            update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
+        optimizer.step()
+        mask_(model)                                                       # pruned means zero
 """
 
 from dataclasses import dataclass
@@ -13,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .config import DendriticConfig
+from .errors import invalid
 from .inject import layer_costs
 from .nn import DendriticLayer
 from .record import dendritic_layers, injected_layout
+from .schedules import SCHEDULES, cosine_decay, update_steps
 from .segments import over_tiles
 from .selection import choose_regrown, select, total_cost
 
@@ -27,6 +33,34 @@ class Pruning:
     sparsity: float
     density: dict[str, float]
     regrown: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one mask update aims at: the fraction removed, and the fraction of the pruned segments that returns."""
+
+    sparsity: float
+    regrow: float
+
+
+def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
+    """Optimizer step (1-based, ascending) -> the update due in it. The last one reaches `config.sparsity` and is final.
+
+    Raises:
+        DendriticError: training is too short for a single update.
+
+    >>> plan = update_plan(DendriticConfig(sparsity=0.6, updates=2), max_steps=100)
+    >>> {step: (round(update.sparsity, 3), round(update.regrow, 3)) for step, update in plan.items()}
+    {33: (0.529, 0.049), 60: (0.6, 0.0)}
+    """
+    steps = update_steps(max_steps, config.start, config.end, config.updates)
+    if not steps:
+        rule = f"no mask update fits between start = {config.start} and end = {config.end}"
+        raise invalid("max_steps", max_steps, rule, "Train longer, or widen start … end.")
+    sparsity = SCHEDULES[config.schedule](config.sparsity, config.start, config.end)
+    regrow = cosine_decay(config.regrow, config.start, config.end)
+    progress = {step: step / max_steps for step in steps} | {steps[-1]: config.end}
+    return {step: Update(sparsity(p), regrow(p)) for step, p in progress.items()}
 
 
 def score_(model: nn.Module) -> None:

@@ -1,5 +1,201 @@
-from transformers import TrainerCallback
+"""`DendriticCallback`: runs the plain functions at the right moments of a stock `Trainer`. It holds no mathematics.
+
+Everything that training changes lives in the model's buffers and the Trainer's step counter, so a resumed run continues
+bit for bit; the callback itself can be thrown away and built again at any time.
+"""
+
+import sys
+from typing import Any
+
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.utils import logging
+
+from ..compress import compress_
+from ..config import DendriticConfig
+from ..errors import invalid
+from ..inject import inject_
+from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
+from ..record import layout_of
+
+logger = logging.get_logger(__name__)
+
+WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
+PHASES = ("warmup", "pruning", "recovery")
 
 
-class DendriticCallback(TrainerCallback):
-    pass
+class DendriticCallback(TrainerCallback, ExportableState):
+    """Compresses the Trainer's model while it trains; `trainer.train()` ends with `trainer.model` packed.
+
+    Args:
+        config: what to prune, how far and when (or its dict form).
+        teacher: not available in this version; leave None.
+        example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made from the model's
+            config.
+
+    Raises:
+        DendriticError: from the Trainer's constructor or from `train()`, when the model or the arguments would break
+            the compression; the message says what to do.
+    """
+
+    def __init__(self, config: DendriticConfig | dict[str, Any], teacher: None = None, *, example_inputs: Any = None):
+        if teacher is not None:
+            raise invalid("teacher", type(teacher).__name__, "is not available in this version", "Leave it at None.")
+        self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
+        if not isinstance(self.config, DendriticConfig):
+            raise invalid("config", config, "must be a DendriticConfig", "Pass DendriticConfig(sparsity=...).")
+        self.example_inputs = example_inputs
+        self.plan: dict[int, Update] = {}
+        self.regrown = 0
+        self.saw_init = False
+        self.console: list[TrainerCallback] = []
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer saves to build this callback again; see `ExportableState`."""
+        return {"args": {"config": self.config.to_dict()}, "attributes": {"saw_init": True}}
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self.saw_init = True
+        inject_(model, self.config, example_inputs=self.example_inputs)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        layout = layout_of(model)
+        if layout is None:
+            raise self._not_injected(model)
+        if layout.config != self.config:
+            rule = "differs from the config that the model was injected with"
+            raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
+        self.plan = {} if layout.packed else update_plan(self.config, state.max_steps)
+        if 0 < len(self.plan) < self.config.updates:
+            logger.warning(
+                f"max_steps = {state.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
+                f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
+            )
+        self.console = _stand_before_reporters(self)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        step = state.global_step + 1
+        if step > self._freeze:
+            return
+        score_(model)
+        if step in self.plan:
+            due = self.plan[step]
+            self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=kwargs["optimizer"]).regrown
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self.plan:
+            mask_(model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self.plan and state.global_step == self._freeze:
+            self._forget_best(state)
+            logger.info(f"Step {state.global_step}: the mask is frozen; the rest of the training is recovery.")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        if self.plan and "loss" in logs:
+            summary = {
+                "sparsity": round(pruning_of(model).sparsity, 4),
+                "regrown": self.regrown,
+                "phase": self._phase(state.global_step),
+            }
+            logs.update(summary)
+            state.log_history[-1].update(summary)  # the Trainer noted its own copy before it asked the callbacks
+            for console in self.console:
+                if isinstance(console, ProgressCallback) and console.training_bar is not None:
+                    console.training_bar.set_postfix(sparsity=summary["sparsity"], phase=PHASES[summary["phase"]])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if not self.plan:
+            return
+        if state.global_step < self._freeze:
+            logger.warning(
+                f"Training stopped at step {state.global_step}, before the mask is final at step {self._freeze}: the model "
+                "is not packed. Resume the training, or call compress_(model) to pack it as it is."
+            )
+            return
+        compress_(model, self.example_inputs)
+        self.plan = {}
+
+    @property
+    def _freeze(self) -> int:
+        """The step of the final mask update; 0 when there is nothing to do."""
+        return max(self.plan, default=0)
+
+    def _phase(self, step: int) -> int:
+        return RECOVERY if step >= self._freeze else PRUNING if step >= min(self.plan) else WARMUP
+
+    def _forget_best(self, state: TrainerState) -> None:
+        """A checkpoint from before the freeze is not as small as promised: it may not count as the best one."""
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def _not_injected(self, model: nn.Module) -> Exception:
+        if self.saw_init:
+            rule = "was made by model_init after the callback had injected the first one"
+            remedy = "Inject inside: model_init=lambda: inject_(make_model(), config)."
+        else:
+            rule = "was not injected: trainer.add_callback comes after the Trainer has been built"
+            remedy = "Pass Trainer(..., callbacks=[DendriticCallback(config)])."
+        return invalid("model", type(model).__name__, rule, remedy)
+
+
+class LayerDensity(TrainerCallback):
+    """Adds the density of each layer to what reporters log; stands behind the console, which it would flood."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        layout = layout_of(model)
+        if layout is not None and not layout.packed and "loss" in logs:
+            density = {f"density/{name}": round(kept, 4) for name, kept in pruning_of(model).density.items()}
+            logs.update(density)
+            state.log_history[-1].update(density)
+
+
+def _stand_before_reporters(callback: DendriticCallback) -> list[TrainerCallback]:
+    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, then everyone else. Returns the console.
+
+    Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
+    values from them. The Trainer hands its callbacks neither itself nor their list, so the list is taken from the
+    caller, `CallbackHandler.call_event`; where another caller stands, only the order stays as it was.
+    """
+    handler = sys._getframe(2).f_locals.get("self")
+    if not isinstance(handler, CallbackHandler):
+        return []
+    console = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
+    others = [c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)]
+    handler.callbacks = [callback, *console, LayerDensity(), *others]  # a new list: the caller iterates the old one
+    return console
