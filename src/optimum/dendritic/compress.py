@@ -10,12 +10,12 @@ from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
 from .layout import Bundle, Follower, Form, Layout
-from .nn import PackedLayer, follower_channels
-from .packing import last_readers, outputs_differ, pack_modules, probe, tolerance, widths
+from .nn import PackedLayer, follower_channels, is_weight_layer, widths
+from .packing import last_readers, pack_modules
+from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout
 from .surgery import swap
-from .wiring import quiet
 
 logger = logging.get_logger(__name__)
 
@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut.
 
-    The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is not
-    cut, and that is logged.
+    The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is
+    not cut, and that is logged.
 
     Args:
         model: a model that `inject_` prepared.
@@ -83,8 +83,7 @@ def _uncut(bundle: Bundle) -> Bundle:
 def _form(module: nn.Module) -> Form | Follower:
     if isinstance(module, PackedLayer):
         return module.form
-    channels = follower_channels(module)
-    if channels is not None:
-        return Follower(channels)
+    if not is_weight_layer(module):
+        return Follower(follower_channels(module) or 0)
     inputs, outputs = widths(module)
     return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

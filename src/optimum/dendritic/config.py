@@ -34,7 +34,7 @@ class DendriticConfig:
         regrow: fraction of the pruned segments that returns at each update, decaying to 0 at `end`.
         updates: number of mask updates, spread evenly between `start` and `end`.
         decay: decay of the running score per optimizer step, in [0, 1).
-        floor: smallest fraction of its segments that a layer keeps (at least one segment); 0 lets a layer be cut through.
+        floor: smallest fraction of its segments that a layer keeps (at least one); 0 lets a layer be cut through.
         seed: seed of the `"random"` importance.
         sprout_rank: rank of nonlinear sprouts; only 0 (none) in this version.
         distillation: weight of the distillation loss; only 0 (none) in this version.
@@ -98,7 +98,9 @@ class DendriticConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                raise invalid(name, fields[name], "is no field of DendriticConfig", f"The fields are {', '.join(known)}.")
+                raise invalid(
+                    name, fields[name], "is no field of DendriticConfig", f"The fields are {', '.join(known)}."
+                )
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -116,17 +118,23 @@ def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
         try:
             re.compile(value)
         except re.error as error:
-            raise invalid(field, value, f"is no regular expression ({error})", "Mend it, or pass a list of names.") from None
+            raise invalid(
+                field, value, f"is no regular expression ({error})", "Mend it, or pass a list of names."
+            ) from None
         return value
     if isinstance(value, list | tuple | set) and value and all(isinstance(item, str) and item for item in value):
         return tuple(sorted(value) if isinstance(value, set) else value)
-    raise invalid(field, value, "must be None, a regular expression or a list of module names", 'Pass e.g. ["query", "key"].')
+    raise invalid(
+        field, value, "must be None, a regular expression or a list of module names", 'Pass e.g. ["query", "key"].'
+    )
 
 
 def _check_number(field: str, value: Any, low: float, high: float, below: bool = False) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (low <= value < high or (value == high and not below)):
-        raise invalid(field, value, f"must be a number in [{low}, {high}{')' if below else ']'}", "Choose one in that range.")
+        raise invalid(
+            field, value, f"must be a number in [{low}, {high}{')' if below else ']'}", "Choose one in that range."
+        )
 
 
 def _check_integer(field: str, value: Any, at_least: int) -> None:

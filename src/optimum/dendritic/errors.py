@@ -9,6 +9,8 @@ class CheckpointError(DendriticError):
     """A checkpoint whose layout or tensors break a rule; nothing of it was run."""
 
 
-def invalid(field: str, value: object, rule: str, remedy: str, error: type[DendriticError] = DendriticError) -> DendriticError:
+def invalid(
+    field: str, value: object, rule: str, remedy: str, error: type[DendriticError] = DendriticError
+) -> DendriticError:
     """Build (not raise) the one error form of this package, so that `raise invalid(...)` reads as a sentence."""
     return error(f"{field} = {value!r}: {rule}. {remedy}")

@@ -45,7 +45,7 @@ def magnitude(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores
 
 
 def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """`sum |W| ||x||`, `activity` being the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1, by groups)."""
+    """`sum |W| ||x||`, from the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1, by groups)."""
     assert activity is not None, "layers are injected with an activity buffer for this importance"
     norm = activity.sqrt().unflatten(0, (weight.shape[2], -1))
     return sum_tiles(weight.abs() * norm[None, None, :, :, None].to(weight.dtype))

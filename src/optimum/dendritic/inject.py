@@ -12,8 +12,8 @@ from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import example_inputs_for
 from .layout import Bundle, Layout, Segments
-from .nn import DendriticLayer, inject_layer
-from .packing import segments_reached, widths
+from .nn import DendriticLayer, WeightLayer, inject_layer, weight_layer, widths
+from .packing import segments_reached
 from .record import dendritic_layers, injected_layout, layout_of, set_layout
 from .segments import largest_divisor
 from .selection import LayerCost, select, total_cost
@@ -53,9 +53,9 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     wiring = trace_wiring(model, _inputs(model, example_inputs), targets=targets) if targets else Wiring()
     targets = _called(targets, wiring)
     readers = {bundle.reader: bundle for bundle in wiring.bundles}
-    shapes = {name: _segments(model.get_submodule(name), readers.get(name), config) for name in targets}
+    shapes = {name: _segments(weight_layer(model, name), readers.get(name), config) for name in targets}
     replacements = {
-        name: inject_layer(model.get_submodule(name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
+        name: inject_layer(weight_layer(model, name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
     }
     costs = _layer_costs(replacements, wiring.bundles, wiring.positions, config)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
@@ -63,9 +63,9 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     _check_reachable(dense, costs, dense_cost, config)
     if config.importance == "random":
         for name, layer in replacements.items():
-            layer.dendrite_score.copy_(random_scores(*layer.dendrite_score.shape, config.seed, name))
+            layer.dendrite_score.copy_(random_scores(shapes[name].arbors, shapes[name].segments, config.seed, name))
     swap(model, replacements)
-    set_layout(model, Layout(config, dict(shapes), wiring.bundles, wiring.positions, dense_cost))
+    set_layout(model, Layout(config, {**shapes}, wiring.bundles, wiring.positions, dense_cost))
     cut = sum(bundle.cut for bundle in wiring.bundles)
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
     return model
@@ -93,7 +93,7 @@ def _layer_costs(
     return costs
 
 
-def _segments(layer: nn.Module, bundle: Bundle | None, config: DendriticConfig) -> Segments:
+def _segments(layer: WeightLayer, bundle: Bundle | None, config: DendriticConfig) -> Segments:
     """Whole channels along a wire that can be cut; elsewhere about `segment_size` synapses per neuron."""
     inputs, outputs = widths(layer)
     activity = IMPORTANCE[config.importance].needs_activity
@@ -124,12 +124,16 @@ def _called(targets: list[str], wiring: Wiring) -> list[str]:
     return [name for name in targets if name in wiring.positions]
 
 
-def _check_reachable(dense: dict[str, torch.Tensor], costs: dict[str, LayerCost], dense_cost: int, config: DendriticConfig) -> None:
+def _check_reachable(
+    dense: dict[str, torch.Tensor], costs: dict[str, LayerCost], dense_cost: int, config: DendriticConfig
+) -> None:
     scores = {name: mask.float() for name, mask in dense.items()}
     least = total_cost(select(scores, dense, costs, -1, config.floor), costs)
     if least > (1 - config.sparsity) * dense_cost:
         rule = f"at most {1 - least / dense_cost:.4f} of the {config.budget} can go with floor = {config.floor}"
-        raise invalid("sparsity", config.sparsity, rule, "Lower sparsity, floor or segment_size, or add target modules.")
+        raise invalid(
+            "sparsity", config.sparsity, rule, "Lower sparsity, floor or segment_size, or add target modules."
+        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

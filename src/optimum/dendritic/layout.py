@@ -59,7 +59,9 @@ class Form:
             and (rows <= self.outputs if self.scatter else rows == self.outputs)
         )
         if not consistent:
-            raise invalid("form", dataclasses.asdict(self), "its numbers contradict each other", _REMEDY, CheckpointError)
+            raise invalid(
+                "form", dataclasses.asdict(self), "its numbers contradict each other", _REMEDY, CheckpointError
+            )
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,11 @@ class Layout:
             version = data.get("version") if isinstance(data, dict) else data
             rule = f"this release reads layout version {VERSION}"
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
-        _only(data, "quantization_config", {"quant_method", "version", "config", "modules", "bundles", "positions", "dense_cost"})
+        _only(
+            data,
+            "quantization_config",
+            {"quant_method", "version", "config", "modules", "bundles", "positions", "dense_cost"},
+        )
         modules = _mapping(data["modules"], "modules")
         return cls(
             config=_config(data["config"]),
@@ -223,7 +229,10 @@ def _bundle(value: Any, where: str) -> Bundle:
     _only(fields, where, {f.name for f in dataclasses.fields(Bundle)})
     if not isinstance(fields["reader"], str):
         raise _bad(f"{where}.reader", fields["reader"], "must be a module name")
-    wires = {name: tuple(_wire(w, f"{where}.{name}") for w in _list(fields[name], where)) for name in ("producers", "followers")}
+    wires = {
+        name: tuple(_wire(w, f"{where}.{name}") for w in _list(fields[name], where))
+        for name in ("producers", "followers")
+    }
     return Bundle(fields["reader"], **wires, block=_count(fields["block"], where), cut=_flag(fields["cut"], where))
 
 

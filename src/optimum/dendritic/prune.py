@@ -1,13 +1,13 @@
 """Pruning while training: the steps that a training loop takes, as plain functions.
 
-    plan = update_plan(config, max_steps)
-    for step in range(1, max_steps + 1):
-        loss.backward()
-        score_(model)                                                      # read the importance off the gradients
-        if step in plan:                                                   # now and then: choose the masks anew
-            update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
-        optimizer.step()
-        mask_(model)                                                       # pruned means zero
+plan = update_plan(config, max_steps)
+for step in range(1, max_steps + 1):
+    loss.backward()
+    score_(model)                                                      # read the importance off the gradients
+    if step in plan:                                                   # now and then: choose the masks anew
+        update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
+    optimizer.step()
+    mask_(model)                                                       # pruned means zero
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where a model keeps its layout: on the model itself, and mirrored in the config of a `PreTrainedModel`, which saves it."""
+"""Where a model keeps its layout: on the model itself, and mirrored in the config that a `PreTrainedModel` saves."""
 
 from torch import nn
 from transformers import PreTrainedModel

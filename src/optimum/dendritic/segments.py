@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def rows_first(weight: Tensor, transposed: bool) -> Float[Tensor, "out in kernel"]:
+def rows_first(weight: Tensor, transposed: bool) -> Float[Tensor, "outputs inputs kernel"]:
     """View of a Linear (`[out, in]`), Conv (`[out, in, *kernel]`) or Conv1D (`[in, out]`, `transposed`) weight."""
     if transposed:
         return weight.t().unsqueeze(-1)
@@ -34,7 +34,7 @@ def over_tiles(mask: Bool[Tensor, "arbors segments"]) -> Bool[Tensor, "arbors 1 
     return mask[:, None, :, None, None]
 
 
-def kept_inputs(mask: Bool[Tensor, "segments"], segment_size: int) -> Tensor:
+def kept_inputs(mask: Bool[Tensor, " segments"], segment_size: int) -> Tensor:
     """Ascending indices (int64) of the inputs in the kept segments of one arbor."""
     return mask.repeat_interleave(segment_size).nonzero().flatten()
 

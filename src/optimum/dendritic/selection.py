@@ -1,8 +1,8 @@
 """Scores + costs + budget -> masks. One global ranking of score per cost, met exactly as counted in the packed model.
 
 The unit of choice is one segment of every arbor of a layer at once, the j-th weakest of each, so that arbors stay
-balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose rows
-die with it; so costs are data (`LayerCost`), the total is counted exactly, and the cut-off is found by bisection.
+balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose
+rows die with it; so costs are data (`LayerCost`), the total is counted exactly, and the cut-off is found by bisection.
 """
 
 import math
@@ -52,8 +52,8 @@ def select(
 ) -> dict[str, Bool[Tensor, "arbors segments"]]:
     """The masks that keep the highest scores per cost with `total_cost <= budget`.
 
-    Pruned segments stay pruned, except those in `regrown`, which return and go last. No layer falls below `floor`; where
-    floors forbid the budget, everything above them goes.
+    Pruned segments stay pruned, except those in `regrown`, which return and go last. No layer falls below `floor`;
+    where floors forbid the budget, everything above them goes.
 
     Args:
         scores: higher is more important; CPU tensors.
@@ -85,10 +85,12 @@ def select(
 
 
 def unit_cost(masks: Masks, costs: Costs) -> dict[str, float]:
-    """What one more pruned unit of each layer saves, at the present masks: its columns, and the rows that die with it."""
+    """What one more pruned unit of each layer saves now: its columns, and the rows that die with it."""
     kept = {name: int(mask[0].sum()) * costs[name].segment_size for name, mask in masks.items()}
     saved = {
-        name: float(costs[name].segment_size * costs[name].per_weight * max(1, int(alive_rows(masks, costs, name).sum())))
+        name: float(
+            costs[name].segment_size * costs[name].per_weight * max(1, int(alive_rows(masks, costs, name).sum()))
+        )
         for name in masks
     }
     for name, cost in costs.items():
@@ -105,9 +107,14 @@ def choose_regrown(
     regrown = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     unit_costs, ranked, orders = unit_cost(masks, costs), [], {}
     for index, (name, mask) in enumerate(masks.items()):
-        ordered, orders[name] = growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
+        ordered, orders[name] = (
+            growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
+        )
         dead = int((~mask).sum(1)[0])
-        ranked += [(-value, index, name, rank) for rank, value in enumerate((ordered.mean(0) / unit_costs[name])[:dead].tolist())]
+        ranked += [
+            (-value, index, name, rank)
+            for rank, value in enumerate((ordered.mean(0) / unit_costs[name])[:dead].tolist())
+        ]
     ranked.sort()
     for value, _, name, rank in ranked[: round(fraction * len(ranked))]:
         if value < 0:  # a segment without any gradient has nothing to grow from

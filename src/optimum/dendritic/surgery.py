@@ -10,7 +10,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def shallow_copy(module: nn.Module, as_type: type[Module] | None = None) -> Module:
-    """A new module object of `as_type` on the same parameters, buffers, submodules and hooks, in registries of its own."""
+    """A new module of `as_type` on the same parameters, buffers, submodules and hooks, in registries of its own."""
     kind = as_type or type(module)
     copy = kind.__new__(kind)
     registries = (dict, OrderedDict, set)

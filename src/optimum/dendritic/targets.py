@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .config import DendriticConfig
 from .errors import DendriticError, invalid
-from .nn import INJECTED
+from .nn import INJECTED, is_weight_layer
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +36,9 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
         chosen = [name for name in chosen if name not in excluded]
     if not chosen:
         rule = f"no prunable module is left in {type(model).__name__}"
-        raise invalid("target_modules", config.target_modules, rule, "Name Linear, Conv2d or Conv1D modules of the model.")
+        raise invalid(
+            "target_modules", config.target_modules, rule, "Name Linear, Conv2d or Conv1D modules of the model."
+        )
     return chosen
 
 
@@ -44,9 +46,7 @@ def _prunable(model: nn.Module) -> list[str]:
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     names = []
     for name, module in model.named_modules():
-        if not name or type(module) not in INJECTED:
-            continue
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
+        if not name or type(module) not in INJECTED or not is_weight_layer(module):
             continue
         if any(owners[id(p)] > 1 for p in module.parameters()):
             logger.info(f"{name} is left alone: its parameters are tied to another module's")

@@ -137,8 +137,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             return
         if state.global_step < self._freeze:
             logger.warning(
-                f"Training stopped at step {state.global_step}, before the mask is final at step {self._freeze}: the model "
-                "is not packed. Resume the training, or call compress_(model) to pack it as it is."
+                f"Training stopped at step {state.global_step}, before the mask is final at step {self._freeze}: the "
+                "model is not packed. Resume the training, or call compress_(model) to pack it as it is."
             )
             return
         compress_(model, self.example_inputs)
@@ -195,7 +195,9 @@ def _stand_before_reporters(callback: DendriticCallback) -> list[TrainerCallback
     handler = sys._getframe(2).f_locals.get("self")
     if not isinstance(handler, CallbackHandler):
         return []
-    console = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
-    others = [c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)]
+    console: list[TrainerCallback] = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
+    others = [
+        c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)
+    ]
     handler.callbacks = [callback, *console, LayerDensity(), *others]  # a new list: the caller iterates the old one
     return console

@@ -1,11 +1,11 @@
 """Stock layers with dendritic segments: the stock forward on the stock parameters, plus buffers for mask and score.
 
-A pruned tile is a tile of zeros; nothing is multiplied in the forward pass, so gradients stay dense and a pruned tile can
-grow back. Buffers are persistent, hence saved, resumed and broadcast like weights.
+A pruned tile is a tile of zeros; nothing is multiplied in the forward pass, so gradients stay dense and a pruned tile
+can grow back. Buffers are persistent, hence saved, resumed and broadcast like weights.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,6 +14,7 @@ from ..segments import kept_inputs, over_tiles, sum_tiles, tiles
 from ..surgery import shallow_copy
 
 ACTIVITY_DECAY = 0.9
+WeightLayer = nn.Linear | nn.Conv2d | Conv1D
 
 
 class DendriticLayer(nn.Module):
@@ -50,11 +51,12 @@ class DendriticLayer(nn.Module):
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:
         """View of the weight; see `segments.tiles`."""
-        return tiles(self.weight, *self.dendrite_mask.shape, self.transposed)
+        return self.as_tiles(self.weight)
 
     def as_tiles(self, like_weight: Tensor) -> Float[Tensor, "arbors rows segments inputs kernel"]:
         """View of a tensor of the weight's shape (a gradient, an optimizer's moment)."""
-        return tiles(like_weight, *self.dendrite_mask.shape, self.transposed)
+        arbors, segments = self.dendrite_mask.shape
+        return tiles(like_weight, arbors, segments, self.transposed)
 
     @property
     def segment_size(self) -> int:
@@ -66,7 +68,7 @@ class DendriticLayer(nn.Module):
 
     @torch.no_grad()
     def score_(self, importance: str, decay: float) -> None:
-        """Take one reading of the score from the present weight and gradient. A reading that is not finite is dropped."""
+        """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
         rule = IMPORTANCE[importance]
         if rule.measure is None or (rule.running and self.weight.grad is None):
             return
@@ -113,15 +115,33 @@ def stock_type(layer: nn.Module) -> type[nn.Module]:
     return next((stock for stock, injected in INJECTED.items() if type(layer) is injected), type(layer))
 
 
-def inject_layer(layer: nn.Module, arbors: int, segments: int, activity: bool = False) -> DendriticLayer:
+def is_weight_layer(module: nn.Module) -> bool:
+    """Whether a module can be pruned: exactly a Linear, a Conv2d of one group or a Conv1D, stock or injected."""
+    return stock_type(module) in INJECTED and not (isinstance(module, nn.Conv2d) and module.groups > 1)
+
+
+def weight_layer(model: nn.Module, name: str) -> WeightLayer:
+    """The prunable layer at `name`."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, WeightLayer)
+    return layer
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a prunable layer, by its weight."""
+    assert isinstance(layer, WeightLayer)
+    first, second = layer.weight.shape[:2]
+    return (first, second) if isinstance(layer, Conv1D) else (second, first)
+
+
+def inject_layer(layer: WeightLayer, arbors: int, segments: int, activity: bool = False) -> DendriticLayer:
     """A dendritic layer on the *same* parameters, hooks and flags as `layer`, which is left as it was.
 
     `arbors` divides the outputs and `segments` the inputs (`AssertionError` otherwise: callers choose divisors).
     """
     injected = shallow_copy(layer, INJECTED[type(layer)])
     assert isinstance(injected, DendriticLayer)
-    rows = injected.weight.shape[1 if injected.transposed else 0]
-    columns = injected.weight.shape[0 if injected.transposed else 1]
-    assert rows % arbors == 0 and columns % segments == 0
+    inputs, outputs = widths(layer)
+    assert outputs % arbors == 0 and inputs % segments == 0
     injected._add_segments(arbors, segments, activity)
     return injected

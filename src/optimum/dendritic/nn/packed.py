@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..layout import Form
 from ..surgery import shallow_copy
-from .injected import stock_type
+from .injected import WeightLayer, stock_type
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity")
 
@@ -89,7 +89,9 @@ PACKED: dict[type[nn.Module], type[PackedLayer]] = {
 }
 
 
-def pack_layer(layer: nn.Module, keep_inputs: list[Tensor], keep_outputs: Tensor, arrives: Tensor, cut: bool) -> nn.Module:
+def pack_layer(
+    layer: WeightLayer, keep_inputs: list[Tensor], keep_outputs: Tensor, arrives: Tensor, cut: bool
+) -> nn.Module:
     """The small layer that computes what `layer` computes when everything else of its weight is zero.
 
     Args:
@@ -132,7 +134,7 @@ def pack_layer(layer: nn.Module, keep_inputs: list[Tensor], keep_outputs: Tensor
     )
 
 
-def packed_skeleton(layer: nn.Module, form: Form) -> nn.Module:
+def packed_skeleton(layer: WeightLayer, form: Form) -> nn.Module:
     """`layer` in the shape that `form` records, with tensors of undefined content on the layer's device."""
     weight, rows = layer.weight, sum(form.arbors)
     transposed = stock_type(layer) is Conv1D
@@ -151,7 +153,6 @@ def packed_skeleton(layer: nn.Module, form: Form) -> nn.Module:
 def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
     """A per-channel module (BatchNorm, PReLU, depthwise convolution) with only the channels `keep`."""
     small, channels = shallow_copy(module), follower_channels(module)
-    keep = keep.to(next(module.parameters(recurse=False), torch.zeros(0)).device)
     for registry in (small._parameters, small._buffers):
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
@@ -175,15 +176,16 @@ def follower_channels(module: nn.Module) -> int | None:
 
 
 def _build(
-    layer: nn.Module, form: Form, weight: Tensor, bias: Tensor | None, inputs: Tensor | None, outputs: Tensor | None
+    layer: WeightLayer, form: Form, weight: Tensor, bias: Tensor | None, inputs: Tensor | None, outputs: Tensor | None
 ) -> nn.Module:
     stock = stock_type(layer)
     packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
     for name in OWN_BUFFERS:
         packed._buffers.pop(name, None)
         packed._non_persistent_buffers_set.discard(name)
-    packed.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    packed.bias = None if bias is None else nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    packed.register_parameter("weight", nn.Parameter(weight, requires_grad=layer.weight.requires_grad))
+    if layer.bias is not None and bias is not None:
+        packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))
     if isinstance(packed, PackedLayer):
         packed.form = form
         packed.register_buffer("inputs", inputs)
@@ -203,8 +205,8 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Ten
     if len(form.arbors) == 1:
         return F.linear(x, weight, bias)
     if len(set(form.arbors)) == 1:
-        y = torch.einsum("...ak,aok->...ao", x.unflatten(-1, (len(form.arbors), -1)), weight.unflatten(0, (len(form.arbors), -1)))
-        y = y.flatten(-2)
+        split = (len(form.arbors), -1)
+        y = torch.einsum("...ak,aok->...ao", x.unflatten(-1, split), weight.unflatten(0, split)).flatten(-2)
     else:
         parts = zip(x.split(form.kept, -1), weight.split(form.arbors), strict=True)
         y = torch.cat([F.linear(x_a, w_a) for x_a, w_a in parts], -1)

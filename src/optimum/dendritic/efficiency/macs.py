@@ -1,0 +1,57 @@
+"""Multiply-accumulates of one forward pass, counted on the operators that really run.
+
+`FlopCounterMode` knows matrix products and convolutions, and silently counts nothing for a fused kernel that it does
+not know: on a CPU those of scaled-dot-product attention, of `nn.LSTM`, and of `nn.TransformerEncoderLayer`'s fast path.
+Attention and encoder layers are therefore run unfused here, and the recurrent kernels get a formula. Elementwise work,
+gathers and scatters count nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .batch import Batch
+
+
+def count_macs(model: nn.Module, batch: Batch) -> int:
+    """MACs of `model` on `batch`; one MAC is two floating-point operations."""
+    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter:
+        batch.run(model)
+    return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _recurrent_flops(steps: torch.Size, *weights: torch.Size) -> int:
+    """Every matrix is multiplied once for each sample and time step; `steps` is `(..., features)`."""
+    return 2 * math.prod(steps[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _mkldnn_rnn_flops(inputs, weight_ih, weight_hh, *args, out_shape=None, **kwargs) -> int:
+    return _recurrent_flops(inputs, weight_ih, weight_hh)
+
+
+def _cudnn_rnn_flops(inputs, weights, *args, out_shape=None, **kwargs) -> int:
+    return _recurrent_flops(inputs, *weights)
+
+
+_RECURRENT = {
+    torch.ops.aten.mkldnn_rnn_layer: _mkldnn_rnn_flops,
+    torch.ops.aten._cudnn_rnn: _cudnn_rnn_flops,
+}

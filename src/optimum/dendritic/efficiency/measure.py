@@ -1,0 +1,141 @@
+"""`measure`: every figure of one model, and of a baseline in turn with it, in one report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from .batch import Batch, ExampleInputs
+from .context import describe, device_of, dtype_of, tensors_of
+from .latency import paired_ratio, summarise, time_in_turn
+from .macs import count_macs
+from .memory import peak_memory
+from .report import EfficiencyReport
+from .size import count_parameters, serialised_bytes
+
+
+def measure(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    baseline: nn.Module | None = None,
+    large_batch: int = 32,
+    threads: int | None = None,
+    seconds: int | float = 2.0,
+    memory: bool = True,
+) -> EfficiencyReport:
+    """Measure what inference with `model` costs, and what share of the cost of `baseline` that is.
+
+    The models are left as they are: mode, device, gradients, hooks and the random state do not change. A script that
+    calls this does so under `if __name__ == "__main__":`, because peak memory is measured in a fresh process (see
+    `memory.py`).
+
+    Args:
+        model: any module; all its tensors on one device.
+        example_inputs: what its forward takes, each tensor `(batch, ...)`: a mapping of keyword tensors, a tuple of
+            positional ones, or one tensor. They are cut or repeated to the batch sizes, moved to the device, and, where
+            floating, to the dtype of each model.
+        baseline: the model to compare with, on the same device and for the same inputs.
+        large_batch: the batch size of the second latency; the first is that of one sample.
+        threads: CPU threads; by default those that torch uses now.
+        seconds: time to spend on each latency of each model.
+        memory: whether to measure peak memory, which starts a process for each model.
+
+    Raises:
+        TypeError: a model is not a module, or an input is not a tensor.
+        ValueError: an argument is out of range, or the models are on several devices.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    _check_positive(large_batch=large_batch, threads=threads, seconds=seconds)
+    models = _checked({"model": model} if baseline is None else {"model": model, "baseline": baseline})
+    examples = Batch.of(example_inputs)
+    sizes = tuple(dict.fromkeys((1, large_batch)))
+    with _at_rest(models):
+        reports = [_static(each, _fit(examples, each, 1), sizes, threads, memory) for each in models]
+        blocks = {}  # batch size -> model -> block -> milliseconds
+        for size in sizes:
+            calls = [_call(each, _fit(examples, each, size)) for each in models]
+            blocks[size] = time_in_turn(calls, threads=threads, seconds=seconds)
+    reports = [
+        replace(report, latency_ms={size: summarise(blocks[size][i]) for size in sizes})
+        for i, report in enumerate(reports)
+    ]
+    if baseline is None:
+        return reports[0]
+    paired = {f"latency_ms_batch_{size}": paired_ratio(*blocks[size]) for size in sizes}
+    return replace(reports[0], baseline=reports[1], ratios=_ratios(*reports) | paired)
+
+
+def _static(model: nn.Module, batch: Batch, sizes: tuple[int, ...], threads: int, memory: bool) -> EfficiencyReport:
+    """The figures of one model that need no turns; `batch` holds one sample."""
+    return EfficiencyReport(
+        parameters=count_parameters(model),
+        bytes=serialised_bytes(model),
+        macs=count_macs(model, batch),
+        latency_ms={},
+        peak_memory_bytes=peak_memory(model, batch, device=device_of(model), threads=threads) if memory else None,
+        context=describe(model, threads=threads, batch_sizes=sizes, input_shapes=batch.shapes),
+    )
+
+
+def _fit(examples: Batch, model: nn.Module, size: int) -> Batch:
+    return examples.resized(size).to(device_of(model), dtype_of(model))
+
+
+def _call(model: nn.Module, batch: Batch) -> Callable[[], object]:
+    return lambda: batch.run(model)
+
+
+def _ratios(report: EfficiencyReport, baseline: EfficiencyReport) -> dict[str, float]:
+    theirs = baseline.figures()
+    return {
+        name: figure / base
+        for name, figure in report.figures().items()
+        if figure is not None and (base := theirs[name])  # neither absent nor zero
+    }
+
+
+@contextlib.contextmanager
+def _at_rest(models: list[nn.Module]) -> Iterator[None]:
+    """Evaluation mode and a random state of its own.
+
+    Every module's flag is set by hand: `eval()` and `train()` would overwrite modules that are frozen on purpose.
+    """
+    device = device_of(models[0])
+    flags = {module: module.training for model in models for module in model.modules()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            for module in flags:
+                module.training = False
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+
+
+def _checked(models: dict[str, nn.Module]) -> list[nn.Module]:
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"`{name}` is a {type(model).__name__}; it must be a torch.nn.Module. Load a checkpoint first, for "
+                "example with AutoModel.from_pretrained(...)."
+            )
+    devices = {str(tensor.device) for model in models.values() for tensor in tensors_of(model)}
+    if len(devices) > 1 or "meta" in devices:
+        raise ValueError(
+            f"{' and '.join(f'`{name}`' for name in models)}: found tensors on {sorted(devices)}; all must be on one "
+            "real device. Move them there with .to(device)."
+        )
+    return list(models.values())
+
+
+def _check_positive(*, large_batch: int, threads: int, seconds: int | float) -> None:
+    for name, count in {"large_batch": large_batch, "threads": threads}.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"`{name}` is {count!r}; it must be an integer of at least 1, for example {name}=1.")
+    if not seconds > 0:
+        raise ValueError(f"`seconds` is {seconds!r}; it must be greater than 0, for example seconds=2.0.")

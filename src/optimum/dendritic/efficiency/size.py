@@ -1,0 +1,42 @@
+"""How large a model is: its parameters, and its bytes on disk.
+
+The bytes are those of a real safetensors file, header included, so that the figure is the size of the download and not
+`parameters * 4`: index buffers of packed layers count, tied tensors count once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Elements of the unique parameters; a parameter that two modules share counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def serialised_bytes(model: nn.Module) -> int:
+    """Size in bytes of the model's state dict as one safetensors file."""
+    with tempfile.TemporaryDirectory(prefix="dendritic-") as folder:
+        path = os.path.join(folder, "model.safetensors")
+        # The metadata that `save_pretrained` writes, so that the header is as long as in the file that users receive.
+        save_file(_untied(model.state_dict()), path, metadata={"format": "pt"})
+        return os.path.getsize(path)
+
+
+def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without second names of one tensor, and with no two tensors in one storage (safetensors refuses that)."""
+    unique: dict[str, Tensor] = {}
+    views, storages = set(), set()
+    for name, tensor in state.items():
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        view = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() > 0 and view in views:
+            continue
+        unique[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        views.add(view)
+        storages.add(storage)
+    return unique

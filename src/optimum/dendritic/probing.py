@@ -1,0 +1,61 @@
+"""Running a model just to look at it: in eval mode, without a trace left, and comparing what comes out."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .inputs import tensors_of
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Eval mode, an untouched random state, and attention by plain products (fused kernels swallow NaN)."""
+    flags = {module: module.training for module in model.modules()}
+    devices = sorted(
+        {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    )
+    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, training in flags.items():
+                module.training = training
+
+
+def probe(model: nn.Module, inputs: Mapping[str, Any], readers: Iterable[str]) -> list[Tensor]:
+    """The model's outputs, then those of the layers `readers`: a difference shows where it arises."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda m, a, output, name=name: seen.update({name: output}))
+        for name in readers
+    ]
+    try:
+        outputs = model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*tensors_of(outputs), *(seen[name] for name in sorted(seen))]
+
+
+def outputs_differ(expected: list[Tensor], actual: list[Tensor]) -> float:
+    """Largest difference of any pair relative to the largest expected value; inf where shapes or NaN differ."""
+    if len(expected) != len(actual) or any(a.shape != b.shape for a, b in zip(expected, actual, strict=True)):
+        return math.inf
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if a.numel() and a.is_floating_point():
+            scale = a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)
+            difference = ((a - b).abs().max() / scale).item()
+            worst = max(worst, math.inf if math.isnan(difference) else difference)
+    return worst
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference that reordered sums may make: rtol 1e-4 in fp32, a few units in the last place below."""
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 32 * torch.finfo(dtype).eps
