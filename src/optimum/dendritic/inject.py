@@ -33,14 +33,15 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         model: any module; not yet wrapped for training. Wrapping, optimizers and compilation come after.
         config: what to prune and how far.
         example_inputs: keyword arguments of `model.forward` with one sample or more, from which the wiring is traced.
-            Default: made from the config of a `PreTrainedModel`; where that fails, nothing is cut across layers.
+            Default: made from the config of a `PreTrainedModel`. Where the forward pass cannot be traced, a warning is
+            logged and nothing is cut across layers.
 
     Returns:
         `model`.
 
     Raises:
         DendriticError: `model` is wrapped, injected with another config, or packed; a pattern matches nothing; floors
-            forbid the sparsity. The model is then as it was.
+            forbid the sparsity; no inputs can be made; MACs cannot be counted. The model is then as it was.
     """
     _refuse_wrapped(model)
     present = layout_of(model)
@@ -51,6 +52,9 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     targets = target_names(model, config)
     wiring = trace_wiring(model, _inputs(model, example_inputs), targets=targets) if targets else Wiring()
+    if config.budget == "macs" and not wiring.positions:
+        rule = "the forward pass could not be traced, so its MACs are unknown"
+        raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
     readers = {bundle.reader: bundle for bundle in wiring.bundles}
     shapes = {name: _segments(weight_layer(model, name), readers.get(name), config) for name in targets}

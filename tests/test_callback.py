@@ -1,0 +1,251 @@
+"""The callback in a stock Trainer: it ends packed, resumes bit for bit, logs, and refuses what would break it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from optimum.dendritic import (
+    DendriticCallback,
+    DendriticConfig,
+    DendriticError,
+    compress_,
+    inject_,
+    mask_,
+    score_,
+    update_,
+    update_plan,
+)
+from optimum.dendritic.record import layout_of
+
+STEPS, FREEZE = 20, 12
+CONFIG = DendriticConfig(sparsity=0.5, updates=5)
+
+
+def make_model() -> ResNetForImageClassification:
+    torch.manual_seed(0)
+    shape = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 4, "image_size": 16}
+    return ResNetForImageClassification(ResNetConfig(layer_type="basic", **shape))
+
+
+def make_dataset() -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"pixel_values": torch.randn(3, 16, 16, generator=generator), "labels": i % 4} for i in range(32)]
+
+
+def make_trainer(folder: Path, callbacks: list | None = None, model: nn.Module | None = None, **changes) -> Trainer:
+    settings = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    } | changes
+    dataset = make_dataset()
+    chosen = [DendriticCallback(CONFIG)] if callbacks is None else callbacks
+    if "model_init" in settings:
+        kwargs = {"model_init": settings.pop("model_init")}
+    else:
+        kwargs = {"model": model or make_model()}
+    arguments = TrainingArguments(str(folder), **settings)
+    return Trainer(args=arguments, train_dataset=dataset, eval_dataset=dataset, callbacks=chosen, **kwargs)
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+class TestTraining:
+    def test_ends_packed_within_the_budget(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        injected = layout_of(trainer.model)
+        trainer.train()
+        layout = layout_of(trainer.model)
+        assert layout.packed
+        left = sum(p.numel() for name in injected.modules for p in trainer.model.get_submodule(name).parameters())
+        assert left <= (1 - CONFIG.sparsity) * injected.dense_cost
+        assert trainer.evaluate()["eval_loss"] > 0
+
+    def test_without_sparsity_it_is_the_stock_training(self, tmp_path):
+        nothing = DendriticConfig(sparsity=0.0, updates=5)
+        plain, idle = make_trainer(tmp_path, []), make_trainer(tmp_path, [DendriticCallback(nothing)])
+        plain.train()
+        idle.train()
+        assert_same(tensors(plain.model), tensors(idle.model))
+
+    def test_equals_the_plain_functions(self, tmp_path):
+        trainer = make_trainer(tmp_path, lr_scheduler_type="constant", max_grad_norm=0.0, optim="sgd")
+        batches = []
+        trainer.model.register_forward_pre_hook(
+            lambda m, args, kwargs: batches.append(kwargs) if m.training else None, with_kwargs=True
+        )
+        model = inject_(make_model(), CONFIG).train()
+        trainer.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        plan = update_plan(CONFIG, STEPS)
+        for step, batch in enumerate(batches, start=1):
+            model(**batch).loss.backward()
+            if step <= max(plan):
+                score_(model)
+            if step in plan:
+                update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
+            optimizer.step()
+            mask_(model)
+            optimizer.zero_grad()
+        assert len(batches) == STEPS
+        assert_same(tensors(compress_(model)), tensors(trainer.model))
+
+    def test_trains_again_when_packed(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        trainer.train()
+        before = tensors(trainer.model)
+        plain = make_trainer(tmp_path, [], model=trainer.model)
+        plain.train()
+        assert not torch.equal(before["classifier.1.weight"], plain.model.state_dict()["classifier.1.weight"])
+
+
+class TestResume:
+    @pytest.mark.parametrize("restore_callbacks", [False, True])
+    @pytest.mark.parametrize("stop", [4, 8, 16])
+    def test_resumed_equals_uninterrupted(self, tmp_path, stop, restore_callbacks):
+        saving = {"save_strategy": "steps", "save_steps": 4}
+        saving["restore_callback_states_from_checkpoint"] = restore_callbacks
+        whole = make_trainer(tmp_path / "whole", **saving)
+        whole.train()
+        first = make_trainer(tmp_path / "parts", [DendriticCallback(CONFIG), StopAt(stop)], **saving)
+        first.train()
+        resumed = make_trainer(tmp_path / "parts", **saving)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop}"))
+        assert layout_of(resumed.model).packed
+        assert_same(tensors(whole.model), tensors(resumed.model))
+
+    def test_a_checkpoint_in_mid_training_loads(self, tmp_path):
+        trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=8)
+        trainer.train()
+        loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoint-8")
+        layout = layout_of(loaded)
+        assert not layout.packed
+        masks = [m for name, m in loaded.state_dict().items() if name.endswith("dendrite_mask")]
+        assert masks and not all(mask.all() for mask in masks)
+        assert layout_of(compress_(loaded)).packed
+
+
+class TestLogging:
+    def test_everything_is_logged(self, tmp_path):
+        trainer = make_trainer(tmp_path)
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        sparsity = [log["sparsity"] for log in logs]
+        assert sparsity == sorted(sparsity) and sparsity[0] == 0 and sparsity[-1] >= 0.5
+        assert [log["phase"] for log in logs] == [0] + [1] * 4 + [2] * 5
+        assert any(log["regrown"] for log in logs)
+        densities = [name for name in logs[-1] if name.startswith("density/")]
+        assert {name.removeprefix("density/") for name in densities} <= dict(trainer.model.named_modules()).keys()
+        assert len(densities) == 6
+
+    def test_tensorboard_shows_it(self, tmp_path, monkeypatch):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+        make_trainer(tmp_path, report_to=["tensorboard"]).train()
+        folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents*"))
+        scalars = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+        assert {"train/sparsity", "train/phase", "train/regrown"} <= set(scalars)
+        assert any(name.startswith("train/density/") for name in scalars)
+
+    def test_the_progress_bar_shows_sparsity_and_phase(self, tmp_path, capfd):
+        make_trainer(tmp_path, disable_tqdm=False).train()
+        assert "phase=recovery" in capfd.readouterr().err
+
+
+class TestRefusals:
+    def test_added_by_add_callback(self, tmp_path):
+        trainer = make_trainer(tmp_path, [])
+        trainer.add_callback(DendriticCallback(CONFIG))
+        with pytest.raises(DendriticError, match=r"add_callback.*callbacks=\[DendriticCallback"):
+            trainer.train()
+
+    def test_model_init(self, tmp_path):
+        trainer = make_trainer(tmp_path, model_init=make_model)
+        with pytest.raises(DendriticError, match="model_init=lambda: inject_"):
+            trainer.train()
+
+    def test_model_init_that_injects_is_fine(self, tmp_path):
+        trainer = make_trainer(tmp_path, model_init=lambda: inject_(make_model(), CONFIG))
+        trainer.train()
+        assert layout_of(trainer.model).packed
+
+    def test_a_wrapped_model(self, tmp_path):
+        with pytest.raises(DendriticError, match="wrapped or compiled"):
+            make_trainer(tmp_path, model=nn.DataParallel(make_model()))
+
+    def test_training_too_short_for_any_update(self, tmp_path):
+        with pytest.raises(DendriticError, match="max_steps = 1: .*Train longer"):
+            make_trainer(tmp_path, max_steps=1).train()
+
+    def test_another_config_than_the_model_was_injected_with(self, tmp_path):
+        with pytest.raises(DendriticError, match="injected with another config"):
+            make_trainer(tmp_path, model=inject_(make_model(), DendriticConfig(sparsity=0.3)))
+
+    def test_teacher_is_refused(self):
+        with pytest.raises(DendriticError, match="teacher"):
+            DendriticCallback(CONFIG, teacher=make_model())  # pyright: ignore[reportArgumentType]
+
+
+class TestTheEnd:
+    def test_stopped_before_the_freeze_it_stays_injected(self, tmp_path):
+        trainer = make_trainer(tmp_path, [DendriticCallback(CONFIG), StopAt(FREEZE - 2)])
+        trainer.train()
+        assert not layout_of(trainer.model).packed
+        assert layout_of(compress_(trainer.model)).packed
+
+    def test_a_best_checkpoint_from_before_the_freeze_does_not_come_back(self, tmp_path):
+        best_first = iter(range(100))
+        trainer = make_trainer(
+            tmp_path,
+            load_best_model_at_end=True,
+            metric_for_best_model="worsening",
+            greater_is_better=False,
+            eval_strategy="steps",
+            eval_steps=4,
+            save_strategy="steps",
+            save_steps=4,
+        )
+        trainer.compute_metrics = lambda prediction: {"worsening": next(best_first)}
+        trainer.train()
+        assert trainer.state.best_global_step == FREEZE
+        assert layout_of(trainer.model).packed
+        left = sum(p.numel() for name in layout_of(trainer.model).modules for p in _parameters(trainer.model, name))
+        assert left <= (1 - CONFIG.sparsity) * layout_of(trainer.model).dense_cost
+
+
+def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    module = model.get_submodule(name)
+    return list(module.parameters()) if isinstance(module, nn.Conv2d | nn.Linear) else []
