@@ -10,7 +10,7 @@ from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
 from .layout import Bundle, Follower, Form, Layout
-from .nn import PackedLayer, follower_channels, is_weight_layer, widths
+from .nn import PackedLayer, WeightLayer, follower_channels, widths
 from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
@@ -42,8 +42,10 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     mask_(model)
     with quiet(model):
         packed = _verified(model, list(layout.bundles), inputs)
-    swap(model, packed)
-    set_layout(model, Layout(layout.config, {n: _form(m) for n, m in packed.items()}, dense_cost=layout.dense_cost))
+    for name, injected in swap(model, packed).items():
+        packed[name].training = injected.training  # they were packed while the model was quiet
+    records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
+    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
     return model
 
 
@@ -58,7 +60,7 @@ def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -
         injected = swap(model, packed)
         try:
             differ = outputs_differ(expected, probe(model, inputs, readers))
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model raises on a shrunken tensor, it cannot be cut there
             logger.info(f"Packing broke the forward pass: {error}")
             return None
         finally:
@@ -80,10 +82,11 @@ def _uncut(bundle: Bundle) -> Bundle:
     return Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut=False)
 
 
-def _form(module: nn.Module) -> Form | Follower:
+def _record(module: nn.Module, was_injected: bool) -> Form | Follower:
+    if not was_injected:
+        return Follower(follower_channels(module) or 1)  # with one channel left it looks like any other layer
     if isinstance(module, PackedLayer):
         return module.form
-    if not is_weight_layer(module):
-        return Follower(follower_channels(module) or 0)
+    assert isinstance(module, WeightLayer)
     inputs, outputs = widths(module)
     return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

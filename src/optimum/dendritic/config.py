@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ class DendriticConfig:
         schedule: shape of the climb from 0 to `sparsity`.
         start: fraction of training before the first mask update.
         end: fraction of training at which the mask is frozen; the rest is recovery.
-        regrow: fraction of the pruned segments that returns at each update, decaying to 0 at `end`.
+        regrow: fraction of a layer's pruned (or live, if fewer) segments that returns at each update, decaying to 0 at
+            `end`.
         updates: number of mask updates, spread evenly between `start` and `end`.
         decay: decay of the running score per optimizer step, in [0, 1).
         floor: smallest fraction of its segments that a layer keeps (at least one); 0 lets a layer be cut through.
@@ -46,8 +48,8 @@ class DendriticConfig:
 
     sparsity: float = 0.6
     budget: str = "params"
-    target_modules: str | tuple[str, ...] | None = None
-    exclude_modules: str | tuple[str, ...] | None = None
+    target_modules: str | Collection[str] | None = None
+    exclude_modules: str | Collection[str] | None = None
     segment_size: int = 32
     arbors: int = 1
     importance: str = "dendritic"
@@ -93,9 +95,11 @@ class DendriticConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "DendriticConfig":
+    def from_dict(cls, fields: Any) -> "DendriticConfig":
         """Build from `to_dict`'s form. Raises `DendriticError` for a field that this version does not have."""
         known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict):
+            raise invalid("config", fields, "must be a JSON object", f"Its fields are {', '.join(known)}.")
         for name in fields:
             if name not in known:
                 raise invalid(

@@ -55,6 +55,8 @@ class Tracer:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not tensors_of(outputs):
+            raise Tangled("the model's outputs hold no tensors that could be watched")
         if any(t.isnan().any() for t in tensors_of(outputs) if t.is_floating_point()):
             raise Tangled("the outputs of the undyed model contain NaN")
         return found

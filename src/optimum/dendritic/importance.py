@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .segments import sum_tiles
+from .segments import sum_tiles, wide
 
 Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
 Scores = Float[Tensor, "arbors segments"]
@@ -22,7 +22,7 @@ Scores = Float[Tensor, "arbors segments"]
 
 def gate_gradient(weight: Tiles, gradient: Tiles) -> Scores:
     """`dL/dm[a, s] = <W[a, s], dL/dW[a, s]>`."""
-    return sum_tiles(weight * gradient)
+    return sum_tiles(wide(weight) * gradient)
 
 
 def fisher(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
@@ -41,14 +41,14 @@ def movement(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
 
 def magnitude(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
     """`||W||^2`; divided by the cost it ranks by the mean square weight (Han et al. 2015, by groups)."""
-    return sum_tiles(weight.square())
+    return sum_tiles(wide(weight).square())
 
 
 def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
     """`sum |W| ||x||`, from the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1, by groups)."""
     assert activity is not None, "layers are injected with an activity buffer for this importance"
     norm = activity.sqrt().unflatten(0, (weight.shape[2], -1))
-    return sum_tiles(weight.abs() * norm[None, None, :, :, None].to(weight.dtype))
+    return sum_tiles(wide(weight).abs() * norm[None, None, :, :, None])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Example inputs: what a model is fed when nobody hands in a batch, and how a batch is cut and repeated."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,11 +62,13 @@ def repeat_first(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
-    """Every tensor in a model's outputs (a tensor, `ModelOutput`, mapping or sequence), in order."""
+    """Every tensor in a model's outputs (a tensor, `ModelOutput`, dataclass, mapping or sequence), in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, Mapping):
         outputs = list(outputs.values())
+    elif dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
     if isinstance(outputs, list | tuple):
         return [tensor for item in outputs for tensor in tensors_of(item)]
     return []

@@ -6,14 +6,14 @@ one is strict: an unknown version, field or shape raises `CheckpointError` befor
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from .config import DendriticConfig
-from .errors import CheckpointError, invalid
+from .errors import CheckpointError, DendriticError, invalid
+from .strict import REMEDY, bad, only, read
 
 METHOD = "dendritic"
 VERSION = 1
-_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Segments:
     arbors: int
     segments: int
     activity: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.arbors, self.segments) < 1:
+            raise bad("segments", dataclasses.asdict(self), "arbors and segments must be positive")
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,7 @@ class Form:
             and (rows <= self.outputs if self.scatter else rows == self.outputs)
         )
         if not consistent:
-            raise invalid(
-                "form", dataclasses.asdict(self), "its numbers contradict each other", _REMEDY, CheckpointError
-            )
+            raise bad("form", dataclasses.asdict(self), "its numbers contradict each other")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Follower:
     """A per-channel module (BatchNorm, PReLU, depthwise convolution) with `channels` left."""
 
     channels: int
+
+
+_KINDS: dict[str, type[Segments | Form | Follower]] = {"segments": Segments, "form": Form, "follower": Follower}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Run:
     reach: int
     width: int
     count: int
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.width, self.count) < 1:
+            raise bad("run", dataclasses.asdict(self), "size, width and count must be positive")
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,10 @@ class Bundle:
     block: int
     cut: bool
 
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise bad("bundle.block", self.block, "must be positive")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -126,123 +139,50 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
+        kinds = {kind: name for name, kind in _KINDS.items()}
         return {
             "quant_method": METHOD,
             "version": VERSION,
             "config": self.config.to_dict(),
-            "modules": {name: {_KIND[type(m)]: dataclasses.asdict(m)} for name, m in self.modules.items()},
+            "modules": {name: {kinds[type(m)]: dataclasses.asdict(m)} for name, m in self.modules.items()},
             "bundles": [dataclasses.asdict(bundle) for bundle in self.bundles],
             "positions": dict(self.positions),
             "dense_cost": self.dense_cost,
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Layout":
+    def from_dict(cls, data: Any) -> "Layout":
         """Read `to_dict`'s form. Raises `CheckpointError` for anything that `to_dict` would not have written."""
-        if not isinstance(data, dict) or data.get("version") != VERSION or isinstance(data.get("version"), bool):
-            version = data.get("version") if isinstance(data, dict) else data
+        version = data.get("version") if isinstance(data, dict) else data
+        if type(version) is not int or version != VERSION:
             rule = f"this release reads layout version {VERSION}"
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
-        _only(
-            data,
-            "quantization_config",
-            {"quant_method", "version", "config", "modules", "bundles", "positions", "dense_cost"},
-        )
-        modules = _mapping(data["modules"], "modules")
+        names = {field.name for field in dataclasses.fields(cls)} | {"quant_method", "version"}
+        fields = only(data, names, "quantization_config")
+        if fields["quant_method"] != METHOD:
+            raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
+        if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:
+            raise bad("quantization_config.dense_cost", fields["dense_cost"], "must be an integer in [0, 2^62)")
+        if not isinstance(fields["modules"], dict):
+            raise bad("quantization_config.modules", fields["modules"], "must be a JSON object")
         return cls(
-            config=_config(data["config"]),
-            modules={name: _record(record, f"modules.{name}") for name, record in modules.items()},
-            bundles=tuple(_bundle(b, f"bundles[{i}]") for i, b in enumerate(_list(data["bundles"], "bundles"))),
-            positions={k: _count(v, f"positions.{k}") for k, v in _mapping(data["positions"], "positions").items()},
-            dense_cost=_count(data["dense_cost"], "dense_cost", _LARGEST**2),
+            config=_config(fields["config"]),
+            modules={name: _module(record, f"modules.{name}") for name, record in fields["modules"].items()},
+            bundles=read(tuple[Bundle, ...], fields["bundles"], "bundles"),
+            positions=read(dict[str, int], fields["positions"], "positions"),
+            dense_cost=fields["dense_cost"],
         )
 
 
-_KIND: dict[type, str] = {Segments: "segments", Form: "form", Follower: "follower"}
-_REMEDY = "The file is damaged or was not written by optimum-dendritic; save the model again."
-Record = TypeVar("Record")
-
-
-def _bad(where: str, value: object, rule: str) -> Exception:
-    text = repr(value)
-    return invalid(where, value if len(text) < 200 else text[:200] + "…", rule, _REMEDY, CheckpointError)
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _bad(where, value, "must be a JSON object")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise _bad(where, value, "must be a JSON array")
-    return list(value)
-
-
-def _only(data: dict[str, Any], where: str, names: set[str]) -> None:
-    if set(data) != names:
-        raise _bad(where, sorted(set(data) ^ names), f"must have exactly the fields {', '.join(sorted(names))}")
-
-
-def _count(value: Any, where: str, largest: int = _LARGEST) -> int:
-    if type(value) is not int or not 0 <= value <= largest:
-        raise _bad(where, value, f"must be an integer in [0, {largest}]")
-    return value
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise _bad(where, value, "must be true or false")
-    return value
-
-
-def _config(value: Any) -> DendriticConfig:
+def _config(value: object) -> DendriticConfig:
     try:
-        return DendriticConfig.from_dict(_mapping(value, "config"))
-    except ValueError as error:
-        raise CheckpointError(f"config: {error} {_REMEDY}") from None
+        return DendriticConfig.from_dict(value)
+    except DendriticError as error:
+        raise CheckpointError(f"quantization_config.config: {error} {REMEDY}") from None
 
 
-def _record(value: Any, where: str) -> Segments | Form | Follower:
-    kind, fields = next(iter(_mapping(value, where).items()), ("", None))
-    if len(value) != 1 or kind not in _KIND.values():
-        raise _bad(where, value, f"must be one of {', '.join(_KIND.values())}")
-    fields = _mapping(fields, where)
-    record_type = next(t for t, k in _KIND.items() if k == kind)
-    _only(fields, where, {f.name for f in dataclasses.fields(record_type)})
-    if record_type is Follower:
-        return Follower(_count(fields["channels"], where))
-    if record_type is Segments:
-        counts = [_count(fields[name], f"{where}.{name}") for name in ("arbors", "segments")]
-        if 0 in counts:
-            raise _bad(where, fields, "arbors and segments must be positive")
-        return Segments(*counts, activity=_flag(fields["activity"], f"{where}.activity"))
-    arbors = tuple(_count(rows, f"{where}.arbors") for rows in _list(fields["arbors"], f"{where}.arbors"))
-    widths = {name: _count(fields[name], f"{where}.{name}") for name in ("inputs", "outputs", "kept")}
-    flags = {name: _flag(fields[name], f"{where}.{name}") for name in ("gather", "scatter")}
-    return Form(arbors=arbors, **widths, **flags)
-
-
-def _bundle(value: Any, where: str) -> Bundle:
-    fields = _mapping(value, where)
-    _only(fields, where, {f.name for f in dataclasses.fields(Bundle)})
-    if not isinstance(fields["reader"], str):
-        raise _bad(f"{where}.reader", fields["reader"], "must be a module name")
-    wires = {
-        name: tuple(_wire(w, f"{where}.{name}") for w in _list(fields[name], where))
-        for name in ("producers", "followers")
-    }
-    return Bundle(fields["reader"], **wires, block=_count(fields["block"], where), cut=_flag(fields["cut"], where))
-
-
-def _wire(value: Any, where: str) -> Wire:
-    fields = _mapping(value, where)
-    _only(fields, where, {"name", "runs"})
-    if not isinstance(fields["name"], str):
-        raise _bad(where, fields["name"], "must be a module name")
-    runs = []
-    for run in _list(fields["runs"], where):
-        _only(_mapping(run, where), where, {f.name for f in dataclasses.fields(Run)})
-        runs.append(Run(**{key: _count(number, f"{where}.{key}") for key, number in run.items()}))
-    return Wire(fields["name"], tuple(runs))
+def _module(value: object, where: str) -> Segments | Form | Follower:
+    if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= _KINDS.keys():
+        raise bad(where, value, f"must be one of {', '.join(_KINDS)}")
+    (kind, fields), *_ = value.items()
+    return read(_KINDS[kind], fields, where)

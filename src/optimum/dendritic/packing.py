@@ -7,7 +7,7 @@ reader's gather cancel: both become smaller layers, and per-channel followers be
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from .layout import Bundle, Run
@@ -31,6 +31,14 @@ def alive_channels(runs: Iterable[Run], channels: int, alive: Tensor) -> Int[Ten
     return ((reached < 0) | alive[reached.clamp(min=0)]).nonzero().flatten()
 
 
+def inputs_fed(bundle: Bundle, inputs: int) -> Bool[Tensor, " inputs"]:
+    """Inputs of the reader that the bundle's producers make; others come from elsewhere (a concatenation)."""
+    fed = torch.zeros(inputs, dtype=torch.bool)
+    for run in (run for producer in bundle.producers for run in producer.runs):
+        fed[run.reach : run.reach + run.count * run.width] = True
+    return fed
+
+
 def pack_modules(model: nn.Module, kept: Kept, bundles: Iterable[Bundle]) -> dict[str, nn.Module]:
     """The replacement for every layer in `kept`, and for every follower that shrinks.
 
@@ -52,7 +60,8 @@ def pack_modules(model: nn.Module, kept: Kept, bundles: Iterable[Bundle]) -> dic
             outputs[producer.name] = alive_channels(producer.runs, len(outputs[producer.name]), alive)
         if not bundle.cut or not alive.any():
             continue  # an empty tensor between them would break reshapes: zeros of full width are left there
-        arrives[bundle.reader] = union[bundle.reader]
+        fed = inputs_fed(bundle, len(alive))
+        arrives[bundle.reader] = (alive | ~fed).nonzero().flatten()  # what others feed into it arrives in full
         cut.update(producer.name for producer in bundle.producers)
         for follower in bundle.followers:
             module = model.get_submodule(follower.name)

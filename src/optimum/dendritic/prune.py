@@ -37,7 +37,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Update:
-    """What one mask update aims at: the fraction removed, and the fraction of the pruned segments that returns."""
+    """What one mask update aims at: the fraction removed, and the fraction of each layer that returns."""
 
     sparsity: float
     regrow: float
@@ -76,14 +76,15 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
 
     Args:
         sparsity: fraction of the budget to remove by now, in [0, 1).
-        regrow: fraction of the pruned segments that returns, by the gradients of this step; weaker ones go instead.
+        regrow: fraction of each layer's segments (the pruned or the live ones, whichever are fewer) that returns, by
+            the gradients of this step; weaker ones go instead.
         optimizer: its state for regrown segments is set to zero.
     """
     layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
     scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
-    regrown = choose_regrown(growth, masks, costs, regrow)
+    regrown = choose_regrown(growth, masks, regrow)
     chosen = select(scores, masks, costs, (1 - sparsity) * layout.dense_cost, layout.config.floor, regrown)
     returned = 0
     for name, layer in layers.items():
@@ -113,11 +114,11 @@ def _density(masks: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _welcome(layer: DendriticLayer, back: Tensor, optimizer: Optimizer | None) -> None:
-    """A returned segment starts from zero weights, with a fresh optimizer state and its layer's mean score, which
-    decays unless the segment earns its own."""
+    """A returned segment starts from zero weights, with a fresh optimizer state and its layer's weakest live score: it
+    goes first at the next update unless it has earned a better one by then."""
     live = layer.dendrite_mask & ~back
     if live.any():
-        layer.dendrite_score[back] = layer.dendrite_score[live].mean()
+        layer.dendrite_score[back] = layer.dendrite_score[live].min()
     if optimizer is not None:
         for moment in optimizer.state.get(layer.weight, {}).values():
             if isinstance(moment, Tensor) and moment.shape == layer.weight.shape:

@@ -24,6 +24,11 @@ def tiles(
     return rows.unflatten(1, (segments, -1)).unflatten(0, (arbors, -1))
 
 
+def wide(values: Tensor) -> Tensor:
+    """In fp32 at least: squares and products of half-precision gradients would vanish."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def sum_tiles(values: Float[Tensor, "arbors rows segments inputs kernel"]) -> Float[Tensor, "arbors segments"]:
     """Sum inside each tile, in fp32 at least."""
     return values.sum((1, 3, 4), dtype=torch.promote_types(values.dtype, torch.float32))

@@ -100,25 +100,19 @@ def unit_cost(masks: Masks, costs: Costs) -> dict[str, float]:
     return saved
 
 
-def choose_regrown(
-    growth: Scores, masks: Masks, costs: Costs, fraction: float
-) -> dict[str, Bool[Tensor, "arbors segments"]]:
-    """The fraction of the pruned units that wants back most: gradient norm per cost, over all layers at once."""
-    regrown = {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    unit_costs, ranked, orders = unit_cost(masks, costs), [], {}
-    for index, (name, mask) in enumerate(masks.items()):
-        ordered, orders[name] = (
-            growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
-        )
-        dead = int((~mask).sum(1)[0])
-        ranked += [
-            (-value, index, name, rank)
-            for rank, value in enumerate((ordered.mean(0) / unit_costs[name])[:dead].tolist())
-        ]
-    ranked.sort()
-    for value, _, name, rank in ranked[: round(fraction * len(ranked))]:
-        if value < 0:  # a segment without any gradient has nothing to grow from
-            regrown[name].scatter_(1, orders[name][:, rank : rank + 1], True)
+def choose_regrown(growth: Scores, masks: Masks, fraction: float) -> dict[str, Bool[Tensor, "arbors segments"]]:
+    """The pruned segments of each layer that want back most.
+
+    The number in each arbor is `fraction` of its pruned or of its live segments, whichever are fewer: a nearly empty
+    layer is not replaced wholesale (Evci et al. 2020, section 3).
+    """
+    regrown = {}
+    for name, mask in masks.items():
+        live = int(mask[0].sum())
+        count = round(fraction * min(live, mask.shape[1] - live))
+        wanted, order = growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
+        chosen = order[:, :count][:, (wanted[:, :count] > 0).all(0)]  # without a gradient there is nothing to grow from
+        regrown[name] = torch.zeros_like(mask).scatter_(1, chosen, True)
     return regrown
 
 

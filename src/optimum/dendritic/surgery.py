@@ -10,11 +10,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def shallow_copy(module: nn.Module, as_type: type[Module] | None = None) -> Module:
-    """A new module of `as_type` on the same parameters, buffers, submodules and hooks, in registries of its own."""
+    """A new module of `as_type` on the same parameters, buffers and submodules, in registries of its own.
+
+    The registries of hooks are shared, so that a handle taken before still removes its hook.
+    """
     kind = as_type or type(module)
     copy = kind.__new__(kind)
     registries = (dict, OrderedDict, set)
-    copy.__dict__ = {k: v.copy() if isinstance(v, registries) else v for k, v in module.__dict__.items()}
+    copy.__dict__ = {
+        k: v.copy() if isinstance(v, registries) and "_hooks" not in k else v for k, v in module.__dict__.items()
+    }
     return copy  # type: ignore[return-value]
 
 

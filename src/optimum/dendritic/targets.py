@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from difflib import get_close_matches
 
 from torch import nn
@@ -44,11 +45,16 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
 
 def _prunable(model: nn.Module) -> list[str]:
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    fused = {id(child) for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) for child in m.children()}
     names = []
     for name, module in model.named_modules():
         if not name or type(module) not in INJECTED or not is_weight_layer(module):
             continue
-        if any(owners[id(p)] > 1 for p in module.parameters()):
+        if id(module) in fused:
+            logger.info(f"{name} is left alone: nn.TransformerEncoderLayer reads its weight itself in evaluation")
+        elif "weight" not in module._parameters:
+            logger.info(f"{name} is left alone: its weight is computed (weight or spectral norm, torch.nn.utils.prune)")
+        elif any(owners[id(p)] > 1 for p in module.parameters()):
             logger.info(f"{name} is left alone: its parameters are tied to another module's")
         elif not module.weight.requires_grad:
             logger.info(f"{name} is left alone: its weight is frozen (requires_grad=False)")
@@ -65,7 +71,7 @@ def _body(model: nn.Module, prunable: list[str]) -> list[str]:
     return prunable[:-1] or prunable
 
 
-def _matching(field: str, patterns: str | tuple[str, ...], names: list[str]) -> list[str]:
+def _matching(field: str, patterns: str | Collection[str], names: list[str]) -> list[str]:
     """The names that match; a pattern that matches none is an error that lists near names."""
     if isinstance(patterns, str):
         matched = {name for name in names if re.fullmatch(patterns, name)}

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .dye import Tracer
+from .errors import invalid
 from .inputs import as_mapping, repeat_first
 from .layout import Bundle, Run, Wire
 from .nn import WeightLayer, is_weight_layer, weight_layer, widths
-from .packing import last_readers, pack_modules
+from .packing import inputs_fed, last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .surgery import swap
 
@@ -50,11 +51,14 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
         The wiring. Where the model's forward cannot be traced, a wiring without bundles, and a logged warning.
 
     Raises:
-        DendriticError: `example_inputs` is no mapping of tensors.
+        DendriticError: `example_inputs` is no mapping of tensors, or a target is no module of the model.
     """
     inputs = as_mapping(model, example_inputs)
     modules = dict(model.named_modules())
     names = list(modules) if targets is None else list(targets)
+    for name in names:
+        if name not in modules:
+            raise invalid("targets", name, f"is no module of {type(model).__name__}", "Pass names of named_modules().")
     layers = {name: weight_layer(model, name) for name in names if name and is_weight_layer(modules[name])}
     with quiet(model):
         tracer = Tracer(model, inputs, layers)
@@ -148,8 +152,11 @@ def _proved(
 
 def _cut_holds(model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], layers: dict[str, WeightLayer]) -> bool:
     touched = {name for b in bundles for name in [b.reader, *(p.name for p in b.producers)]}
-    first = {b.reader: b.block for b in bundles}
-    kept = {name: [torch.arange(first.get(name, 0), widths(layers[name])[0])] for name in touched}
+    kept = {name: [torch.arange(widths(layers[name])[0])] for name in touched}
+    for bundle in bundles:
+        inputs_of_reader = kept[bundle.reader][0]
+        first = int(inputs_fed(bundle, len(inputs_of_reader)).int().argmax()) // bundle.block
+        kept[bundle.reader] = [inputs_of_reader[inputs_of_reader // bundle.block != first]]
     outputs = []
     for chosen in ([], bundles):
         stock = swap(model, pack_modules(model, kept, chosen))

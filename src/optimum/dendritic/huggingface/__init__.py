@@ -1,3 +1,4 @@
 """The contact with transformers: the Trainer callback, and the loader that `from_pretrained` finds in its registry."""
 
 from .callback import DendriticCallback as DendriticCallback
+from .quantizer import DendriticLoader as DendriticLoader

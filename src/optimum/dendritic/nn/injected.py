@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..importance import IMPORTANCE
-from ..segments import kept_inputs, over_tiles, sum_tiles, tiles
+from ..segments import kept_inputs, over_tiles, sum_tiles, tiles, wide
 from ..surgery import shallow_copy
 
 ACTIVITY_DECAY = 0.9
@@ -46,7 +46,8 @@ class DendriticLayer(nn.Module):
         assert self.dendrite_activity is not None
         channels = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1
         reading = x.float().square().mean([axis for axis in range(x.dim()) if axis != channels])
-        self.dendrite_activity.lerp_(reading, 1 - ACTIVITY_DECAY)
+        activity = self.dendrite_activity.float().lerp(reading, 1 - ACTIVITY_DECAY)
+        self.dendrite_activity.copy_(torch.where(activity.isfinite(), activity, self.dendrite_activity))
 
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:
@@ -74,7 +75,7 @@ class DendriticLayer(nn.Module):
             return
         gradient = self.tiles if self.weight.grad is None else self.as_tiles(self.weight.grad)
         reading = rule.measure(self.tiles, gradient, self.dendrite_activity).float()
-        score = self.dendrite_score.lerp(reading, 1 - decay) if rule.running else reading
+        score = self.dendrite_score.float().lerp(reading, 1 - decay) if rule.running else reading
         self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
 
     @torch.no_grad()
@@ -82,7 +83,7 @@ class DendriticLayer(nn.Module):
         """`||dL/dW||^2` of each tile: how much a pruned tile wants to come back (Evci et al. 2020)."""
         if self.weight.grad is None:
             return torch.zeros_like(self.dendrite_score)
-        norms = sum_tiles(self.as_tiles(self.weight.grad).square()).float()
+        norms = sum_tiles(wide(self.as_tiles(self.weight.grad)).square()).float()
         return torch.where(norms.isfinite(), norms, torch.zeros_like(norms))
 
     @torch.no_grad()

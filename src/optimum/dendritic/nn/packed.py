@@ -69,7 +69,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return self.scatter(self._conv_forward(x, self.weight, self.bias))
         parts = zip(x.split(self.form.kept, 1), self.weight.split(self.form.arbors), strict=True)
         y = torch.cat([self._conv_forward(x_a, w_a, None) for x_a, w_a in parts if w_a.shape[0]], 1)
-        return self.scatter(y if self.bias is None else y + self.bias[:, None, None])
+        return self.scatter(y if self.bias is None else y + self.bias[:, None, None].to(y.dtype))
 
     def _empty(self, x: Tensor) -> Tensor:
         """Bias alone, in the shape that the convolution would have had (kernels of no channels are refused)."""
@@ -79,7 +79,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             y = self._conv_forward(x[:, :1], kernel, None).expand(-1, self.weight.shape[0], -1, -1)
         finally:
             self.groups = groups
-        return y if self.bias is None else y + self.bias[:, None, None]
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
 
 PACKED: dict[type[nn.Module], type[PackedLayer]] = {
@@ -210,4 +210,4 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Ten
     else:
         parts = zip(x.split(form.kept, -1), weight.split(form.arbors), strict=True)
         y = torch.cat([F.linear(x_a, w_a) for x_a, w_a in parts], -1)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)  # autocast lowers products, not sums

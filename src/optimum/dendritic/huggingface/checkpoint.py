@@ -1,0 +1,148 @@
+"""The tensors of a checkpoint, read without being loaded, and the rules that they must keep.
+
+Names, shapes and dtypes come from safetensors headers; of the values only masks, scores and indices are read, because a
+mask says what is left of a layer and an index says where a kernel reads and writes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError, invalid
+from ..layout import Follower, Form, Segments
+
+REMEDY = "The checkpoint is damaged or was not written by optimum-dendritic; save or download it again."
+FLOATING = ("F64", "F32", "F16", "BF16")
+NAMES = {torch.bool: "BOOL", torch.int64: "I64"}
+BOOKKEEPING = ("dendrite_mask", "dendrite_score", "dendrite_activity", "inputs", "outputs")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file, as its header declares it."""
+
+    file: str
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def broken(field: str, value: object, rule: str) -> CheckpointError:
+    """A `CheckpointError` with the remedy for damaged files."""
+    error = invalid(field, value, rule, REMEDY, CheckpointError)
+    assert isinstance(error, CheckpointError)
+    return error
+
+
+def read_headers(files: Iterable[str]) -> list[Stored]:
+    """Every tensor in the files, by their headers.
+
+    Raises:
+        CheckpointError: a file is no safetensors file (nothing is ever unpickled), or is truncated or corrupt.
+    """
+    stored: list[Stored] = []
+    for file in files:
+        if not file.endswith(".safetensors"):
+            rule = "only safetensors files are read, since others could run code"
+            raise invalid("checkpoint file", file, rule, "Save the model again with save_pretrained.", CheckpointError)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                slices = {key: opened.get_slice(key) for key in opened.keys()}
+                stored += [Stored(file, key, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()]
+        except (SafetensorError, OSError) as error:
+            raise broken("checkpoint file", file, f"cannot be read as safetensors ({error})") from error
+    return stored
+
+
+def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The values of some stored tensors under the names given, on the CPU; each file is opened once."""
+    tensors = {}
+    for file in sorted({entry.file for entry in stored.values()}):
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(s.key) for name, s in stored.items() if s.file == file}
+    return tensors
+
+
+def check_declared(
+    expected: Mapping[str, Tensor], stored: Mapping[str, Sequence[Stored]], fused: Iterable[str]
+) -> None:
+    """Compare one module's tensors with what the headers declare.
+
+    Args:
+        expected: its tensors by full name; only shapes and dtypes count.
+        stored: all that the files hold for this module, by full name.
+        fused: names that are made from fused tensors while loading, so that no header declares them.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, held twice, or of another shape or kind of dtype.
+    """
+    for name in sorted(stored.keys() - expected.keys()):
+        raise broken(name, stored[name][0].shape, "is no tensor of its module's recorded form")
+    for name in sorted(expected.keys() - set(fused)):
+        tensor, entries = expected[name], stored.get(name, ())
+        if len(entries) != 1:
+            files = [entry.key for entry in entries]
+            raise broken(name, files, "must be in the files exactly once")
+        allowed = FLOATING if tensor.is_floating_point() else (NAMES[tensor.dtype],)
+        if entries[0].dtype not in allowed:
+            raise broken(name, entries[0].dtype, f"must have the dtype {' or '.join(allowed)}")
+        if entries[0].shape != tuple(tensor.shape):
+            raise broken(name, entries[0].shape, f"must have the shape {tuple(tensor.shape)} that config.json records")
+
+
+def check_kinds(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> None:
+    """Compare loaded tensors with the skeleton's: the same shapes, and integers and masks of exactly the same dtype."""
+    for name, tensor in expected.items():
+        found = actual[name]
+        if found.shape != tensor.shape:
+            raise broken(
+                name, tuple(found.shape), f"must have the shape {tuple(tensor.shape)} that config.json records"
+            )
+        same = found.is_floating_point() if tensor.is_floating_point() else found.dtype == tensor.dtype
+        if not same:
+            raise broken(name, found.dtype, f"must have the dtype {tensor.dtype}")
+
+
+def check_values(name: str, record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> None:
+    """Check the masks, scores and indices of one module before any kernel sees them.
+
+    Args:
+        name: the module's, for the error.
+        record: its record in the layout.
+        tensors: its `BOOKKEEPING` tensors by their own names, those that it has, in the recorded shapes and dtypes.
+
+    Raises:
+        CheckpointError: arbors keep different numbers of segments, a score is not finite, or an index repeats,
+            descends or is out of range.
+    """
+    for tensor, rule in _faults(record, tensors):
+        raise broken(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
+
+
+def _faults(record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    if isinstance(record, Segments):
+        kept = tensors["dendrite_mask"].sum(1)
+        if bool((kept != kept[0]).any()):
+            yield "dendrite_mask", "every arbor must keep equally many segments"
+        for score in ("dendrite_score", "dendrite_activity"):
+            if score in tensors and not bool(tensors[score].isfinite().all()):
+                yield score, "must be finite"
+        if "dendrite_activity" in tensors and bool((tensors["dendrite_activity"] < 0).any()):
+            yield "dendrite_activity", "must not be negative"
+    if isinstance(record, Form):
+        for index, below in (("inputs", record.inputs), ("outputs", record.outputs)):
+            if index in tensors and not _ascending(tensors[index], below):
+                yield index, f"must ascend strictly within [0, {below})"
+
+
+def _ascending(index: Tensor, below: int) -> bool:
+    """Whether the last axis of an int64 index ascends strictly within `[0, below)`."""
+    inside = bool(((index >= 0) & (index < below)).all())
+    return inside and bool((index[..., 1:] > index[..., :-1]).all())
+
+
+def _excerpt(tensor: Tensor) -> list[object]:
+    return tensor.flatten()[:16].tolist()

@@ -1,0 +1,189 @@
+"""From a layout that was read from a file to the modules that it describes, checked against the stock model.
+
+A layout is believed only as far as the stock model, built from the same config.json, bears it out: every record must
+name a module of the right kind, and nothing may be wider than that module. So no number in a file asks for more memory
+than the dense model would.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from ..importance import IMPORTANCE
+from ..inject import layer_costs
+from ..layout import Bundle, Follower, Form, Layout, Segments, Wire
+from ..nn import (
+    WeightLayer,
+    follower_channels,
+    inject_layer,
+    is_weight_layer,
+    packed_skeleton,
+    shrink_follower,
+    weight_layer,
+    widths,
+)
+from ..record import dendritic_layers, set_layout
+from ..selection import total_cost
+from .checkpoint import broken
+
+
+def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
+    """`layout` under the names of the model at hand; modules that `resolve` maps to None are left out, and bundles
+    with them. `layout` itself where nothing changes.
+
+    Raises:
+        CheckpointError: there is no record, or two name the same module.
+    """
+    if not layout.modules:
+        raise broken("quantization_config.modules", {}, "must record at least one module")
+    bundled = {name for bundle in layout.bundles for name in _members(bundle)}
+    names = {name: resolve(name) for name in [*layout.modules, *sorted(bundled - layout.modules.keys())]}
+    if all(name == new for name, new in names.items()):
+        return layout
+    kept = {name: new for name, new in names.items() if new is not None}
+    twice = [name for name in layout.modules if list(kept.values()).count(kept.get(name, name)) > 1]
+    if twice:
+        raise broken("quantization_config.modules", twice, "name one module twice")
+    return dataclasses.replace(
+        layout,
+        modules={kept[name]: record for name, record in layout.modules.items() if name in kept},
+        bundles=tuple(_with_names(b, kept) for b in layout.bundles if all(name in kept for name in _members(b))),
+        positions={kept[name]: count for name, count in layout.positions.items() if name in kept},
+    )
+
+
+def build(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
+    """The modules that `layout` records, with the hyperparameters and device of `model`'s own; `model` is left alone.
+
+    Raises:
+        CheckpointError: the layout contradicts itself or the stock model.
+    """
+    for field, value, rule in _faults(model, layout):
+        raise broken(f"quantization_config.{field}", value, rule)
+    return {name: _module(model, name, record) for name, record in layout.modules.items()}
+
+
+def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
+    """`layout`, recorded on the injected `model`, with the cost of its dense layers; a packed layout as it is.
+
+    Args:
+        trusted: whether the cost in the file counts these very modules and so must be right.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if layout.packed or not layout.modules:
+        return layout
+    set_layout(model, layout)
+    costs = layer_costs(model)
+    dense = {
+        name: torch.ones_like(layer.dendrite_mask, device="cpu") for name, layer in dendritic_layers(model).items()
+    }
+    cost = total_cost(dense, costs)
+    if trusted and cost != layout.dense_cost:
+        raise broken("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
+    return dataclasses.replace(layout, dense_cost=cost)
+
+
+def _module(model: nn.Module, name: str, record: Segments | Form | Follower) -> nn.Module:
+    match record:
+        case Segments():
+            return inject_layer(weight_layer(model, name), record.arbors, record.segments, record.activity)
+        case Form():
+            return packed_skeleton(weight_layer(model, name), record)
+        case Follower():
+            return shrink_follower(model.get_submodule(name), torch.arange(record.channels))
+
+
+Fault = tuple[str, object, str]
+
+
+def _faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
+    """Field, value and rule of whatever is wrong; the first is raised, so later rules may rely on earlier ones."""
+    injected = [isinstance(record, Segments) for record in layout.modules.values()]
+    if len(set(injected)) > 1:
+        yield "modules", sorted(layout.modules), "must be all injected or all packed"
+    for name, record in layout.modules.items():
+        for rule in _record_faults(model.get_submodule(name), record, layout):
+            yield f"modules.{name}", dataclasses.asdict(record), rule
+    if not all(injected) and (layout.bundles or layout.positions):
+        yield "bundles", len(layout.bundles), "a packed model has no bundles and no positions left"
+    unknown = layout.positions.keys() - layout.modules.keys()
+    unplaced = layout.modules.keys() - layout.positions.keys()
+    if unknown or (unplaced and all(injected) and layout.config.budget == "macs"):
+        yield "positions", sorted(unknown or unplaced), "must belong to the recorded modules, one to each"
+    ends = [[b.reader for b in layout.bundles], [p.name for b in layout.bundles for p in b.producers]]
+    if any(len(names) != len(set(names)) for names in ends):
+        yield "bundles", ends, "no module may read or feed twice"
+    for i, bundle in enumerate(layout.bundles):
+        for rule in _bundle_faults(model, layout, bundle):
+            yield f"bundles[{i}]", bundle.reader, rule
+
+
+def _record_faults(module: nn.Module, record: Segments | Form | Follower, layout: Layout) -> Iterator[str]:
+    if isinstance(record, Follower):
+        if not 0 < record.channels <= (follower_channels(module) or 0):
+            yield f"must have 1 to {follower_channels(module) or 0} channels of {module}"
+        return
+    if not is_weight_layer(module):
+        yield f"must be a Linear, a Conv2d of one group or a Conv1D, but is {type(module).__name__}"
+    assert isinstance(module, WeightLayer)
+    inputs, outputs = widths(module)
+    if isinstance(record, Segments):
+        if outputs % record.arbors or inputs % record.segments:
+            yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
+        if record.activity != IMPORTANCE[layout.config.importance].needs_activity:
+            yield f"activity contradicts importance = {layout.config.importance!r}"
+    else:
+        if record.inputs > inputs or record.outputs > outputs:
+            yield f"must not be wider than the stock layer of {inputs} inputs and {outputs} outputs"
+        if record.scatter and record.outputs != outputs:
+            yield f"rows are scattered into all {outputs} outputs"
+        if outputs % len(record.arbors) or max(record.arbors) > outputs // len(record.arbors):
+            yield f"arbors must be equal groups of {outputs} outputs"
+
+
+def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator[str]:
+    if not {bundle.reader, *(p.name for p in bundle.producers)} <= layout.modules.keys():
+        yield "its reader and producers must be recorded modules"
+    if bundle.reader in {p.name for p in bundle.producers} or not bundle.producers:
+        yield "must be fed, and not by itself"
+    reader, inputs = layout.modules[bundle.reader], widths(weight_layer(model, bundle.reader))[0]
+    assert isinstance(reader, Segments)
+    if bundle.block < 1 or inputs % bundle.block or (inputs // reader.segments) % bundle.block:
+        yield f"block = {bundle.block} must divide segments of {inputs // reader.segments} inputs"
+    if bundle.cut and (reader.arbors != 1 or reader.segments != inputs // bundle.block):
+        yield "the reader of a cut bundle has one arbor and one segment for each block"
+    for producer in bundle.producers:
+        outputs = widths(weight_layer(model, producer.name))[1]
+        yield from _run_faults(producer, outputs, inputs, bundle.block)
+    for follower in bundle.followers:
+        channels = follower_channels(model.get_submodule(follower.name))
+        if channels != sum(run.count * run.size for run in follower.runs):
+            yield f"the runs of {follower.name} must cover its {channels} channels"
+        yield from _run_faults(follower, channels or 0, inputs, bundle.block)
+
+
+def _run_faults(wire: Wire, outputs: int, inputs: int, block: int) -> Iterator[str]:
+    start = 0
+    for run in wire.runs:
+        end = run.start + run.count * run.size
+        inside = start <= run.start and end <= outputs and run.reach + run.count * run.width <= inputs
+        if min(run.size, run.width, run.count) < 1 or not inside or block % run.width or run.reach % run.width:
+            yield f"{run} of {wire.name} must ascend within {outputs} outputs and blocks of {inputs} inputs"
+        start = end
+
+
+def _members(bundle: Bundle) -> list[str]:
+    return [bundle.reader, *(wire.name for wire in (*bundle.producers, *bundle.followers))]
+
+
+def _with_names(bundle: Bundle, names: dict[str, str]) -> Bundle:
+    def wires(old: tuple[Wire, ...]) -> tuple[Wire, ...]:
+        return tuple(Wire(names[wire.name], wire.runs) for wire in old)
+
+    return dataclasses.replace(
+        bundle, reader=names[bundle.reader], producers=wires(bundle.producers), followers=wires(bundle.followers)
+    )
