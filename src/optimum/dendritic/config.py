@@ -58,7 +58,7 @@ class DendriticConfig:
     end: float = 0.6
     regrow: float = 0.1
     updates: int = 50
-    decay: float = 0.95
+    decay: float = 0.99
     floor: float = 0.05
     seed: int = 0
     sprout_rank: int = 0
@@ -108,10 +108,12 @@ class DendriticConfig:
         return cls(**fields)
 
     def to_json(self) -> str:
+        """The dict form as JSON text; `from_json` is its inverse."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "DendriticConfig":
+        """Build from `to_json`'s form. Raises `DendriticError` for a field that this version does not have."""
         return cls.from_dict(json.loads(text))
 
 

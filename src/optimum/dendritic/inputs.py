@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def example_inputs_for(model: nn.Module, *, image_size: int = 224) -> dict[str, 
     if model.main_input_name == "input_ids":
         vocabulary = model.config.get_text_config().vocab_size
         tokens = torch.arange(TEXT_LENGTH, device=model.device)[None] % vocabulary
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        decodes = fields.get("is_encoder_decoder") and "decoder_input_ids" in signature(model.forward).parameters
+        return text | {"decoder_input_ids": tokens} if decodes else text
     if model.main_input_name == "pixel_values":
         size = fields.get("image_size") or image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)

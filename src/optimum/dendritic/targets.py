@@ -68,7 +68,8 @@ def _body(model: nn.Module, prunable: list[str]) -> list[str]:
         return [name for name in prunable if name.startswith(f"{model.base_model_prefix}.")]
     if isinstance(model, PreTrainedModel) and type(model).__name__.endswith("Model"):
         return prunable  # a bare encoder: it has no head
-    return prunable[:-1] or prunable
+    head = [name for name, module in model.named_modules() if is_weight_layer(module)][-1:]
+    return [name for name in prunable if name not in head] or prunable  # a tied head is not prunable, yet the head
 
 
 def _matching(field: str, patterns: str | Collection[str], names: list[str]) -> list[str]:

@@ -4,20 +4,25 @@ Names, shapes and dtypes come from safetensors headers; of the values only masks
 mask says what is left of a layer and an index says where a kernel reads and writes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, invalid
-from ..layout import Follower, Form, Segments
+from ..layout import Follower, Form, Layout, Segments
+from ..strict import bad
 
-REMEDY = "The checkpoint is damaged or was not written by optimum-dendritic; save or download it again."
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMES = {torch.bool: "BOOL", torch.int64: "I64"}
 BOOKKEEPING = ("dendrite_mask", "dendrite_score", "dendrite_activity", "inputs", "outputs")
+T = TypeVar("T")
+# a key in a file -> the keys in the model, and whether they are made by fusing or splitting
+Rename = Callable[[str], tuple[tuple[str, ...], bool]]
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,6 @@ class Stored:
     key: str
     dtype: str
     shape: tuple[int, ...]
-
-
-def broken(field: str, value: object, rule: str) -> CheckpointError:
-    """A `CheckpointError` with the remedy for damaged files."""
-    error = invalid(field, value, rule, REMEDY, CheckpointError)
-    assert isinstance(error, CheckpointError)
-    return error
 
 
 def read_headers(files: Iterable[str]) -> list[Stored]:
@@ -53,11 +51,55 @@ def read_headers(files: Iterable[str]) -> list[Stored]:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}
                 stored += [Stored(file, key, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()]
         except (SafetensorError, OSError) as error:
-            raise broken("checkpoint file", file, f"cannot be read as safetensors ({error})") from error
+            raise bad("checkpoint file", file, f"cannot be read as safetensors ({error})") from error
     return stored
 
 
-def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+def sort_by_name(stored: Iterable[Stored], rename: Rename) -> tuple[dict[str, list[Stored]], set[str]]:
+    """What the files hold, by names in the model; and the names that are made by fusing or splitting while loading."""
+    found: dict[str, list[Stored]] = defaultdict(list)
+    fused: set[str] = set()
+    for entry in stored:
+        names, made = rename(entry.key)
+        if made:
+            fused.update(names)
+        else:
+            found[names[0]].append(entry)
+    return found, fused
+
+
+def check_files(
+    layout: Layout, expected: Mapping[str, Tensor], found: Mapping[str, Sequence[Stored]], fused: Set[str]
+) -> None:
+    """Hold every recorded module's tensors, as declared, and the values that steer kernels against the skeleton.
+
+    Args:
+        expected: the skeleton's state dict; only shapes and dtypes count.
+        found: all that the files hold, by names in the skeleton.
+        fused: names that are made from other tensors while loading, so that no header declares them.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    own = {name: _below(name, expected) for name in layout.modules}
+    for name, record in layout.modules.items():
+        if isinstance(record, Form) and fused & own[name].keys():
+            rule = "the file fuses it with other tensors, whose packed shapes differ"
+            remedy = "Save it again with save_pretrained(…, save_original_format=False)."
+            raise invalid(f"{name}.weight", "fused", rule, remedy, CheckpointError)
+        _check_declared({key: own[name][key] for key in own[name].keys() - fused}, _below(name, found))
+    steering = {key: found[key][0] for keys in own.values() for key in keys.keys() - fused if key.endswith(BOOKKEEPING)}
+    values = _read_tensors(steering)
+    for name, record in layout.modules.items():
+        check_values(name, record, {key.removeprefix(f"{name}."): value for key, value in _below(name, values).items()})
+
+
+def _below(module: str, tensors: Mapping[str, T]) -> dict[str, T]:
+    """The entries that belong to one module, by full name."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{module}.")}
+
+
+def _read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The values of some stored tensors under the names given, on the CPU; each file is opened once."""
     tensors = {}
     for file in sorted({entry.file for entry in stored.values()}):
@@ -66,44 +108,30 @@ def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     return tensors
 
 
-def check_declared(
-    expected: Mapping[str, Tensor], stored: Mapping[str, Sequence[Stored]], fused: Iterable[str]
-) -> None:
-    """Compare one module's tensors with what the headers declare.
-
-    Args:
-        expected: its tensors by full name; only shapes and dtypes count.
-        stored: all that the files hold for this module, by full name.
-        fused: names that are made from fused tensors while loading, so that no header declares them.
-
-    Raises:
-        CheckpointError: a tensor is missing, unknown, held twice, or of another shape or kind of dtype.
-    """
-    for name in sorted(stored.keys() - expected.keys()):
-        raise broken(name, stored[name][0].shape, "is no tensor of its module's recorded form")
-    for name in sorted(expected.keys() - set(fused)):
-        tensor, entries = expected[name], stored.get(name, ())
+def _check_declared(expected: Mapping[str, Tensor], found: Mapping[str, Sequence[Stored]]) -> None:
+    """Compare one module's tensors with what the headers declare."""
+    for name in sorted(found.keys() - expected.keys()):
+        raise bad(name, found[name][0].shape, "is no tensor of its module's recorded form")
+    for name, tensor in expected.items():
+        entries = found.get(name, ())
         if len(entries) != 1:
-            files = [entry.key for entry in entries]
-            raise broken(name, files, "must be in the files exactly once")
+            raise bad(name, [entry.key for entry in entries], "must be in the files exactly once")
         allowed = FLOATING if tensor.is_floating_point() else (NAMES[tensor.dtype],)
         if entries[0].dtype not in allowed:
-            raise broken(name, entries[0].dtype, f"must have the dtype {' or '.join(allowed)}")
+            raise bad(name, entries[0].dtype, f"must have the dtype {' or '.join(allowed)}")
         if entries[0].shape != tuple(tensor.shape):
-            raise broken(name, entries[0].shape, f"must have the shape {tuple(tensor.shape)} that config.json records")
+            raise bad(name, entries[0].shape, f"must have the shape {tuple(tensor.shape)} that config.json records")
 
 
 def check_kinds(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> None:
     """Compare loaded tensors with the skeleton's: the same shapes, and integers and masks of exactly the same dtype."""
-    for name, tensor in expected.items():
-        found = actual[name]
+    for name in sorted(expected.keys() & actual.keys()):
+        tensor, found = expected[name], actual[name]
         if found.shape != tensor.shape:
-            raise broken(
-                name, tuple(found.shape), f"must have the shape {tuple(tensor.shape)} that config.json records"
-            )
+            raise bad(name, tuple(found.shape), f"must have the shape {tuple(tensor.shape)} that config.json records")
         same = found.is_floating_point() if tensor.is_floating_point() else found.dtype == tensor.dtype
         if not same:
-            raise broken(name, found.dtype, f"must have the dtype {tensor.dtype}")
+            raise bad(name, found.dtype, f"must have the dtype {tensor.dtype}")
 
 
 def check_values(name: str, record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> None:
@@ -119,13 +147,12 @@ def check_values(name: str, record: Segments | Form | Follower, tensors: Mapping
             descends or is out of range.
     """
     for tensor, rule in _faults(record, tensors):
-        raise broken(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
+        raise bad(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
 
 
 def _faults(record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     if isinstance(record, Segments):
-        kept = tensors["dendrite_mask"].sum(1)
-        if bool((kept != kept[0]).any()):
+        if "dendrite_mask" in tensors and len(set(tensors["dendrite_mask"].sum(1).tolist())) > 1:
             yield "dendrite_mask", "every arbor must keep equally many segments"
         for score in ("dendrite_score", "dendrite_activity"):
             if score in tensors and not bool(tensors[score].isfinite().all()):

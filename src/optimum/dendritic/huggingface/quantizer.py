@@ -6,9 +6,8 @@ save_pretrained behave. All that depends on how transformers loads is in this fi
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,23 +19,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, invalid
-from ..layout import METHOD, Form, Layout
+from ..layout import METHOD, Layout
 from ..record import set_layout
+from ..strict import bad
 from ..surgery import swap
-from .checkpoint import (
-    BOOKKEEPING,
-    Stored,
-    broken,
-    check_declared,
-    check_kinds,
-    check_values,
-    read_headers,
-    read_tensors,
-)
+from .checkpoint import BOOKKEEPING, Rename, check_files, check_kinds, check_values, read_headers, sort_by_name
 from .skeleton import build, renamed, with_cost
-
-T = TypeVar("T")
-Rename = Callable[[str], tuple[str, bool]]
 
 
 class DendriticLayoutConfig(QuantizationConfigMixin):
@@ -95,13 +83,15 @@ class DendriticLoader(HfQuantizer):
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
         with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
             stored = read_headers(checkpoint_files or ())
-            keys = {entry.key for entry in stored}
-            self.layout = renamed(self.recorded, lambda name: _resolve(model, name, keys))
+            self.layout = renamed(self.recorded, _resolver(model, {entry.key for entry in stored}))
             swap(model, build(model, self.layout))
             self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
+            self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
-                _check_files(model, self.layout, stored)
-        self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+                found, fused = sort_by_name(stored, _renames(model, self.expected))
+                check_files(self.layout, self.expected, found, fused)
+                if type(model).__name__ in (model.config.architectures or ()) and not fused:
+                    _check_complete(model, self.expected, found.keys())
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Check what is in memory now (a `state_dict=` comes from no file), then leave an ordinary model behind."""
@@ -122,7 +112,7 @@ class DendriticLoader(HfQuantizer):
 
 
 def _renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:
-    """How transformers renames a key of a file for `model`, and whether the tensor is then made by fusing or splitting.
+    """What transformers makes of a key of a file: the keys in `model`, and whether by fusing or splitting tensors.
 
     Args:
         known: the keys of the model's state dict.
@@ -130,83 +120,67 @@ def _renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:
     conversions = get_model_conversion_mapping(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    targets = {source: entry.target_patterns for entry in converters for source in entry.source_patterns}
     present = dict.fromkeys(known, True)
 
-    def rename(key: str) -> tuple[str, bool]:
-        new, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, present)
+    def rename(key: str) -> tuple[tuple[str, ...], bool]:
+        new, source = rename_source_key(key, renamings, converters, model.base_model_prefix, present)
         if new not in present and key in present:
-            return key, False
-        return new, pattern is not None
+            return (key,), False
+        if source is None:
+            return (new,), False
+        return tuple(new.replace(targets[source][0], target) for target in targets[source]), True
 
     return rename
 
 
-def _resolve(model: PreTrainedModel, name: str, keys: set[str]) -> str | None:
-    """The name in `model` of the module that a layout calls `name`; None for a head that `model` does not have.
+def _resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:
+    """How modules that a layout names are called in `model`; None for a head that `model` does not have.
 
     Names differ where a base model is loaded from a checkpoint with a head or the other way round, and where another
     version of transformers named modules differently; its renaming rules for keys then tell.
+
+    Args:
+        keys: of the tensors in the files, which tell a head from a name that means nothing.
     """
-    modules = {known for known, _ in model.named_modules()}
-    if name in modules and name:
-        return name
-    new, fused = _renames(model, (f"{known}.weight" for known in modules))(f"{name}.weight")
-    if not fused and new.removesuffix(".weight") in modules:
-        return new.removesuffix(".weight")
+    modules = {name for name, _ in model.named_modules() if name}
+    rename = _renames(model, (f"{name}.weight" for name in modules))
     body = f"{model.base_model_prefix}."
     headed = any(key.startswith(body) for key in keys)
-    if headed and not name.startswith(body) and f"{name}.weight" in keys:
-        return None
-    raise broken("quantization_config.modules", name, f"is no module of {type(model).__name__}")
 
+    def resolve(name: str) -> str | None:
+        if name in modules:
+            return name
+        (new, *_), fused = rename(f"{name}.weight")
+        if not fused and new.removesuffix(".weight") in modules:
+            return new.removesuffix(".weight")
+        if headed and not name.startswith(body) and f"{name}.weight" in keys:
+            return None
+        rule, saved_as = f"is no module of {type(model).__name__}", model.config.architectures
+        remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."
+        raise invalid("quantization_config.modules", name, rule, remedy, CheckpointError)
 
-def _check_files(model: PreTrainedModel, layout: Layout, stored: list[Stored]) -> None:
-    """Hold what the files declare, and the values that steer kernels, against the skeleton."""
-    expected = model.state_dict()
-    rename = _renames(model, expected)
-    found: dict[str, list[Stored]] = defaultdict(list)
-    fused = set()
-    for entry in stored:
-        name, made = rename(entry.key)
-        found[name].append(entry)
-        fused |= {name} if made else set()
-    own = {name: _below(name, expected) for name in layout.modules}
-    for name, record in layout.modules.items():
-        if isinstance(record, Form) and fused & own[name].keys():
-            rule = "the file fuses it with other tensors, whose packed shapes differ"
-            raise invalid(f"{name}.weight", "fused", rule, "Save with save_original_format=False.", CheckpointError)
-        check_declared(own[name], _below(name, found), fused)
-    if type(model).__name__ in (model.config.architectures or ()) and not fused:
-        _check_complete(model, expected, found.keys())
-    steering = {key: found[key][0] for keys in own.values() for key in keys if key.endswith(BOOKKEEPING)}
-    values = read_tensors(steering)
-    for name, record in layout.modules.items():
-        check_values(name, record, {key.removeprefix(f"{name}."): value for key, value in _below(name, values).items()})
+    return resolve
 
 
 def _check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], found: Set[str]) -> None:
-    """Refuse to leave weights at random where the class is the one that was saved, so that nothing may be missing.
+    """Refuse to leave weights at random; for a class that is the one that was saved, so that nothing may be missing.
 
     A buffer alone in its module may be missing: its module makes it, perhaps since a later version of transformers.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     holders = {name.rpartition(".")[0] for name in found}
     optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
-    for name in expected.keys() - found - model.all_tied_weights_keys.keys():
+    for name in sorted(expected.keys() - found - model.all_tied_weights_keys.keys()):
         needed = name in parameters or name.rpartition(".")[0] in holders
         if needed and not any(pattern.search(name) for pattern in optional):
-            raise broken(name, "missing", f"must be in the files of a {type(model).__name__}")
-
-
-def _below(module: str, tensors: Mapping[str, T]) -> dict[str, T]:
-    """The entries that belong to one module, by full name."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{module}.")}
+            raise bad(name, "missing", f"must be in the files of a {type(model).__name__}")
 
 
 def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if not tensor.__dict__.get("_is_hf_initialized", False):
-            raise broken(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
+            raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
 
 
 register_quantization_config(METHOD)(DendriticLayoutConfig)

@@ -6,6 +6,7 @@ than the dense model would.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,7 +27,7 @@ from ..nn import (
 )
 from ..record import dendritic_layers, set_layout
 from ..selection import total_cost
-from .checkpoint import broken
+from ..strict import bad
 
 
 def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
@@ -37,15 +38,15 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         CheckpointError: there is no record, or two name the same module.
     """
     if not layout.modules:
-        raise broken("quantization_config.modules", {}, "must record at least one module")
+        raise bad("quantization_config.modules", {}, "must record at least one module")
     bundled = {name for bundle in layout.bundles for name in _members(bundle)}
     names = {name: resolve(name) for name in [*layout.modules, *sorted(bundled - layout.modules.keys())]}
     if all(name == new for name, new in names.items()):
         return layout
     kept = {name: new for name, new in names.items() if new is not None}
-    twice = [name for name in layout.modules if list(kept.values()).count(kept.get(name, name)) > 1]
+    twice = [new for new, count in Counter(kept.values()).items() if count > 1]
     if twice:
-        raise broken("quantization_config.modules", twice, "name one module twice")
+        raise bad("quantization_config.modules", twice, "are named twice")
     return dataclasses.replace(
         layout,
         modules={kept[name]: record for name, record in layout.modules.items() if name in kept},
@@ -61,7 +62,7 @@ def build(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
         CheckpointError: the layout contradicts itself or the stock model.
     """
     for field, value, rule in _faults(model, layout):
-        raise broken(f"quantization_config.{field}", value, rule)
+        raise bad(f"quantization_config.{field}", value, rule)
     return {name: _module(model, name, record) for name, record in layout.modules.items()}
 
 
@@ -83,7 +84,7 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
     }
     cost = total_cost(dense, costs)
     if trusted and cost != layout.dense_cost:
-        raise broken("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
+        raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
     return dataclasses.replace(layout, dense_cost=cost)
 
 
@@ -152,7 +153,7 @@ def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator
         yield "must be fed, and not by itself"
     reader, inputs = layout.modules[bundle.reader], widths(weight_layer(model, bundle.reader))[0]
     assert isinstance(reader, Segments)
-    if bundle.block < 1 or inputs % bundle.block or (inputs // reader.segments) % bundle.block:
+    if inputs % bundle.block or (inputs // reader.segments) % bundle.block:
         yield f"block = {bundle.block} must divide segments of {inputs // reader.segments} inputs"
     if bundle.cut and (reader.arbors != 1 or reader.segments != inputs // bundle.block):
         yield "the reader of a cut bundle has one arbor and one segment for each block"
@@ -171,7 +172,7 @@ def _run_faults(wire: Wire, outputs: int, inputs: int, block: int) -> Iterator[s
     for run in wire.runs:
         end = run.start + run.count * run.size
         inside = start <= run.start and end <= outputs and run.reach + run.count * run.width <= inputs
-        if min(run.size, run.width, run.count) < 1 or not inside or block % run.width or run.reach % run.width:
+        if not inside or block % run.width or run.reach % run.width:
             yield f"{run} of {wire.name} must ascend within {outputs} outputs and blocks of {inputs} inputs"
         start = end
 
