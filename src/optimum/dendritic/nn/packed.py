@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import invalid
 from ..layout import Form
 from ..surgery import shallow_copy
 from .injected import WeightLayer, stock_type
@@ -34,7 +35,14 @@ class PackedLayer(nn.Module):
 
     def gather(self, x: Tensor) -> Tensor:
         """`[..., inputs] -> [..., arbors * kept]`; as is when there is nothing to gather."""
-        return x if self.inputs is None else x.index_select(self.channel_axis, self.inputs.flatten())
+        if self.inputs is None:
+            return x
+        width = x.shape[self.channel_axis]
+        if width != self.form.inputs:  # indices were checked against this width; beyond it a kernel would read wild
+            raise invalid(
+                "width", width, f"this layer reads tensors of width {self.form.inputs}", "Save the model again."
+            )
+        return x.index_select(self.channel_axis, self.inputs.flatten())
 
     def scatter(self, y: Tensor) -> Tensor:
         """`[..., rows] -> [..., outputs]`, zero where no row exists; as is when all exist."""

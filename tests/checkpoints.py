@@ -1,0 +1,34 @@
+"""Pruned models in folders, for the tests of the loader."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models import Inputs, build
+from transformers import PreTrainedModel
+
+from optimum.dendritic import DendriticConfig, compress_, inject_, score_, update_
+from optimum.dendritic.record import injected_layout, set_layout
+
+
+def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -> tuple[PreTrainedModel, Inputs]:
+    """Prune half of a model by magnitude and save it.
+
+    Args:
+        form: `"injected"` or `"packed"`.
+        cut: False leaves the tensors along its wires as wide as they were, as where a cut would break a reshape.
+        fields: of the config.
+    """
+    model, inputs = build(name)
+    assert isinstance(model, PreTrainedModel)
+    config = DendriticConfig(**{"sparsity": 0.5, "segment_size": 4, "importance": "magnitude", **fields})
+    inject_(model, config, example_inputs=inputs)
+    if not cut:
+        layout = injected_layout(model)
+        set_layout(model, replace(layout, bundles=tuple(replace(bundle, cut=False) for bundle in layout.bundles)))
+    score_(model)
+    update_(model, 0.5)
+    if form == "packed":
+        compress_(model, inputs)
+    model.save_pretrained(folder)
+    return model, inputs

@@ -1,0 +1,27 @@
+"""Every test runs with the annotations checked, shapes too; hypothesis draws the same examples every time."""
+
+import importlib.util
+import pkgutil
+
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+BY_HAND = {"config", "layout", "strict"}  # they check what users and files hand in and refuse it with our own error
+
+package = importlib.util.find_spec("optimum.dendritic")  # found, not imported: the hook must come first
+assert package is not None
+names = [m.name for m in pkgutil.iter_modules(package.submodule_search_locations) if m.name not in BY_HAND]
+install_import_hook([f"optimum.dendritic.{name}" for name in names], "typechecker.check")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=30,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("repeatable")

@@ -1,0 +1,331 @@
+"""Packing: the packed model computes what the masked one does, and is exactly as small as was reported."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FACTORIES, Inputs, PlainCNN, build, outputs, pixels, roughen, vectors
+from test_inject import same, snapshot
+from torch import Tensor, nn
+
+from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, update_
+from optimum.dendritic import compress as compress_module
+from optimum.dendritic.inject import layer_costs
+from optimum.dendritic.layout import Form
+from optimum.dendritic.nn import PackedLayer
+from optimum.dendritic.prune import pruning_of
+from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.selection import total_cost
+
+
+def injected(name: str, seed: int = 0, **fields) -> tuple[nn.Module, Inputs]:
+    model, inputs = build(name, seed)
+    fields = {"sparsity": 0.0, "floor": 0.0, "segment_size": 4} | fields
+    return inject_(model, DendriticConfig(**fields), example_inputs=inputs), inputs
+
+
+def draw_masks(model: nn.Module, seed: int) -> None:
+    """Balanced random masks; one layer in five loses everything, one in five nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in dendritic_layers(model).values():
+        arbors, segments = layer.dendrite_mask.shape
+        fate = torch.rand((), generator=generator).item()
+        gone = (
+            segments if fate < 0.2 else 0 if fate > 0.8 else int(torch.randint(segments + 1, (), generator=generator))
+        )
+        order = torch.rand(arbors, segments, generator=generator).argsort(1)
+        layer.dendrite_mask.fill_(True).scatter_(1, order[:, :gone], False)
+    mask_(model)
+
+
+def target_cost(model: nn.Module, names: list[str], positions: dict[str, int] | None) -> int:
+    """Parameters (or, given `positions`, MACs of one sample) of the layers `names`, counted in their tensors."""
+    layers = [model.get_submodule(name) for name in names]
+    if positions is not None:
+        return sum(layer.weight.numel() * positions[name] for name, layer in zip(names, layers, strict=True))
+    return sum(p.numel() for layer in layers for p in layer.parameters())
+
+
+def pack_and_check(model: nn.Module, inputs: Inputs) -> None:
+    """Compress, and hold the packed model against the masked one: outputs, cost, and what was reported."""
+    layout, names = layout_of(model), list(dendritic_layers(model))
+    masks = {name: layer.dendrite_mask.clone() for name, layer in dendritic_layers(model).items()}
+    cost, report, expected = total_cost(masks, layer_costs(model)), pruning_of(model), outputs(model, inputs)
+    assert compress_(model, inputs) is model
+    found = outputs(model, inputs)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    positions = layout.positions if layout.config.budget == "macs" else None
+    assert target_cost(model, names, positions) == cost
+    assert report.sparsity == 1 - cost / layout.dense_cost
+    assert not any("dendrite" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_masked_equals_packed_for_any_masks(name):
+    @settings(max_examples=3 if name == "mobilenet" else 10)
+    @given(
+        st.sampled_from([1, 2, 4]), st.sampled_from(["params", "macs"]), st.sampled_from([1, 4, 64]), st.integers(0, 99)
+    )
+    def check(arbors, budget, segment_size, seed):
+        model, inputs = injected(name, seed, arbors=arbors, budget=budget, segment_size=segment_size)
+        draw_masks(model, seed)
+        pack_and_check(model, inputs)
+
+    check()
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_the_packed_model_has_the_sparsity_that_the_update_reported(name):
+    @settings(max_examples=2 if name == "mobilenet" else 6)
+    @given(st.floats(0, 0.95), st.sampled_from([1, 2, 4]), st.sampled_from(["params", "macs"]), st.integers(0, 9))
+    def check(sparsity, arbors, budget, seed):
+        model, inputs = injected(name, seed, arbors=arbors, budget=budget, importance="random")
+        names, layout = list(dendritic_layers(model)), layout_of(model)
+        report = update_(model, sparsity)
+        pack_and_check(model, inputs)
+        cost = target_cost(model, names, layout.positions if budget == "macs" else None)
+        assert report.sparsity == 1 - cost / layout.dense_cost
+
+    check()
+
+
+def train_briefly(model: nn.Module, inputs: Inputs) -> list[float]:
+    optimizer, losses = torch.optim.SGD(model.train().parameters(), lr=1e-3, momentum=0.9), []
+    for _ in range(8):
+        optimizer.zero_grad()
+        torch.manual_seed(0)
+        found = model(**inputs)
+        loss = (found if isinstance(found, Tensor) else found["logits"]).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("arbors", [1, 2])
+@pytest.mark.parametrize("name", [name for name in FACTORIES if name != "mobilenet"])
+def test_a_packed_model_trains_on(name, arbors):
+    model, inputs = injected(name, arbors=arbors, importance="random")
+    update_(model, 0.6)
+    compress_(model, inputs)
+    losses = train_briefly(model, inputs)
+    assert losses[-1] < losses[0]
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.numel() and p.requires_grad
+    )
+
+
+def test_a_plain_cnn_ends_as_a_chain_of_stock_layers():
+    model, inputs = build("plain_cnn")
+    inject_(model, DendriticConfig(sparsity=0.6, importance="random"), example_inputs=inputs)
+    update_(model, 0.6)
+    pack_and_check(model, inputs)
+    kinds = [type(module) for module in model.children()]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Linear]
+    assert model.conv1.out_channels == model.bn1.num_features == model.conv2.in_channels < 12
+    assert model.conv2.out_channels == model.bn2.num_features < 16
+    assert model.fc1.in_features == 4 * model.conv2.out_channels
+    assert model.fc1.weight.shape == (model.fc1.out_features, model.fc1.in_features)
+    assert not any("inputs" in key or "outputs" in key for key in model.state_dict())
+
+
+def test_the_rows_of_a_head_and_its_key_and_value_go_together():
+    model, inputs = injected("llama", importance="random")
+    layer = dendritic_layers(model)["model.layers.0.self_attn.o_proj"]
+    layer.dendrite_mask[0, 0] = False
+    mask_(model)
+    pack_and_check(model, inputs)
+    attention = model.model.layers[0].self_attn
+    rows = {part: attention.get_submodule(f"{part}_proj").weight.shape for part in "qkvo"}
+    assert rows == {"q": (8, 16), "k": (4, 16), "v": (4, 16), "o": (16, 8)}
+
+
+def test_what_was_frozen_stays_frozen_and_modes_are_kept():
+    model, inputs = build("plain_cnn")
+    model.conv2.bias.requires_grad_(False)
+    model.bn1.weight.requires_grad_(False)
+    inject_(model, DendriticConfig(sparsity=0.5, importance="random"), example_inputs=inputs)
+    update_(model, 0.5)
+    model.train()
+    model.bn2.eval()
+    compress_(model, inputs)
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["bn1.weight", "conv2.bias"]
+    assert model.training and model.conv1.training and model.bn1.training and not model.bn2.training
+
+
+def test_an_unpruned_model_packs_to_itself():
+    for name in ("bert", "plain_cnn", "gpt2"):
+        model, inputs = injected(name, arbors=2)
+        stock, _ = build(name)
+        compress_(model, inputs)
+        assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in stock.named_modules()]
+        assert torch.equal(outputs(model, inputs), outputs(stock, inputs))
+
+
+def test_the_layout_of_a_packed_model_describes_its_tensors():
+    model, inputs = injected("bert", arbors=2, importance="random")
+    update_(model, 0.6)
+    compress_(model, inputs)
+    layout = layout_of(model)
+    assert layout.packed and model.config.quantization_config == layout.to_dict()
+    for name, form in layout.modules.items():
+        module = model.get_submodule(name)
+        assert isinstance(form, Form) and tuple(module.weight.shape) == (sum(form.arbors), form.kept)
+        assert isinstance(module, PackedLayer) is not form.plain
+
+
+def test_outputs_are_kept_for_other_inputs_than_those_that_were_verified():
+    model, inputs = injected("bert", arbors=2, importance="random")
+    update_(model, 0.5)
+    other = {key: value.repeat(2, 2) for key, value in inputs.items()}
+    other["attention_mask"][:, 9:] = 0
+    expected = outputs(model, other)
+    compress_(model, inputs)
+    assert torch.allclose(outputs(model, other), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "plain_cnn", "gpt2", "resnet_basic"])
+def test_half_precision_is_packed(name):
+    model, inputs = build(name)
+    model = model.to(torch.bfloat16)
+    inputs = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in inputs.items()}
+    inject_(model, DendriticConfig(sparsity=0.5, arbors=2, importance="random", segment_size=4), example_inputs=inputs)
+    update_(model, 0.5)
+    expected = outputs(model, inputs)
+    found = outputs(compress_(model, inputs), inputs)
+    assert found.dtype == torch.bfloat16 and (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "plain_cnn"])
+def test_autocast_gives_every_packed_layer_the_dtype_of_its_stock_layer(name):
+    model, inputs = injected(name, arbors=2, importance="random")
+    update_(model, 0.5)
+    packed = compress_(copy.deepcopy(model), inputs)
+
+    def dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+        seen = {}
+        for layer in layout_of(packed).modules:
+            hook = lambda m, a, output, layer=layer: seen.update({layer: output.dtype})  # noqa: E731
+            model.get_submodule(layer).register_forward_hook(hook)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs(model, inputs)
+        return seen
+
+    assert dtypes(packed) == dtypes(model)
+
+
+class Fussy(nn.Module):
+    """Refuses a tensor that has shrunk a lot: the trial cut of one channel passes, the real one does not."""
+
+    def __init__(self, error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
+        self.up, self.down, self.error = nn.Linear(6, 24), nn.Linear(24, 5), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.up(x))
+        if hidden.shape[-1] < 20:
+            raise self.error("so narrow")
+        return self.down(hidden)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError, IndexError])
+def test_a_wire_that_cannot_be_cut_after_all_keeps_a_gather(error, caplog):
+    model, inputs = roughen(Fussy(error)), vectors()
+    inject_(model, DendriticConfig(sparsity=0.5, target_modules=".*", importance="random"), example_inputs=inputs)
+    assert layout_of(model).bundles[0].cut
+    update_(model, 0.5)
+    pack_and_check(model, inputs)
+    assert "down keeps a gather" in caplog.text and layout_of(model).modules["down"].gather
+    assert layout_of(model).modules["up"].scatter and caplog.records[-1].levelno == logging.WARNING
+
+
+def test_channels_beside_those_that_are_cut_still_arrive(caplog):
+    model, inputs = injected("concat_mlp", importance="random", target_modules=".*")
+    join = dendritic_layers(model)["join"]
+    join.dendrite_mask[0, [0, 3, 9, 12]] = False  # two of the branch, two of the model's input
+    mask_(model)
+    pack_and_check(model, inputs)
+    assert model.branch.out_features == 6 and not caplog.records
+
+
+@pytest.mark.parametrize("name", ["bert", "plain_cnn"])
+@pytest.mark.parametrize("failure", ["inputs", "difference", "crash"])
+def test_a_failure_leaves_everything_as_it_was(name, failure, monkeypatch):
+    model, inputs = injected(name, arbors=2, importance="random")
+    update_(model.train(), 0.5)
+    if failure == "inputs":
+        inputs = {"unknown": torch.ones(1)}
+    elif failure == "difference":
+        monkeypatch.setattr(compress_module, "outputs_differ", lambda expected, actual: 1.0)
+    else:
+        monkeypatch.setattr(compress_module, "pack_modules", lambda *args: 1 / 0)
+    before, random = snapshot(model), torch.get_rng_state()
+    error = {"inputs": (TypeError, ValueError), "difference": DendriticError, "crash": ZeroDivisionError}[failure]
+    with pytest.raises(error):
+        compress_(model, inputs)
+    assert same(before, snapshot(model)) and torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_stock_and_a_packed_model_are_refused():
+    model, inputs = build("plain_cnn")
+    with pytest.raises(DendriticError, match="has no dendritic segments"):
+        compress_(model, inputs)
+    model, inputs = injected("plain_cnn")
+    compress_(model, inputs)
+    with pytest.raises(DendriticError, match="packed already"):
+        compress_(model, inputs)
+    with pytest.raises(DendriticError, match="example_inputs|only a PreTrainedModel"):
+        compress_(inject_(PlainCNN(), DendriticConfig(), example_inputs=pixels()))
+
+
+def test_a_layer_without_any_output_left_packs_with_several_arbors():
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(6, 8), nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False)
+            self.c = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.tanh(self.b(torch.tanh(self.a(x)).view(-1, 2, 4).flatten(1))))
+
+    model, inputs = roughen(Deep()), vectors()
+    config = DendriticConfig(sparsity=0.0, floor=0.0, arbors=2, segment_size=2, target_modules=".*")
+    inject_(model, config, example_inputs=inputs)
+    for layer in ("b", "c"):
+        dendritic_layers(model)[layer].dendrite_mask.fill_(False)
+    mask_(model)
+    pack_and_check(model, inputs)
+    train_briefly(model, inputs)
+
+
+def test_infinite_outputs_that_agree_are_no_difference():
+    class Masked(PlainCNN):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), torch.full((len(x), 1), -torch.inf)], 1)
+
+    model, inputs = roughen(Masked()), pixels()
+    inject_(model, DendriticConfig(sparsity=0.5, importance="random"), example_inputs=inputs)
+    update_(model, 0.5)
+    expected = outputs(model, inputs)
+    assert torch.allclose(outputs(compress_(model, inputs), inputs), expected, atol=1e-4)
+
+
+def test_an_encoder_with_a_fused_fast_path_runs_after_packing():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+            self.embed, self.layer, self.head = nn.Linear(6, 8), layer, nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(self.embed(x)[:, None]))
+
+    model, inputs = roughen(Encoder()), vectors()
+    inject_(model, DendriticConfig(sparsity=0.4, importance="random", segment_size=2), example_inputs=inputs)
+    update_(model, 0.4)
+    expected = outputs(model, inputs)
+    compress_(model, inputs)
+    assert torch.allclose(outputs(model, inputs), expected, atol=1e-4)

@@ -1,0 +1,112 @@
+"""`DendriticConfig`: validated once, frozen, JSON both ways."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum.dendritic import DendriticConfig, DendriticError
+
+BAD = [
+    ("sparsity", -0.1),
+    ("sparsity", 1.0),
+    ("sparsity", float("nan")),
+    ("sparsity", "0.5"),
+    ("sparsity", True),
+    ("start", 1.0),
+    ("start", 0.7),
+    ("end", -0.1),
+    ("end", 1.1),
+    ("regrow", 1),
+    ("decay", 1.0),
+    ("floor", 1.1),
+    ("floor", -1e-9),
+    ("segment_size", 0),
+    ("segment_size", 2.0),
+    ("segment_size", True),
+    ("arbors", 0),
+    ("arbors", "2"),
+    ("updates", 0),
+    ("seed", -1),
+    ("budget", "flops"),
+    ("budget", None),
+    ("importance", "oracle"),
+    ("schedule", ["cubic"]),
+    ("sprout_rank", 1),
+    ("distillation", 0.5),
+    ("version", 2),
+    ("version", True),
+    ("target_modules", "(unclosed"),
+    ("target_modules", []),
+    ("target_modules", [1]),
+    ("target_modules", [""]),
+    ("exclude_modules", 3),
+    ("exclude_modules", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises(DendriticError, match=f"^{field} = "):
+        DendriticConfig(**{field: value})
+
+
+patterns = (
+    st.none() | st.sampled_from([".*dense", "query"]) | st.lists(st.text("ab.", min_size=1), min_size=1, max_size=3)
+)
+configs = st.builds(
+    DendriticConfig,
+    sparsity=st.floats(0, 1, exclude_max=True) | st.just(0),
+    budget=st.sampled_from(["params", "macs"]),
+    target_modules=patterns,
+    exclude_modules=patterns,
+    segment_size=st.integers(1, 4096),
+    arbors=st.integers(1, 64),
+    importance=st.sampled_from(["dendritic", "magnitude", "taylor", "movement", "activation", "random"]),
+    schedule=st.sampled_from(["cubic", "linear"]),
+    start=st.floats(0, 0.4),
+    end=st.floats(0.5, 1),
+    regrow=st.floats(0, 0.9),
+    updates=st.integers(1, 500),
+    floor=st.floats(0, 1) | st.just(1),
+    seed=st.integers(0, 2**31),
+)
+
+
+@given(configs)
+def test_json_gives_the_same_config_back(config):
+    assert DendriticConfig.from_json(config.to_json()) == config
+    assert DendriticConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@given(configs)
+def test_equal_configs_have_equal_hashes(config):
+    assert hash(DendriticConfig.from_dict(config.to_dict())) == hash(config)
+
+
+def test_the_dict_form_holds_every_field_and_only_json():
+    fields = DendriticConfig(target_modules=("query", "key")).to_dict()
+    assert list(fields) == [field.name for field in dataclasses.fields(DendriticConfig)]
+    assert fields["target_modules"] == ["query", "key"]
+
+
+def test_an_unknown_field_is_refused_and_the_known_ones_are_listed():
+    with pytest.raises(DendriticError, match="sparsty.*sparsity"):
+        DendriticConfig.from_dict({"sparsty": 0.5})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"sparsity"', "3", "[1]"])
+def test_json_that_is_no_object_is_refused(text):
+    with pytest.raises(DendriticError):
+        DendriticConfig.from_json(text)
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DendriticConfig().sparsity = 0.1
+
+
+def test_a_set_of_names_has_one_order():
+    assert DendriticConfig(target_modules={"b", "a", "c"}).target_modules == ("a", "b", "c")

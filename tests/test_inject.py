@@ -1,0 +1,204 @@
+"""Injection is exact: the same outputs, gradients and Parameter objects; where it is refused, nothing has changed."""
+
+import copy
+
+import pytest
+import torch
+from models import FACTORIES, PlainCNN, build, outputs, pixels
+from torch import nn
+
+from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, update_
+from optimum.dendritic.nn import DendriticLayer
+from optimum.dendritic.record import dendritic_layers, layout_of
+
+CONFIG = DendriticConfig(sparsity=0.3, segment_size=4, arbors=2, importance="activation")
+
+
+def snapshot(model: nn.Module) -> dict:
+    """Everything that a refused call must leave alone."""
+    return {
+        "modules": {name: (module, module.training) for name, module in model.named_modules()},
+        "state": {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()},
+        "layout": copy.deepcopy(layout_of(model)),
+        "config": model.config.to_json_string() if hasattr(model, "config") else None,
+    }
+
+
+def same(before: dict, after: dict) -> bool:
+    states = before["state"].keys() == after["state"].keys() and all(
+        before["state"][name][0] == place and torch.equal(before["state"][name][1], tensor)
+        for name, (place, tensor) in after["state"].items()
+    )
+    return states and all(before[key] == after[key] for key in ("modules", "layout", "config"))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", FACTORIES)
+def test_injected_equals_stock_bit_for_bit(name, training):
+    model, inputs = build(name)
+    stock = copy.deepcopy(model).train(training)
+    parameters = dict(model.named_parameters())
+    inject_(model.train(training), CONFIG, example_inputs=inputs)
+    assert all(module.training is training for module in model.modules())
+    assert {n: id(p) for n, p in model.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+    results = []
+    for one in (stock, model):
+        torch.manual_seed(0)
+        found = one(**inputs)
+        found = found if isinstance(found, torch.Tensor) else found["logits"]
+        found.square().mean().backward()
+        results.append((found, {n: p.grad for n, p in one.named_parameters()}))
+    (expected, gradients), (found, injected) = results
+    assert torch.equal(found, expected)
+    for parameter, gradient in gradients.items():
+        assert (gradient is None) == (injected[parameter] is None)
+        assert gradient is None or torch.equal(gradient, injected[parameter]), parameter
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_the_state_is_the_stock_one_plus_masks_and_scores(name):
+    model, inputs = build(name)
+    stock = set(model.state_dict())
+    inject_(model, CONFIG, example_inputs=inputs)
+    added = set(model.state_dict()) - stock
+    assert stock <= set(model.state_dict())
+    kinds = ("dendrite_mask", "dendrite_score", "dendrite_activity")
+    assert added == {f"{layer}.{kind}" for layer in dendritic_layers(model) for kind in kinds}
+
+
+def test_a_cut_reader_has_whole_channels_as_segments_and_others_about_segment_size():
+    model, inputs = build("bert")
+    inject_(model, DendriticConfig(sparsity=0.3, segment_size=5, arbors=3), example_inputs=inputs)
+    layers, at = dendritic_layers(model), "bert.encoder.layer.0"
+    shapes = {name: tuple(layer.dendrite_mask.shape) for name, layer in layers.items() if name.startswith(at)}
+    assert shapes[f"{at}.output.dense"] == (1, 24) and shapes[f"{at}.attention.output.dense"] == (1, 4)
+    assert shapes[f"{at}.intermediate.dense"] == (3, 4) and shapes[f"{at}.attention.self.query"] == (2, 4)
+
+
+def test_a_segment_of_a_convolution_counts_its_kernel():
+    model = PlainCNN()
+    inject_(model, DendriticConfig(sparsity=0.3, target_modules=["conv2"], segment_size=18), example_inputs=pixels())
+    assert dendritic_layers(model)["conv2"].dendrite_mask.shape == (1, 6)
+
+
+def test_the_same_config_twice_is_one_injection():
+    model, inputs = build("plain_cnn")
+    inject_(model, CONFIG, example_inputs=inputs)
+    before = snapshot(model)
+    assert inject_(model, DendriticConfig.from_json(CONFIG.to_json())) is model
+    assert same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("name", ["bert", "plain_cnn"])
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"sparsity": 0.99, "floor": 0.5}, "sparsity = 0.99: at most"),
+        ({"target_modules": ["nothing"]}, "target_modules = 'nothing'"),
+        ({"exclude_modules": ["nothing"]}, "exclude_modules = 'nothing'"),
+    ],
+)
+def test_a_refused_config_leaves_the_model_as_it_was(name, fields, rule):
+    model, inputs = build(name)
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match=rule):
+        inject_(model, DendriticConfig(**fields), example_inputs=inputs)
+    assert same(before, snapshot(model))
+
+
+def test_the_sparsity_that_an_error_offers_can_be_reached():
+    model, inputs = build("plain_cnn")
+    with pytest.raises(DendriticError) as error:
+        inject_(model, DendriticConfig(sparsity=0.99, floor=0.3), example_inputs=inputs)
+    most = float(str(error.value).split("at most ")[1].split()[0])
+    inject_(model, DendriticConfig(sparsity=most - 1e-4, floor=0.3), example_inputs=inputs)
+    assert update_(model, most - 1e-4).sparsity >= most - 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")], ids=["data_parallel", "compiled"]
+)
+def test_a_wrapped_model_is_refused(wrap):
+    model, inputs = build("plain_cnn")
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match="wrapper"):
+        inject_(wrap(model), CONFIG, example_inputs=inputs)
+    assert same(before, snapshot(model))
+
+
+def test_another_config_and_a_packed_model_are_refused():
+    model, inputs = build("bert")
+    inject_(model, CONFIG, example_inputs=inputs)
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match="injected with another config"):
+        inject_(model, DendriticConfig(sparsity=0.4), example_inputs=inputs)
+    assert same(before, snapshot(model))
+    update_(model, 0.3)
+    compress_(model, inputs)
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match="packed already"):
+        inject_(model, CONFIG, example_inputs=inputs)
+    assert same(before, snapshot(model))
+
+
+def test_a_plain_module_without_example_inputs_is_refused():
+    model = PlainCNN()
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match="example_inputs"):
+        inject_(model, CONFIG)
+    assert same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit", "resnet_basic", "convnext"])
+def test_a_pretrained_model_needs_no_example_inputs(name):
+    model, inputs = build(name)
+    with_inputs = inject_(build(name)[0], CONFIG, example_inputs=inputs)
+    inject_(model, CONFIG)
+    assert layout_of(model).bundles == layout_of(with_inputs).bundles
+
+
+def test_layers_that_the_forward_pass_does_not_call_are_left_alone():
+    class Spare(PlainCNN):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Linear(3, 3)
+
+    model = inject_(Spare(), DendriticConfig(sparsity=0.1, target_modules=".*"), example_inputs=pixels())
+    assert type(model.aside) is nn.Linear and isinstance(model.fc2, DendriticLayer)
+
+
+def test_a_shared_module_is_injected_everywhere_and_once():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+            self.b = nn.ModuleList([self.a])
+
+        def forward(self, x):
+            return self.b[0](torch.tanh(self.a(x)))
+
+    model = inject_(Shared(), DendriticConfig(sparsity=0.1, segment_size=2), example_inputs={"x": torch.ones(1, 6)})
+    assert model.a is model.b[0] and isinstance(model.a, DendriticLayer) and list(dendritic_layers(model)) == ["a"]
+
+
+def test_an_untraceable_model_is_still_injected_without_cuts_but_not_for_macs():
+    class Demanding(PlainCNN):
+        def forward(self, x, needed):
+            return super().forward(x)
+
+    model = inject_(Demanding(), DendriticConfig(sparsity=0.3), example_inputs=pixels())
+    assert layout_of(model).bundles == () and set(dendritic_layers(model)) == {"conv1", "conv2", "fc1"}
+    model = Demanding()
+    before = snapshot(model)
+    with pytest.raises(DendriticError, match="budget = 'macs'"):
+        inject_(model, DendriticConfig(budget="macs"), example_inputs=pixels())
+    assert same(before, snapshot(model))
+
+
+def test_injection_works_where_the_parameters_are_half_precision():
+    model, inputs = build("residual_mlp")
+    model, inputs = model.to(torch.bfloat16), {"x": inputs["x"].to(torch.bfloat16)}
+    expected = outputs(model, inputs)
+    inject_(model, CONFIG, example_inputs=inputs)
+    assert torch.equal(outputs(model, inputs), expected)
+    assert all(layer.dendrite_score.dtype == torch.float32 for layer in dendritic_layers(model).values())

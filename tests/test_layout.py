@@ -1,0 +1,139 @@
+"""The layout: what is written is read back, and nothing else is read."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import build
+
+from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
+from optimum.dendritic.layout import Bundle, Follower, Form, Layout, Run, Segments, Wire
+from optimum.dendritic.record import layout_of
+
+counts = st.integers(1, 9)
+runs = st.builds(Run, *[counts] * 5)
+wires = st.builds(Wire, st.text(min_size=1), st.tuples(runs) | st.tuples(runs, runs))
+bundles = st.builds(
+    Bundle, st.text(min_size=1), st.tuples(wires), st.tuples() | st.tuples(wires), block=counts, cut=st.booleans()
+)
+segments = st.builds(Segments, counts, counts, st.booleans())
+followers = st.builds(Follower, counts)
+
+
+@st.composite
+def forms(draw):
+    arbors = tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
+    kept, gather, scatter = draw(counts), draw(st.booleans()) or len(arbors) > 1, draw(st.booleans())
+    inputs = kept + (draw(counts) if gather else 0)
+    return Form(inputs, sum(arbors) + (draw(counts) if scatter else 0), kept, arbors, gather, scatter)
+
+
+layouts = st.builds(
+    Layout,
+    st.builds(DendriticConfig, sparsity=st.floats(0, 0.9), target_modules=st.none() | st.just(("a", "b"))),
+    st.dictionaries(st.text(min_size=1), segments | followers | forms(), max_size=4),
+    st.lists(bundles, max_size=2).map(tuple),
+    st.dictionaries(st.text(min_size=1), counts),
+    st.integers(0, 2**40),
+)
+
+
+@given(layouts)
+def test_json_gives_the_same_layout_back(layout):
+    assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+@pytest.mark.parametrize("name", ["bert", "plain_cnn"])
+def test_layouts_of_real_models_survive_json(name):
+    model, inputs = build(name)
+    inject_(model, DendriticConfig(sparsity=0.5, segment_size=4, arbors=2), example_inputs=inputs)
+    injected = layout_of(model)
+    assert Layout.from_dict(json.loads(json.dumps(injected.to_dict()))) == injected and not injected.packed
+    update_(model, 0.5)
+    packed = layout_of(compress_(model, inputs))
+    assert Layout.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed and packed.packed
+
+
+GOOD = Layout(
+    DendriticConfig(),
+    {"reader": Segments(2, 4, True), "form": Form(8, 6, 4, (3, 3), gather=True, scatter=False), "bn": Follower(4)},
+    (Bundle("reader", (Wire("form", (Run(0, 1, 0, 1, 4),)),), (Wire("bn", (Run(0, 1, 0, 1, 4),)),), 1, True),),
+    {"reader": 1},
+    99,
+).to_dict()
+RUN = ("bundles", 0, "producers", 0, "runs", 0)
+BAD = [
+    (("version",), 2),
+    (("version",), True),
+    (("version",), "1"),
+    (("quant_method",), "gptq"),
+    (("config",), None),
+    (("config", "sparsity"), 2),
+    (("config", "unknown"), 1),
+    (("modules",), []),
+    (("modules", "reader"), None),
+    (("modules", "reader"), {}),
+    (("modules", "reader"), {"pickle": {}}),
+    (("modules", "reader"), {"segments": {"arbors": 1, "segments": 1}}),
+    (("modules", "reader", "segments", "arbors"), 0),
+    (("modules", "reader", "segments", "segments"), -1),
+    (("modules", "reader", "segments", "segments"), 2.0),
+    (("modules", "reader", "segments", "activity"), 1),
+    (("modules", "reader", "segments", "extra"), 1),
+    (("modules", "form", "form", "kept"), 9),
+    (("modules", "form", "form", "arbors"), []),
+    (("modules", "form", "form", "arbors"), [3, 4]),
+    (("modules", "form", "form", "arbors"), [7, -1]),
+    (("modules", "form", "form", "gather"), False),
+    (("modules", "form", "form", "scatter"), None),
+    (("modules", "form", "form", "inputs"), 2**31),
+    (("modules", "bn", "follower", "channels"), True),
+    (("bundles",), None),
+    (("bundles", 0, "reader"), 3),
+    (("bundles", 0, "cut"), "yes"),
+    (("bundles", 0, "block"), -1),
+    (("bundles", 0, "block"), 0),
+    (("bundles", 0, "producers"), {}),
+    ((*RUN[:4], "name"), None),
+    ((*RUN, "count"), 2**31),
+    ((*RUN, "count"), 0),
+    ((*RUN, "width"), 0),
+    ((*RUN, "size"), "1"),
+    ((*RUN, "more"), 1),
+    (("positions",), None),
+    (("positions", "reader"), -1),
+    (("dense_cost",), 1.5),
+    (("extra",), 1),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), BAD)
+def test_anything_that_was_never_written_is_refused(path, value):
+    data = copy.deepcopy(GOOD)
+    assert Layout.from_dict(data).to_dict() == GOOD
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(CheckpointError):
+        Layout.from_dict(data)
+
+
+@pytest.mark.parametrize("field", list(GOOD))
+def test_a_missing_field_is_refused(field):
+    with pytest.raises(CheckpointError):
+        Layout.from_dict({key: value for key, value in GOOD.items() if key != field})
+
+
+@pytest.mark.parametrize("data", [None, [], "layout", 1])
+def test_what_is_no_object_is_refused(data):
+    with pytest.raises(CheckpointError):
+        Layout.from_dict(data)
+
+
+def test_a_long_bad_value_is_shortened_in_the_message():
+    with pytest.raises(CheckpointError) as error:
+        Layout.from_dict(GOOD | {"bundles": "x" * 10_000})
+    assert len(str(error.value)) < 600

@@ -1,0 +1,188 @@
+"""Selection: the budget is met within one unit, floors hold, and the same scores give the same masks."""
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from optimum.dendritic.selection import (
+    LayerCost,
+    alive_rows,
+    choose_regrown,
+    select,
+    smallest_kept,
+    total_cost,
+    unit_cost,
+)
+
+Masks = dict[str, Tensor]
+
+
+def balanced(generator: torch.Generator, arbors: int, segments: int, pruned: int) -> Tensor:
+    order = torch.rand(arbors, segments, generator=generator).argsort(1)
+    return torch.ones(arbors, segments, dtype=torch.bool).scatter_(1, order[:, :pruned], False)
+
+
+@st.composite
+def problems(draw):
+    """A chain of layers, some rows of each leading to segments of the next; scores with ties; masks partly pruned."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shapes = draw(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 6)), min_size=1, max_size=4))
+    scores, masks, costs = {}, {}, {}
+    for i, (arbors, segments) in enumerate(shapes):
+        name, rows = f"layer{i}", arbors * draw(st.integers(1, 4))
+        reader, reached = None, None
+        if i + 1 < len(shapes) and draw(st.booleans()):
+            reader, reached = f"layer{i + 1}", torch.randint(-1, shapes[i + 1][1], (rows,), generator=generator)
+        per_weight, per_row = draw(st.sampled_from([1, 9, 50])), draw(st.sampled_from([0, 1]))
+        costs[name] = LayerCost(rows, draw(st.integers(1, 3)), per_weight, per_row, reader, reached)
+        scores[name] = torch.randint(
+            0, draw(st.sampled_from([2, 1000])), (arbors, segments), generator=generator
+        ).float()
+        masks[name] = balanced(generator, arbors, segments, draw(st.integers(0, segments // 2)))
+    regrown = choose_regrown(
+        {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()},
+        masks,
+        draw(st.sampled_from([0.0, 0.3, 1.0])),
+    )
+    budget = draw(st.floats(0, 1)) * total_cost({name: torch.ones_like(m) for name, m in masks.items()}, costs)
+    return scores, masks, costs, budget, draw(st.sampled_from([0.0, 0.05, 0.5])), regrown
+
+
+def pruned(masks: Masks) -> dict[str, int]:
+    return {name: int((~mask).sum(1)[0]) for name, mask in masks.items()}
+
+
+def fewest(masks: Masks, regrown: Masks) -> dict[str, int]:
+    return {name: int((~mask & ~regrown[name]).sum(1)[0]) for name, mask in masks.items()}
+
+
+def units(problem, chosen: Masks) -> tuple[list, list]:
+    """(rank, name) of the units that were newly pruned, and of those that could still have been."""
+    scores, masks, costs, _, floor, regrown = problem
+    weights, gone, left = unit_cost(masks, costs), [], []
+    for index, (name, mask) in enumerate(masks.items()):
+        live = scores[name].double().masked_fill(~mask, -math.inf).masked_fill(regrown[name], math.inf)
+        values = (live.sort(1)[0].mean(0) / weights[name]).tolist()
+        low, now = fewest(masks, regrown)[name], pruned(chosen)[name]
+        high = max(low, mask.shape[1] - smallest_kept(mask.shape[1], floor))
+        gone += [((value, index, low + i), name) for i, value in enumerate(values[low:now])]
+        left += [((value, index, now + i), name) for i, value in enumerate(values[now:high])]
+    return gone, left
+
+
+def one_more(problem, chosen: Masks, name: str) -> Masks:
+    """`chosen` with the last pruned unit of a layer undone: its strongest pruned segment in each arbor."""
+    scores, masks, _, _, _, regrown = problem
+    live = scores[name].masked_fill(~masks[name], -math.inf).masked_fill(regrown[name], math.inf)
+    best = live.masked_fill(chosen[name], -math.inf)
+    back = chosen[name].clone()
+    for arbor in range(len(back)):
+        candidates = ((~chosen[name][arbor]) & (best[arbor] == best[arbor].max())).nonzero()
+        back[arbor, candidates[-1]] = True
+    return chosen | {name: back}
+
+
+@given(problems())
+def test_the_budget_is_met_within_one_unit(problem):
+    scores, masks, costs, budget, floor, regrown = problem
+    chosen = select(*problem)
+    gone, left = units(problem, chosen)
+    if left:
+        assert total_cost(chosen, costs) <= budget
+    if gone:
+        _, name = max(gone)
+        assert total_cost(one_more(problem, chosen, name), costs) > budget
+
+
+@given(problems())
+def test_what_goes_scores_less_per_cost_than_what_stays(problem):
+    gone, left = units(problem, select(*problem))
+    assert not gone or not left or max(gone) < min(left)
+
+
+@given(problems())
+def test_pruned_stays_pruned_unless_regrown(problem):
+    _, masks, _, _, _, regrown = problem
+    for name, mask in select(*problem).items():
+        assert not (mask & ~masks[name] & ~regrown[name]).any()
+
+
+@given(problems())
+def test_arbors_stay_balanced(problem):
+    _, masks, *_, regrown = problem
+    for group in (select(*problem), regrown):
+        for mask in group.values():
+            assert mask.sum(1).unique().numel() == 1
+
+
+@given(problems())
+def test_no_layer_falls_below_its_floor_by_this_update(problem):
+    _, masks, _, _, floor, regrown = problem
+    for name, mask in select(*problem).items():
+        already = mask.shape[1] - fewest(masks, regrown)[name]
+        assert mask.sum(1)[0] >= min(already, math.ceil(floor * mask.shape[1] - 1e-9))
+
+
+@given(problems())
+def test_regrown_segments_go_only_when_their_layer_keeps_nothing_else(problem):
+    _, _, _, _, _, regrown = problem
+    for name, mask in select(*problem).items():
+        for arbor, back in enumerate(regrown[name]):
+            assert mask[arbor][back].all() or not mask[arbor][~back].any()
+
+
+@given(problems())
+def test_equal_inputs_give_equal_masks_under_ties(problem):
+    scores, *rest = problem
+    for tied in (scores, {name: torch.zeros_like(score) for name, score in scores.items()}):
+        first, second = select(tied, *rest), select({k: v.clone() for k, v in tied.items()}, *rest)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@given(problems())
+def test_a_smaller_budget_prunes_no_less(problem):
+    scores, masks, costs, budget, floor, regrown = problem
+    more, less = select(*problem), select(scores, masks, costs, budget / 2, floor, regrown)
+    assert all(not (less[name] & ~more[name]).any() for name in masks)
+
+
+@given(problems())
+def test_the_total_cost_is_what_counting_by_hand_gives(problem):
+    _, masks, costs, *_ = problem
+    expected = 0
+    for name, cost in costs.items():
+        mask = masks[name]
+        for row in range(cost.rows):
+            arbor = row // (cost.rows // len(mask))
+            segment = -1 if cost.reached is None else int(cost.reached[row])
+            alive = segment < 0 or bool(masks[cost.reader][:, segment].any())
+            assert alive == bool(alive_rows(masks, costs, name)[row])
+            if alive:
+                expected += int(mask[arbor].sum()) * cost.segment_size * cost.per_weight + cost.per_row
+    assert total_cost(masks, costs) == expected
+
+
+@given(problems(), st.floats(0, 1))
+def test_only_pruned_segments_with_a_gradient_come_back_and_the_strongest_first(problem, fraction):
+    _, masks, *_ = problem
+    generator = torch.Generator().manual_seed(0)
+    growth = {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
+    regrown, dead = choose_regrown(growth, masks, fraction), pruned(masks)
+    for name, back in regrown.items():
+        assert int(back.sum(1)[0]) == round(fraction * min(dead[name], back.shape[1] - dead[name]))
+        assert not (back & masks[name]).any()
+        for arbor in range(len(back)):
+            stayed = growth[name][arbor][~masks[name][arbor] & ~back[arbor]]
+            returned = growth[name][arbor][back[arbor]]
+            assert not len(stayed) or not len(returned) or returned.min() >= stayed.max()
+    nothing = choose_regrown({name: torch.zeros_like(g) for name, g in growth.items()}, masks, 1.0)
+    assert not any(back.any() for back in nothing.values())
+
+
+def test_a_floor_keeps_at_least_one_segment_and_zero_none():
+    for segments in (1, 2, 7, 64):
+        assert smallest_kept(segments, 0.0) == 0 and smallest_kept(segments, 1e-6) == 1
+        assert smallest_kept(segments, 1.0) == segments
