@@ -28,7 +28,7 @@ from optimum.dendritic import (
 from optimum.dendritic.record import layout_of
 
 STEPS, FREEZE = 20, 12
-CONFIG = DendriticConfig(sparsity=0.5, updates=5)
+CONFIG = DendriticConfig(sparsity=0.5, updates=5, regrow=0.5)
 
 
 def make_model() -> ResNetForImageClassification:
@@ -216,7 +216,7 @@ class TestRefusals:
 
     def test_teacher_is_refused(self):
         with pytest.raises(DendriticError, match="teacher"):
-            DendriticCallback(CONFIG, teacher=make_model())  # pyright: ignore[reportArgumentType]
+            DendriticCallback(CONFIG, teacher=make_model())
 
 
 class TestTheEnd:

@@ -41,13 +41,14 @@ def problems(draw):
         scores[name] = torch.randint(
             0, draw(st.sampled_from([2, 1000])), (arbors, segments), generator=generator
         ).float()
-        masks[name] = balanced(generator, arbors, segments, draw(st.integers(0, segments // 2)))
+        masks[name] = balanced(generator, arbors, segments, draw(st.integers(0, segments)))
     regrown = choose_regrown(
         {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()},
         masks,
         draw(st.sampled_from([0.0, 0.3, 1.0])),
     )
     budget = draw(st.floats(0, 1)) * total_cost({name: torch.ones_like(m) for name, m in masks.items()}, costs)
+    budget = draw(st.sampled_from([budget, round(budget)]))
     return scores, masks, costs, budget, draw(st.sampled_from([0.0, 0.05, 0.5])), regrown
 
 
@@ -182,7 +183,28 @@ def test_only_pruned_segments_with_a_gradient_come_back_and_the_strongest_first(
     assert not any(back.any() for back in nothing.values())
 
 
+def test_a_budget_that_a_mask_meets_to_the_unit_is_not_overshot():
+    costs = {"layer": LayerCost(1, 1, 1, 0)}
+    masks, scores = {"layer": torch.ones(1, 10, dtype=torch.bool)}, {"layer": torch.arange(10.0)[None]}
+    for budget in range(11):
+        assert total_cost(select(scores, masks, costs, budget, 0.0), costs) == budget
+
+
 def test_a_floor_keeps_at_least_one_segment_and_zero_none():
     for segments in (1, 2, 7, 64):
         assert smallest_kept(segments, 0.0) == 0 and smallest_kept(segments, 1e-6) == 1
         assert smallest_kept(segments, 1.0) == segments
+
+
+@given(st.integers(1, 4), st.integers(2, 6), st.integers(1, 3), st.sampled_from([1, 9]), st.sampled_from([0, 1]))
+def test_a_unit_saves_its_columns_and_the_rows_that_die_with_it(rows_each, segments, size, per_weight, per_row):
+    reached = torch.arange(segments).repeat_interleave(rows_each)
+    costs = {
+        "producer": LayerCost(rows_each * segments, 2, per_weight, per_row, "reader", reached),
+        "reader": LayerCost(5, size, 1, per_row),
+    }
+    masks = {"producer": torch.ones(1, 3, dtype=torch.bool), "reader": torch.ones(1, segments, dtype=torch.bool)}
+    for name in masks:
+        fewer = masks | {name: masks[name].clone()}
+        fewer[name][0, 0] = False
+        assert total_cost(masks, costs) - total_cost(fewer, costs) == unit_cost(masks, costs)[name]

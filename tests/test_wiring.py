@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
 from optimum.dendritic.layout import Bundle, Run
-from optimum.dendritic.packing import segments_reached
+from optimum.dendritic.packing import alive_channels, segments_reached
 from optimum.dendritic.wiring import _runs
 
 
@@ -312,3 +312,9 @@ def test_runs_describe_the_reach_that_they_were_read_from(size, width, count, sk
             drawn[rows, run.reach + i * run.width : run.reach + (i + 1) * run.width] = True
     assert torch.equal(drawn, reach)
     assert torch.equal(segments_reached(runs, len(reach), width), (reach.int().argmax(1) // width))
+
+
+def test_channels_that_nobody_reads_stay():
+    runs = (Run(1, 1, 0, 2, 2),)
+    assert alive_channels(runs, 4, torch.tensor([False, False, True, True])).tolist() == [0, 2, 3]
+    assert segments_reached(runs, 4, 2).tolist() == [-1, 0, 1, -1]

@@ -46,7 +46,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             the compression; the message says what to do.
     """
 
-    def __init__(self, config: DendriticConfig | dict[str, Any], teacher: None = None, *, example_inputs: Any = None):
+    def __init__(self, config: DendriticConfig | dict[str, Any], teacher: Any = None, *, example_inputs: Any = None):
         if teacher is not None:
             raise invalid("teacher", type(teacher).__name__, "is not available in this version", "Leave it at None.")
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
@@ -189,12 +189,15 @@ def _stand_before_reporters(callback: DendriticCallback) -> list[TrainerCallback
     """Order the Trainer's callbacks: this one, the console, `LayerDensity`, then everyone else. Returns the console.
 
     Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
-    values from them. The Trainer hands its callbacks neither itself nor their list, so the list is taken from the
-    caller, `CallbackHandler.call_event`; where another caller stands, only the order stays as it was.
+    values from them. The Trainer hands its callbacks neither itself nor their list, so the list is found on the way
+    back up to it, at `CallbackHandler.call_event`; where there is none, the order stays as it was.
     """
-    handler = sys._getframe(2).f_locals.get("self")
-    if not isinstance(handler, CallbackHandler):
+    frame = sys._getframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back
+    if frame is None:
         return []
+    handler: CallbackHandler = frame.f_locals["self"]
     console: list[TrainerCallback] = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
     others = [
         c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)
