@@ -111,7 +111,7 @@ class TestLatency:
         assert (summary.median, summary.p95, summary.blocks) == (50.0, pytest.approx(95.0), 101)
 
     def test_a_model_is_as_fast_as_itself(self):
-        """Other processes may take a core away in the middle of a block; a mistaken pairing would be off by far more."""
+        """Other processes may take a core away in mid-block; a mistaken pairing would be off by far more."""
         model = bert(64)
         report = measure(model, tokens(), baseline=model, **QUICK | {"seconds": 2.0})
         assert 0.5 < report.ratios["latency_ms_batch_1"] < 2
