@@ -329,3 +329,23 @@ def test_an_encoder_with_a_fused_fast_path_runs_after_packing():
     expected = outputs(model, inputs)
     compress_(model, inputs)
     assert torch.allclose(outputs(model, inputs), expected, atol=1e-4)
+
+
+def test_a_model_that_does_not_run_on_the_inputs_is_packed_layer_by_layer(caplog):
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x, secret=None):
+            if secret is None:
+                raise ValueError("needs the secret")
+            return self.down(torch.relu(self.up(x)))
+
+    model, inputs = Picky(), {"x": torch.randn(3, 8)}
+    inject_(model, DendriticConfig(sparsity=0.5, segment_size=2, target_modules=["up", "down"]), example_inputs=inputs)
+    update_(model, 0.5)
+    expected = model(**inputs, secret=1)
+    compress_(model, inputs)
+    assert layout_of(model).packed
+    assert torch.allclose(model(**inputs, secret=1), expected, atol=1e-6)

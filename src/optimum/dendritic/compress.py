@@ -25,7 +25,8 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut.
 
     The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is
-    not cut, and that is logged.
+    not cut, and that is logged. A model that could not be traced has no wires to cut; where it does not run on the
+    inputs either, it is packed layer by layer, with a warning.
 
     Args:
         model: a model that `inject_` prepared.
@@ -53,7 +54,13 @@ def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -
     """The packed modules, with every wire cut that can be; the model itself is as it was."""
     kept = {name: layer.kept_inputs() for name, layer in dendritic_layers(model).items()}
     readers = last_readers(bundles)
-    expected = probe(model, inputs, readers)
+    try:
+        expected = probe(model, inputs, readers)
+    except Exception as error:
+        if bundles:  # they were traced, so the model can run, and cutting them unverified is no option
+            raise
+        logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
+        return pack_modules(model, kept, bundles)
 
     def attempt(bundles: list[Bundle]) -> dict[str, nn.Module] | None:
         packed = pack_modules(model, kept, bundles)
