@@ -63,7 +63,7 @@ def time_phase(args: argparse.Namespace) -> None:
         if path.exists():
             continue
         model = load_model(args.output_dir / run.name, args.channels_last)
-        report = measure(model, images, baseline=dense, large_batch=64, seconds=args.seconds)
+        report = measure(model, images, baseline=dense, large_batch=64, threads=args.threads, seconds=args.seconds)
         write_json(path, {**asdict(run), "channels_last": args.channels_last, "report": report.to_dict()})
 
 
@@ -82,7 +82,10 @@ def main() -> None:
     parser.add_argument("--regrow", type=float, default=0.1)
     parser.add_argument("--max_train_samples", type=int)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--channels_last", action=argparse.BooleanOptionalAction, default=True, help="when timing")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="when timing; plain from_pretrained gives contiguous"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="when timing: a small device has little more")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each latency of each model")
     args = parser.parse_args()
     logging.disable_progress_bar()  # of every loading and saving; one bar counts the runs
