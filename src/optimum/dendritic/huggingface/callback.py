@@ -4,19 +4,11 @@ Everything that training changes lives in the model's buffers and the Trainer's 
 bit for bit; the callback itself can be thrown away and built again at any time.
 """
 
-import sys
 from typing import Any
 
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from ..compress import compress_
@@ -25,6 +17,7 @@ from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
+from .reporting import stand_before_reporters
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +76,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 f"max_steps = {state.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
                 f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
             )
-        self.console = _stand_before_reporters(self)
+        self.console = stand_before_reporters(self)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -164,43 +157,3 @@ class DendriticCallback(TrainerCallback, ExportableState):
             rule = "was not injected: trainer.add_callback comes after the Trainer has been built"
             remedy = "Pass Trainer(..., callbacks=[DendriticCallback(config)])."
         return invalid("model", type(model).__name__, rule, remedy)
-
-
-class LayerDensity(TrainerCallback):
-    """Adds the density of each layer to what reporters log; stands behind the console, which it would flood."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
-        layout = layout_of(model)
-        if layout is not None and not layout.packed and "loss" in logs:
-            density = {f"density/{name}": round(kept, 4) for name, kept in pruning_of(model).density.items()}
-            logs.update(density)
-            state.log_history[-1].update(density)
-
-
-def _stand_before_reporters(callback: DendriticCallback) -> list[TrainerCallback]:
-    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, then everyone else. Returns the console.
-
-    Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
-    values from them. The Trainer hands its callbacks neither itself nor their list, so the list is found on the way
-    back up to it, at `CallbackHandler.call_event`; where there is none, the order stays as it was.
-    """
-    frame = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
-        frame = frame.f_back
-    if frame is None:
-        return []
-    handler: CallbackHandler = frame.f_locals["self"]
-    console: list[TrainerCallback] = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
-    others = [
-        c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)
-    ]
-    handler.callbacks = [callback, *console, LayerDensity(), *others]  # a new list: the caller iterates the old one
-    return console
