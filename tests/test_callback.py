@@ -12,6 +12,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from optimum.dendritic import (
@@ -144,6 +146,20 @@ class TestResume:
         resumed = make_trainer(tmp_path / "parts", **saving)
         resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop}"))
         assert layout_of(resumed.model).packed
+        assert_same(tensors(whole.model), tensors(resumed.model))
+
+    def test_a_model_whose_files_use_other_names_resumes_too(self, tmp_path):
+        def vit() -> ViTForImageClassification:
+            torch.manual_seed(0)
+            width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+            return ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=4, **width))
+
+        saving = {"save_strategy": "steps", "save_steps": 4}
+        whole = make_trainer(tmp_path / "whole", model=vit(), **saving)
+        whole.train()
+        make_trainer(tmp_path / "parts", [DendriticCallback(CONFIG), StopAt(8)], model=vit(), **saving).train()
+        resumed = make_trainer(tmp_path / "parts", model=vit(), **saving)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-8"))
         assert_same(tensors(whole.model), tensors(resumed.model))
 
     def test_a_checkpoint_in_mid_training_loads(self, tmp_path):

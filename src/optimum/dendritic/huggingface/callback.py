@@ -7,7 +7,14 @@ bit for bit; the callback itself can be thrown away and built again at any time.
 from typing import Any
 
 from torch import nn
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -17,6 +24,7 @@ from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
+from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
 
 logger = logging.get_logger(__name__)
@@ -60,6 +68,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         self.saw_init = True
         inject_(model, self.config, example_inputs=self.example_inputs)
+        if isinstance(model, PreTrainedModel):
+            rename_on_load_state_dict(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

@@ -134,6 +134,23 @@ def _renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:
     return rename
 
 
+def rename_on_load_state_dict(model: PreTrainedModel) -> None:
+    """Let `model.load_state_dict` read the names in files, as `from_pretrained` does.
+
+    A Trainer resumes and restores its best model by `load_state_dict`, which skips every tensor whose name in the file
+    differs (all of ViT's encoder) with only a warning, masks and scores included (transformers issue 43701).
+    """
+    model.register_load_state_dict_pre_hook(_rename_keys)
+
+
+def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    rename = _renames(model, model.state_dict())
+    for key in list(state_dict):
+        names, made = rename(key)
+        if names != (key,) and not made:
+            state_dict[names[0]] = state_dict.pop(key)
+
+
 def _resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:
     """How modules that a layout names are called in `model`; None for a head that `model` does not have.
 
