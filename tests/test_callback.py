@@ -230,10 +230,6 @@ class TestRefusals:
         with pytest.raises(DendriticError, match="injected with another config"):
             make_trainer(tmp_path, model=inject_(make_model(), DendriticConfig(sparsity=0.3)))
 
-    def test_teacher_is_refused(self):
-        with pytest.raises(DendriticError, match="teacher"):
-            DendriticCallback(CONFIG, teacher=make_model())
-
 
 class TestTheEnd:
     def test_stopped_before_the_freeze_it_stays_injected(self, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,8 @@ BAD = [
     ("importance", "oracle"),
     ("schedule", ["cubic"]),
     ("sprout_rank", 1),
-    ("distillation", 0.5),
+    ("distillation", -0.5),
+    ("distillation", math.inf),
     ("version", 2),
     ("version", True),
     ("target_modules", "(unclosed"),

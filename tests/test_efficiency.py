@@ -128,6 +128,13 @@ class TestMemory:
         assert report.peak_memory_bytes is None
         assert len(warnings) == 1 and "fresh process" in warnings[0] and "lambda" in warnings[0]
 
+    def test_a_model_that_noted_hidden_states_travels(self):
+        model, batch = bert(64), tokens()
+        model(**batch, output_hidden_states=True)  # transformers leaves closures behind as hooks
+        hooks = [list(module._forward_hooks.items()) for module in model.modules()]
+        assert memory.peak_memory(model, Batch.of(batch), device=torch.device("cpu"), threads=1) is not None
+        assert [list(module._forward_hooks.items()) for module in model.modules()] == hooks and any(hooks)
+
     def test_absent_when_the_child_fails(self, monkeypatch):
         warnings: list[str] = []
         monkeypatch.setattr(memory.logger, "warning", warnings.append)

@@ -16,7 +16,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"importance"},
     {"nn."},
     {"inputs", "record", "packing", "targets", "selection"},
-    {"probing"},
+    {"probing", "distill"},
     {"dye"},
     {"wiring"},
     {"inject"},

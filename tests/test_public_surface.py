@@ -13,11 +13,14 @@ PUBLIC = [
     "DendriticCallback",
     "DendriticConfig",
     "DendriticError",
+    "Distillation",
     "EfficiencyReport",
     "Pruning",
     "Update",
     "Wiring",
     "compress_",
+    "distill_",
+    "distillation_loss",
     "inject_",
     "mask_",
     "measure",
@@ -26,7 +29,7 @@ PUBLIC = [
     "update_",
     "update_plan",
 ]
-IN_PLACE = ["compress_", "inject_", "mask_", "score_", "update_"]
+IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "score_", "update_"]
 
 
 def exports() -> list[tuple[str, str | None]]:

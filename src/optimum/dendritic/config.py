@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class DendriticConfig:
         floor: smallest fraction of its segments that a layer keeps (at least one); 0 lets a layer be cut through.
         seed: seed of the `"random"` importance.
         sprout_rank: rank of nonlinear sprouts; only 0 (none) in this version.
-        distillation: weight of the distillation loss; only 0 (none) in this version.
+        distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
         version: format version of the JSON form.
 
     Raises:
@@ -74,6 +75,7 @@ class DendriticConfig:
         _check_number("regrow", self.regrow, 0, 1, below=True)
         _check_number("decay", self.decay, 0, 1, below=True)
         _check_number("floor", self.floor, 0, 1)
+        _check_number("distillation", self.distillation, 0, math.inf, below=True)
         for field in ("segment_size", "arbors", "updates"):
             _check_integer(field, getattr(self, field), at_least=1)
         _check_integer("seed", self.seed, at_least=0)
@@ -82,9 +84,8 @@ class DendriticConfig:
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
-        for field in ("sprout_rank", "distillation"):
-            if getattr(self, field) != 0:
-                raise invalid(field, getattr(self, field), "is not available in this version", "Leave it at 0.")
+        if self.sprout_rank != 0:
+            raise invalid("sprout_rank", self.sprout_rank, "is not available in this version", "Leave it at 0.")
         if type(self.version) is not int or self.version != VERSION:
             raise invalid(
                 "version", self.version, f"this release reads version {VERSION}", "Upgrade optimum-dendritic."

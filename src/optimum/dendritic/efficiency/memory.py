@@ -16,6 +16,9 @@ import gc
 import multiprocessing
 import os
 import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import torch
@@ -36,11 +39,28 @@ def peak_memory(model: nn.Module, batch: Batch, *, device: torch.device, threads
     with tempfile.TemporaryDirectory(prefix="dendritic-") as folder:
         path = os.path.join(folder, "model.pt")
         try:
-            torch.save((model, batch), path)
+            with _without_capturing(model):
+                torch.save((model, batch), path)
         except Exception as error:  # pickling runs the model's own code: anything may come
             return _absent(f"the model cannot be sent to a fresh process ({type(error).__name__}: {error})")
         answer = _ask_child(path, device, threads)
     return answer if isinstance(answer, int) else _absent(answer)
+
+
+@contextmanager
+def _without_capturing(model: nn.Module) -> Iterator[None]:
+    """transformers notes hidden states by hooks that it leaves behind, closures that cannot be pickled; nobody asks the
+    child for hidden states."""
+    registries = {module: module._forward_hooks for module in model.modules()}
+    try:
+        for module, hooks in registries.items():
+            module._forward_hooks = OrderedDict(
+                (key, hook) for key, hook in hooks.items() if hook.__module__ != "transformers.utils.output_capturing"
+            )
+        yield
+    finally:
+        for module, hooks in registries.items():
+            module._forward_hooks = hooks
 
 
 def _absent(why: str) -> None:

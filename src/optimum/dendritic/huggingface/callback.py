@@ -4,8 +4,11 @@ Everything that training changes lives in the model's buffers and the Trainer's 
 bit for bit; the callback itself can be thrown away and built again at any time.
 """
 
+import copy
+import os
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -20,10 +23,12 @@ from transformers.utils import logging
 
 from ..compress import compress_
 from ..config import DendriticConfig
+from ..distill import Distillation, distill_, distillation_of
 from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
+from .auto import load
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
 
@@ -38,7 +43,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
 
     Args:
         config: what to prune, how far and when (or its dict form).
-        teacher: not available in this version; leave None.
+        teacher: what `config.distillation` learns from: a model, a folder or an id on the Hub. Default: a copy of the
+            model as it is handed to the Trainer, so hand in one that knows the task.
         example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made from the model's
             config.
 
@@ -47,12 +53,20 @@ class DendriticCallback(TrainerCallback, ExportableState):
             the compression; the message says what to do.
     """
 
-    def __init__(self, config: DendriticConfig | dict[str, Any], teacher: Any = None, *, example_inputs: Any = None):
-        if teacher is not None:
-            raise invalid("teacher", type(teacher).__name__, "is not available in this version", "Leave it at None.")
+    def __init__(
+        self,
+        config: DendriticConfig | dict[str, Any],
+        teacher: nn.Module | str | os.PathLike[str] | None = None,
+        *,
+        example_inputs: Any = None,
+    ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
             raise invalid("config", config, "must be a DendriticConfig", "Pass DendriticConfig(sparsity=...).")
+        if teacher is not None and not self.config.distillation:
+            rule = "has nothing to teach while distillation = 0"
+            raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
+        self.teacher = teacher
         self.example_inputs = example_inputs
         self.plan: dict[int, Update] = {}
         self.regrown = 0
@@ -67,7 +81,10 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.saw_init = True
+        teacher = self._teach(model) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
+        if teacher is not None:
+            distill_(model, teacher, weight=self.config.distillation)
         if isinstance(model, PreTrainedModel):
             rename_on_load_state_dict(model)
 
@@ -87,14 +104,23 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
             )
         self.console = stand_before_reporters(self)
+        distillation = distillation_of(model)
+        if distillation is not None:
+            _prepare(distillation, args)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        distillation = distillation_of(model)
+        if distillation is not None:
+            distillation.active = not self._scores(state.global_step + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         step = state.global_step + 1
-        if step > self._freeze:
-            return
-        score_(model)
+        if self._scores(step):
+            score_(model)
         if step in self.plan:
             due = self.plan[step]
             self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=kwargs["optimizer"]).regrown
@@ -144,6 +170,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 "model is not packed. Resume the training, or call compress_(model) to pack it as it is."
             )
             return
+        distillation = distillation_of(model)
+        if distillation is not None:
+            distillation.remove()
         compress_(model, self.example_inputs)
         self.plan = {}
 
@@ -151,6 +180,21 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def _freeze(self) -> int:
         """The step of the final mask update; 0 when there is nothing to do."""
         return max(self.plan, default=0)
+
+    def _scores(self, step: int) -> bool:
+        """Whether importance is read in this step: until the freeze, and beside a teacher in every second step, which
+        then has the task's loss alone. (A distillation loss is near zero at first and would rank noise.)"""
+        return step <= self._freeze and (not self.config.distillation or step % 2 == 1)
+
+    def _teach(self, model: nn.Module) -> nn.Module:
+        if isinstance(self.teacher, nn.Module):
+            return self.teacher
+        if self.teacher is not None:
+            return load(os.fspath(self.teacher))
+        if layout_of(model) is not None:
+            rule = "is injected or packed already, so there is no dense model to learn from"
+            raise invalid("model", type(model).__name__, rule, "Pass DendriticCallback(config, teacher=...).")
+        return copy.deepcopy(model)
 
     def _phase(self, step: int) -> int:
         return RECOVERY if step >= self._freeze else PRUNING if step >= min(self.plan) else WARMUP
@@ -167,3 +211,15 @@ class DendriticCallback(TrainerCallback, ExportableState):
             rule = "was not injected: trainer.add_callback comes after the Trainer has been built"
             remedy = "Pass Trainer(..., callbacks=[DendriticCallback(config)])."
         return invalid("model", type(model).__name__, rule, remedy)
+
+
+def _prepare(distillation: Distillation, args: TrainingArguments) -> None:
+    """Let the teacher compute and the term be scaled as the Trainer does with the model's own loss."""
+    if args.label_smoothing_factor:
+        rule = "takes the labels away from the model, so that it has no loss to distil beside"
+        remedy = "Set label_smoothing_factor=0 (a teacher's soft targets smooth already), or distillation=0."
+        raise invalid("label_smoothing_factor", args.label_smoothing_factor, rule, remedy)
+    distillation.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    distillation.shares = args.gradient_accumulation_steps * (
+        args.world_size if args.average_tokens_across_devices else 1
+    )

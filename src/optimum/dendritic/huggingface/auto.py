@@ -1,0 +1,34 @@
+"""Which Auto class of transformers builds an architecture, and models loaded by it."""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from ..errors import invalid
+
+
+def auto_class_for(config: PretrainedConfig) -> type:
+    """The Auto class that builds the architecture that `config` names.
+
+    Raises:
+        DendriticError: none does.
+    """
+    architectures = config.architectures or []
+    auto_classes = {key: value for key, value in vars(modeling_auto).items() if key.startswith("AutoModel")}
+    for key in config.to_dict().get("auto_map", {}):  # code of its own repository; loading it asks for trust
+        if key in auto_classes:
+            return auto_classes[key]
+    for auto_class in auto_classes.values():
+        found = auto_class._model_mapping.get(type(config), ())
+        classes = found if isinstance(found, tuple) else (found,)
+        if any(model_class.__name__ in architectures for model_class in classes):
+            return auto_class
+    remedy = "Import the module that registers it with the Auto classes."
+    raise invalid("architectures", architectures, f"no Auto class knows it ({config.model_type!r})", remedy)
+
+
+def load(name: str, **kwargs: Any) -> PreTrainedModel:
+    """The model in a folder or on the Hub, built as the architecture that its config names."""
+    config = AutoConfig.from_pretrained(name, **kwargs)
+    return auto_class_for(config).from_pretrained(name, config=config, **kwargs)
