@@ -1,0 +1,44 @@
+"""The command line that every table has: `train`, `time` or `render`, and the options that all tasks share."""
+
+import argparse
+from pathlib import Path
+
+from transformers.utils import logging
+
+from .runs import METHODS, parse_change
+from .task import Task
+from .timing import time_phase
+from .training import train_phase
+
+
+def main(task_class: type[Task], description: str | None) -> None:
+    """Parse the command line and run one phase."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["train", "time", "render"])
+    parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
+    parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--levels", type=float, nargs="+", default=list(task_class.default_levels))
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
+    parser.add_argument(
+        "--config", type=parse_change, nargs="+", default=[], help="an ablation: DendriticConfig fields, regrow=0.0 …"
+    )
+    parser.add_argument("--variant", default="", help="its name; default: made from --config")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
+    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are no results")
+    parser.add_argument("--threads", type=int, default=1, help="when timing: a small device has little more")
+    parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
+    parser.add_argument("--large_batch", type=int, default=8, help="when timing: the second batch size")
+    task_class.add_options(parser)
+    args = parser.parse_args()
+    args.config = dict(args.config)
+    args.variant = args.variant or ",".join(f"{name}={value}" for name, value in args.config.items())
+    task = task_class(args)
+    output_dir = args.output_dir or Path(task.default_output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # of every loading and saving; one bar counts the runs
+    if args.phase == "train":
+        train_phase(task, output_dir)
+    elif args.phase == "time":
+        time_phase(task, output_dir)

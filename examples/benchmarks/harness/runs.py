@@ -1,0 +1,117 @@
+"""Which runs a table has, where each one lies, and how an interrupted or divided table is continued."""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PRUNED = ("dendritic", "magnitude", "random")  # the same recipe, another importance
+METHODS = ("dense", *PRUNED, "smaller-dense")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model of the table.
+
+    Attributes:
+        method: `"base"`, one of `METHODS`.
+        level: fraction of the budget that is removed; 0 for `"base"` and `"dense"`.
+        variant: name of an ablation, empty for the recipe itself.
+        changes: fields of `DendriticConfig` that the ablation sets.
+    """
+
+    method: str
+    level: float
+    seed: int
+    variant: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}{f'+{self.variant}' if self.variant else ''}-{self.level:g}-seed{self.seed}"
+
+    @property
+    def base(self) -> "Run":
+        """The run that this one starts from."""
+        return Run("base", 0.0, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def planned(args: argparse.Namespace) -> Iterator[Run]:
+    """Seed by seed, so that an interrupted table is a whole table of fewer seeds. A variant has pruned runs only."""
+    for seed in args.seeds:
+        for method in args.methods:
+            if method in PRUNED:
+                yield from (Run(method, level, seed, args.variant, args.config) for level in args.levels)
+            elif not args.variant:
+                yield from (Run(method, level, seed) for level in ([0.0] if method == "dense" else args.levels))
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`"regrow=0.0"` -> `("regrow", 0.0)`; what is no JSON is a string.
+
+    >>> parse_change("segment_size=64"), parse_change("importance=taylor")
+    (('segment_size', 64), ('importance', 'taylor'))
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be field=value, for example regrow=0.0")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """All or nothing, because a file that is there counts as a finished run."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1))
+    unfinished.replace(path)
+
+
+def is_done(path: Path, conditions: dict[str, Any]) -> bool:
+    """Whether the run at `path` is finished.
+
+    Raises:
+        ValueError: it was made under other conditions than `conditions` says.
+    """
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(conditions)).items():
+        if found[name] != value:
+            raise ValueError(f"{path} was made with {name} {found[name]}, not {value}: choose another --output_dir.")
+    return True
+
+
+@contextlib.contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may make the run at `path`: False while another one does. A dead process claims nothing."""
+    lock = path.parent / ".locks" / path.stem
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def environment() -> dict[str, Any]:
+    """Device, threads and versions."""
+    processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processors[0].partition(":")[2].strip()
+    packages = ("torch", "transformers", "accelerate", "datasets", "optimum-dendritic")
+    versions = {package: metadata.version(package) for package in packages} | {"python": platform.python_version()}
+    return {"device": device, "threads": torch.get_num_threads(), "versions": versions}

