@@ -60,11 +60,11 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         config = pruning_config(task, run) if run.method in PRUNED else None
     targets = target_names(model, config or pruning_config(task, run))
     folder = output_dir / f"{run.name}.unfinished"
-    steps, start = 0, time.perf_counter()
+    steps, start, start_cpu = 0, time.perf_counter(), time.process_time()
     for arguments in due:
         trainer = _trainer(task, run, model, stages.index(arguments), folder, config)
         steps += trainer.train().global_step
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     trainer.save_model()
     finished = output_dir / run.name
     shutil.rmtree(finished, ignore_errors=True)
@@ -82,6 +82,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         **sizes(saved, task.example_inputs(), targets),
         "steps": steps,
         "train_seconds": seconds,
+        "train_cpu_seconds": cpu_seconds,  # of all threads; a busy machine does not lengthen it
         "samples": task.samples(),
         "environment": environment(),
     }

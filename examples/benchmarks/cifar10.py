@@ -1,0 +1,162 @@
+"""CIFAR-10 with ResNet-20 or a small ViT, several seeds: dendritic pruning against dense training and three controls.
+
+    python examples/benchmarks/cifar10.py train --architecture resnet20
+    python examples/benchmarks/cifar10.py time --architecture resnet20      # wants a quiet machine
+    python examples/benchmarks/cifar10.py render --architecture resnet20    # model_cards/resnet20-cifar10.md
+
+Every phase resumes, and processes with the same options share the work. `--dataset` is a Hub id or a folder with the
+columns "image" (or "img") and "label" and the splits "train" and "validation"; without the latter the last 5,000
+training images are held out. The images are decoded once, into `--output_dir`.
+An ablation: `--methods dendritic --config regrow=0.0 --variant no-regrow`.
+"""
+
+import argparse
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness.budget import widest_within
+from harness.cli import main
+from harness.images import Augmented, as_it_is, correct, decoded, normalised
+from harness.task import Score, Task
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from resnet20 import ResNet20Config, ResNet20ForImageClassification  # noqa: E402
+
+MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+PADDING = 4
+PRESETS = {  # architecture -> defaults that suit it; the options override them
+    "resnet20": {"levels": [0.5, 0.6], "budget": "macs", "learning_rate": 0.2, "learning_rate1": 0.1, "warmup": 0.2},
+    "vit": {"levels": [0.5], "budget": "params", "learning_rate": 1e-3, "learning_rate1": 5e-4, "warmup": 0.1},
+}
+
+
+def resnet(width: int = 16) -> PreTrainedModel:
+    sizes = [width, 2 * width, 4 * width]
+    return ResNet20ForImageClassification(ResNet20Config(embedding_size=width, hidden_sizes=sizes, num_labels=10))
+
+
+def vit(width: int = 96) -> PreTrainedModel:
+    """Four layers of six heads, FFN twice as wide as the residual stream."""
+    config = ViTConfig(
+        image_size=32,
+        patch_size=4,
+        hidden_size=width,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        intermediate_size=2 * width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=10,
+    )
+    return ViTForImageClassification(config)
+
+
+NARROWER = {"resnet20": (resnet, range(15, 0, -1)), "vit": (vit, range(90, 0, -6))}
+
+
+class Cifar10(Task):
+    """Trained from scratch for 5 epochs, then 3 more by every method."""
+
+    default_levels = ()
+    default_output_dir = "runs/cifar10-<architecture>"
+    default_card = "model_cards/<architecture>-cifar10.md"
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        preset = PRESETS[args.architecture]
+        for name, value in preset.items():
+            if getattr(args, name) in (None, []):
+                setattr(args, name, value)
+        self.default_output_dir = f"runs/cifar10-{args.architecture}"
+        self.default_card = f"model_cards/{args.architecture}-cifar10.md"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dataset", default="uoft-cs/cifar10")
+        parser.add_argument("--architecture", choices=PRESETS, default="resnet20")
+        parser.add_argument("--epochs0", type=float, default=5, help="of the base")
+        parser.add_argument("--epochs1", type=float, default=3, help="of every method, from the base")
+        parser.add_argument("--learning_rate", type=float)
+        parser.add_argument("--learning_rate1", type=float, help="of the epochs1")
+        parser.add_argument("--warmup", type=float, help="share of the steps of a stage")
+        parser.add_argument("--budget", choices=["params", "macs"])
+        parser.add_argument("--distillation", type=float, default=0.0, help="from the base")
+        parser.set_defaults(batch_size=128, large_batch=64)
+
+    def recipe(self) -> dict[str, Any]:
+        names = ("architecture", "epochs0", "epochs1", "batch_size", "learning_rate", "learning_rate1", "warmup")
+        names += ("budget", "distillation", "bf16", "max_steps")
+        return {name: getattr(self.args, name) for name in names} | {"train_samples": len(self._splits["train"][1])}
+
+    @property
+    def _is_resnet(self) -> bool:
+        return self.args.architecture == "resnet20"
+
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        shared = {
+            "per_device_train_batch_size": self.args.batch_size,
+            "lr_scheduler_type": "linear",  # with a long warm-up: one cycle
+            "warmup_steps": self.args.warmup,
+            "weight_decay": 5e-4 if self._is_resnet else 0.05,
+            "optim": "adamw_torch_fused",
+            "max_grad_norm": 0.0 if self._is_resnet else 1.0,
+            "bf16": self.args.bf16,
+            "max_steps": self.args.max_steps or -1,
+        }
+        first = {"num_train_epochs": self.args.epochs0, "learning_rate": self.args.learning_rate}
+        second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
+        return {**shared, **first}, {**shared, **second}
+
+    def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        if not self._is_resnet:
+            return None
+        rate = (self.args.learning_rate, self.args.learning_rate1)[stage]
+        return torch.optim.SGD, {"lr": rate, "momentum": 0.9, "nesterov": True}
+
+    def pruning(self) -> dict[str, Any]:
+        return {"budget": self.args.budget, "distillation": self.args.distillation}
+
+    def fresh(self) -> nn.Module:
+        return resnet() if self._is_resnet else vit()
+
+    def load(self, folder: Path) -> nn.Module:
+        return self.trained_form(AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval())
+
+    def trained_form(self, model: nn.Module) -> nn.Module:
+        return model.to(memory_format=torch.channels_last) if self._is_resnet else model  # pyright: ignore
+
+    def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
+        """The widest network, all widths scaled alike, within the budget of the whole model; trained by both stages."""
+        make, widths = NARROWER[self.args.architecture]
+        candidates = [lambda width=width: make(width) for width in widths]
+        return widest_within(self, self.load(base), level, self.args.budget, candidates), True
+
+    def train_data(self) -> tuple[Dataset, Any]:
+        images, labels = self._splits["train"]
+        return Augmented(images, labels, MEAN, STD, PADDING, channels_last=self._is_resnet), as_it_is
+
+    def score(self, model: nn.Module) -> Score:
+        images, labels = self._splits["validation"]
+        hits = correct(model, normalised(images, MEAN, STD), labels)
+        return Score(hits.count("1") / len(hits), hits)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        return {"pixel_values": normalised(self._splits["validation"][0][:64], MEAN, STD)}
+
+    def samples(self) -> dict[str, int]:
+        return {name: len(labels) for name, (_, labels) in self._splits.items()}
+
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return decoded(self.args.dataset, (self.args.output_dir or Path(self.default_output_dir)) / "data")
+
+
+if __name__ == "__main__":
+    main(Cifar10, __doc__)

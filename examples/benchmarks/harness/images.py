@@ -1,0 +1,90 @@
+"""Small labelled images in memory, served and augmented a whole batch at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .text import LABEL, column
+
+IMAGE = ("image", "img")
+HELD_OUT = 5000  # samples, of a dataset that has no validation split
+
+
+def decoded(dataset: str, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Split -> pixels uint8 `(samples, channels, height, width)` and labels `(samples,)`.
+
+    Decoded once; `folder` keeps the arrays. Without a split "validation", the last images of "train" are held out.
+    """
+    splits = {}
+    for name in ("train", "validation"):
+        paths = [folder / f"{name}-{what}.npy" for what in ("images", "labels")]
+        if not all(path.exists() for path in paths):
+            folder.mkdir(parents=True, exist_ok=True)
+            table = _table(dataset, name)
+            images = np.stack([np.asarray(image.convert("RGB")) for image in column(table, IMAGE)]).transpose(
+                0, 3, 1, 2
+            )
+            for path, array in zip(paths, (images, np.array(column(table, LABEL))), strict=True):
+                unfinished = path.with_suffix(".tmp.npy")
+                np.save(unfinished, array)
+                unfinished.replace(path)
+        images, labels = (torch.from_numpy(np.load(path)) for path in paths)
+        splits[name] = (images, labels)
+    return splits
+
+
+def _table(dataset: str, split: str) -> Any:
+    every = load_dataset(dataset)
+    if "validation" in every:
+        return every[split]
+    train = every["train"]
+    first = len(train) - HELD_OUT
+    return train.select(range(first) if split == "train" else range(first, len(train)))
+
+
+class Augmented(Dataset):
+    """Random crops of the padded image, and random flips; `as_it_is` is the collator."""
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, padding: int, channels_last: bool):
+        padded = nn.functional.pad(images, (padding,) * 4)
+        self.rows = padded.permute(0, 2, 3, 1).contiguous()  # (samples, height, width, channels): a pixel is one copy
+        self.labels, self.mean, self.std, self.padding = labels, mean, std, padding
+        self.channels_last = channels_last
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        samples, size = torch.tensor(indices), self.rows.shape[1] - 2 * self.padding
+        shifts = torch.randint(2 * self.padding + 1, (2, len(indices), 1))
+        y, x = torch.arange(size) + shifts[0], torch.arange(size) + shifts[1]
+        flipped = torch.rand(len(indices), 1) < 0.5
+        x = torch.where(flipped, x.flip(1), x)
+        pixels = self.rows[samples[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+        pixels = normalised(pixels, self.mean, self.std)
+        return {"pixel_values": pixels if self.channels_last else pixels.contiguous(), "labels": self.labels[samples]}
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collator of a dataset that makes whole batches."""
+    return batch
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 `(batch, channels, height, width)` -> float of the same shape, mean 0 and deviation 1 by channel."""
+    return (images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+@torch.inference_mode()
+def correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int = 100) -> str:
+    """One character for each image, in order: 1 where the largest logit is that of its label."""
+    hits = [
+        (model(pixel_values=own).logits.argmax(-1) == truth).tolist()
+        for own, truth in zip(pixels.split(batch_size), labels.split(batch_size), strict=True)
+    ]
+    return "".join("1" if hit else "0" for batch in hits for hit in batch)

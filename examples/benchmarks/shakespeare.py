@@ -1,0 +1,162 @@
+"""Tiny Shakespeare with a character-level GPT-2, several seeds: dendritic pruning against dense training and controls.
+
+    python examples/benchmarks/shakespeare.py train
+    python examples/benchmarks/shakespeare.py time      # the first seed, in turn with its dense model; a quiet machine
+    python examples/benchmarks/shakespeare.py render    # model_cards/gpt2-tinyshakespeare.md, .json and figures
+
+Every phase resumes, and processes with the same options share the work. `--dataset` is a text file (or its address), or
+a folder with an `input.txt`; its last tenth is held out.
+An ablation: `--methods dendritic --config regrow=0.0 --variant no-regrow`.
+"""
+
+import argparse
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from harness.budget import widest_within
+from harness.cli import main
+from harness.images import as_it_is
+from harness.task import Score, Task
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, set_seed
+
+SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+LENGTH = 128  # characters that the model sees
+PROMPT, SAMPLE = "\n", 300
+
+
+def gpt2(vocabulary: int, width: int = 128) -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=LENGTH,
+        n_embd=width,
+        n_layer=4,
+        n_head=4,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
+        attn_pdrop=0.1,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    return GPT2LMHeadModel(config)
+
+
+class Windows(Dataset):
+    """Random windows of the text: sample `i` is a new one each time. Served a whole batch at a time."""
+
+    def __init__(self, ids: Tensor, count: int):
+        self.ids, self.count = ids, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        starts = torch.randint(len(self.ids) - LENGTH + 1, (len(indices), 1))
+        windows = self.ids[starts + torch.arange(LENGTH)]
+        return {"input_ids": windows, "labels": windows}
+
+
+class Shakespeare(Task):
+    """1,000 steps from scratch, then 600 more by every method."""
+
+    metric = "bits_per_character"
+    default_levels = (0.5, 0.6)
+    default_output_dir = "runs/shakespeare"
+    default_card = "model_cards/gpt2-tinyshakespeare.md"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dataset", default=SOURCE)
+        parser.add_argument("--steps0", type=int, default=1000, help="of the base")
+        parser.add_argument("--steps1", type=int, default=600, help="of every method, from the base")
+        parser.add_argument("--learning_rate", type=float, default=1e-3)
+        parser.add_argument("--distillation", type=float, default=0.0, help="from the base")
+
+    def recipe(self) -> dict[str, Any]:
+        names = ("steps0", "steps1", "batch_size", "learning_rate", "distillation", "bf16", "max_steps")
+        return {name: getattr(self.args, name) for name in names} | {"train_characters": len(self._ids[0])}
+
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        shared = {
+            "per_device_train_batch_size": self.args.batch_size,
+            "learning_rate": self.args.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05,
+            "weight_decay": 0.1,
+            "optim": "adamw_torch_fused",
+            "bf16": self.args.bf16,
+        }
+        limit = self.args.max_steps or self.args.steps0 + self.args.steps1
+        first, second = (min(steps, limit) for steps in (self.args.steps0, self.args.steps1))
+        return {**shared, "max_steps": first}, {**shared, "max_steps": second}
+
+    def pruning(self) -> dict[str, Any]:
+        return {"distillation": self.args.distillation}
+
+    def fresh(self) -> nn.Module:
+        return gpt2(len(self._characters))
+
+    def load(self, folder: Path) -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
+        """The widest network within the parameters that pruning leaves, trained from scratch by both stages."""
+        make = [lambda width=width: gpt2(len(self._characters), width) for width in range(124, 0, -4)]
+        return widest_within(self, self.load(base), level, "params", make), True
+
+    def train_data(self) -> tuple[Dataset, Any]:
+        return Windows(self._ids[0], self.args.batch_size * (self.args.steps0 + self.args.steps1)), as_it_is
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module) -> Score:
+        """Bits per character of each window of the held-out text; every window predicts all but its first character."""
+        windows = self._ids[1].unfold(0, LENGTH, LENGTH - 1)
+        bits: list[float] = []
+        for batch in windows.split(64):
+            logits = model(input_ids=batch).logits[:, :-1]
+            losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+            bits += (losses.mean(1) / math.log(2)).tolist()
+        rounded = [round(value, 5) for value in bits]
+        return Score(sum(rounded) / len(rounded), rounded, {"sample": self._sample(model)})
+
+    def _sample(self, model: nn.Module) -> str:
+        """What the model writes, with a fixed seed; sampled by hand because a window is as long as its memory."""
+        set_seed(0)
+        ids = [self._characters.index(PROMPT)]
+        for _ in range(SAMPLE):
+            logits = model(input_ids=torch.tensor([ids[-LENGTH:]])).logits[0, -1]
+            ids.append(int(torch.multinomial(torch.softmax(logits / 0.8, -1), 1)))
+        return "".join(self._characters[i] for i in ids[1:])
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        return {"input_ids": self._ids[1][: 8 * LENGTH].view(8, LENGTH)}
+
+    def samples(self) -> dict[str, int]:
+        return {"train": len(self._ids[0]), "validation": len(self._ids[1])}
+
+    @cached_property
+    def _text(self) -> str:
+        path = Path(self.args.dataset)
+        source = str(path / "input.txt") if path.is_dir() else self.args.dataset
+        return load_dataset("text", data_files={"train": source}, sample_by="document", split="train")[0]["text"]
+
+    @cached_property
+    def _characters(self) -> list[str]:
+        return sorted(set(self._text))
+
+    @cached_property
+    def _ids(self) -> tuple[Tensor, Tensor]:
+        number = {character: i for i, character in enumerate(self._characters)}
+        ids = torch.tensor([number[character] for character in self._text])
+        held_out = len(ids) // 10
+        return ids[:-held_out], ids[-held_out:]
+
+
+if __name__ == "__main__":
+    main(Shakespeare, __doc__)
