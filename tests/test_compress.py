@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FACTORIES, Inputs, PlainCNN, build, outputs, pixels, roughen, vectors
@@ -349,3 +350,21 @@ def test_a_model_that_does_not_run_on_the_inputs_is_packed_layer_by_layer(caplog
     compress_(model, inputs)
     assert layout_of(model).packed
     assert torch.allclose(model(**inputs, secret=1), expected, atol=1e-6)
+
+
+def test_packing_is_verified_in_full_precision_inside_a_mixed_precision_training():
+    """In bf16 a smaller product rounds otherwise than the masked one, which is no reason to leave a wire uncut."""
+    model, inputs = injected("resnet-basic")
+    draw_masks(model, 1)
+    stock = model.forward
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    assert prepared is model and model.forward != stock
+    wrapped = model.forward
+    seen = []
+    model.get_submodule("classifier.1").register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        compress_(model, inputs)
+    assert set(seen) == {torch.float32}
+    assert model.forward == wrapped
+    model(**inputs)
+    assert seen[-1] == torch.bfloat16

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_dataset
 from harness.cli import main
-from harness.task import Score, Task
-from harness.text import LABEL, SENTENCE, Pad, Sentences, column, correct
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from harness.text import Pad, SentenceTask
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,7 +31,7 @@ def default_model() -> str:
     return HUB_MODEL if found is None or found.origin is None else str(Path(found.origin).with_name("model"))
 
 
-class Sst2(Task):
+class Sst2(SentenceTask):
     """Fine-tuned 3 epochs, then 2 more by every method."""
 
     default_levels = (0.6, 0.8, 0.9)
@@ -43,24 +40,23 @@ class Sst2(Task):
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--dataset", default="stanfordnlp/sst2")
+        SentenceTask.add_sentence_options(parser)
         parser.add_argument("--model", default=default_model(), help=f"default: {HUB_MODEL}, or {PACKAGE}'s copy of it")
         parser.add_argument("--epochs0", type=float, default=3, help="of the base")
         parser.add_argument("--epochs1", type=float, default=2, help="of every method, from the base")
         parser.add_argument("--learning_rate", type=float, default=5e-5)
+        parser.add_argument("--learning_rate1", type=float, default=5e-5, help="of the epochs1")
         parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
-        parser.add_argument("--max_length", type=int, default=64)
 
     def recipe(self) -> dict[str, Any]:
-        names = ("epochs0", "epochs1", "batch_size", "learning_rate", "distillation", "max_length", "bf16", "max_steps")
-        own = {name: getattr(self.args, name) for name in names}
+        names = ("epochs0", "epochs1", "batch_size", "learning_rate", "learning_rate1", "distillation", "max_length")
+        own = {name: getattr(self.args, name) for name in (*names, "bf16", "max_steps")}
         model = HUB_MODEL if self.args.model == default_model() else Path(self.args.model).name
-        return {"model": model, **own, "train_samples": len(self._split("train"))}
+        return {"model": model, **own}
 
     def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
         shared = {
             "per_device_train_batch_size": self.args.batch_size,
-            "learning_rate": self.args.learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": 0.06,
             "weight_decay": 0.01,
@@ -69,16 +65,15 @@ class Sst2(Task):
             "train_sampling_strategy": "group_by_length",
             "max_steps": self.args.max_steps or -1,
         }
-        return {**shared, "num_train_epochs": self.args.epochs0}, {**shared, "num_train_epochs": self.args.epochs1}
+        first = {"num_train_epochs": self.args.epochs0, "learning_rate": self.args.learning_rate}
+        second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
+        return {**shared, **first}, {**shared, **second}
 
     def pruning(self) -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
-
-    def load(self, folder: Path) -> nn.Module:
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
     def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
         """The first layers of the base: as few are taken off as reach `level`, and one stays."""
@@ -90,40 +85,16 @@ class Sst2(Task):
         model.config.num_hidden_layers = kept
         return model, False
 
-    def train_data(self) -> tuple[Dataset, Any]:
-        return self._split("train"), self._pad
+    def encode(self, sentences: list[str]) -> list[list[int]]:
+        return self._tokenizer(sentences, truncation=True, max_length=self.args.max_length)["input_ids"]
 
-    def score(self, model: nn.Module) -> Score:
-        hits = correct(model, self._split("validation"), self._pad)
-        return Score(hits.count("1") / len(hits), hits)
-
-    def example_inputs(self) -> dict[str, Tensor]:
-        ids = [i for sentence in self._split("validation").ids for i in sentence]
-        tokens = torch.tensor(ids[: 8 * 128]).view(8, 128)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-
-    def samples(self) -> dict[str, int]:
-        return {name: len(split) for name, split in self._splits.items()}
-
-    def _split(self, name: str) -> Sentences:
-        return self._splits[name]
+    @property
+    def pad(self) -> Pad:
+        return Pad(self._tokenizer.pad_token_id)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self.args.model)
-
-    @property
-    def _pad(self) -> Pad:
-        return Pad(self._tokenizer.pad_token_id)
-
-    @cached_property
-    def _splits(self) -> dict[str, Sentences]:
-        splits = {}
-        for name in ("train", "validation"):
-            table = load_dataset(self.args.dataset, split=name)
-            ids = self._tokenizer(column(table, SENTENCE), truncation=True, max_length=self.args.max_length)
-            splits[name] = Sentences(ids["input_ids"], column(table, LABEL))
-        return splits
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from optimum.dendritic.efficiency.batch import Batch
-from optimum.dendritic.efficiency.macs import _RECURRENT, count_macs
+from optimum.dendritic.efficiency.macs import count_macs, count_macs_by_module
 from optimum.dendritic.efficiency.size import count_parameters
 
 
@@ -18,7 +15,7 @@ def sizes(model: nn.Module, inputs: dict[str, Tensor], targets: list[str]) -> di
     """Counted on the model as it is, for one sample; `layers` has both counts of each target module."""
     model.eval()
     batch = Batch.of(inputs).resized(1)
-    by_module = _macs_by_module(model, batch)
+    by_module = count_macs_by_module(model, batch)
     layers = {
         name: {"parameters": count_parameters(model.get_submodule(name)), "macs": by_module.get(name, 0)}
         for name in targets
@@ -30,13 +27,3 @@ def sizes(model: nn.Module, inputs: dict[str, Tensor], targets: list[str]) -> di
         "target_macs": sum(layer["macs"] for layer in layers.values()),
         "layers": layers,
     }
-
-
-def _macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
-    """Module name -> MACs of one forward pass, those of its children included."""
-    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        batch.run(model)
-    root = f"{type(model).__name__}."
-    counts = {name.removeprefix(root): sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    return counts

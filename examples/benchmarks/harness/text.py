@@ -1,13 +1,22 @@
-"""Labelled sentences as token ids in memory, padded batch by batch."""
+"""Labelled sentences as token ids in memory, padded batch by batch; and what all tasks on them share."""
 
+import argparse
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import load_dataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from .task import Score, Task
 
 SENTENCE, LABEL = ("sentence", "text"), ("label", "labels")
+MEASURED = (8, 128)  # batch and tokens of the example inputs
 
 
 def column(table: Any, names: Sequence[str]) -> list:
@@ -45,6 +54,55 @@ class Pad:
             ids[row, : len(sample["input_ids"])] = torch.tensor(sample["input_ids"])
             mask[row, : len(sample["input_ids"])] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([s["labels"] for s in samples])}
+
+
+class SentenceTask(Task):
+    """Classification of sentences. A task says how they become ids and what model reads them."""
+
+    @staticmethod
+    def add_sentence_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dataset", default="stanfordnlp/sst2")
+        parser.add_argument("--max_length", type=int, default=64)
+
+    @abstractmethod
+    def encode(self, sentences: list[str]) -> list[list[int]]:
+        """Token ids of each sentence, at most `max_length`."""
+
+    @property
+    @abstractmethod
+    def pad(self) -> Pad:
+        """The collator."""
+
+    def load(self, folder: Path) -> nn.Module:
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def train_data(self) -> tuple[Dataset, Any]:
+        return self.splits["train"], self.pad
+
+    def score(self, model: nn.Module) -> Score:
+        hits = correct(model, self.splits["validation"], self.pad)
+        return Score(hits.count("1") / len(hits), hits)
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        """Validation sentences one after the other, without padding: every token costs what it costs."""
+        ids = torch.tensor([i for sentence in self.splits["validation"].ids for i in sentence])
+        tokens = ids[torch.arange(MEASURED[0] * MEASURED[1]) % len(ids)].view(MEASURED)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    def samples(self) -> dict[str, int]:
+        return {name: len(split) for name, split in self.splits.items()}
+
+    @cached_property
+    def tables(self) -> dict[str, Any]:
+        """The splits as they come."""
+        return {name: load_dataset(self.args.dataset, split=name) for name in ("train", "validation")}
+
+    @cached_property
+    def splits(self) -> dict[str, Sentences]:
+        return {
+            name: Sentences(self.encode(column(table, SENTENCE)), column(table, LABEL))
+            for name, table in self.tables.items()
+        }
 
 
 @torch.inference_mode()

@@ -14,18 +14,34 @@ from .inputs import tensors_of
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode, an untouched random state, and attention by plain products (fused kernels swallow NaN)."""
+    """Eval mode, full precision, an untouched random state; attention by plain products (fused kernels swallow NaN)."""
     flags = {module: module.training for module in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
     )
-    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), _unmixed(model):
         try:
             model.eval()
             yield
         finally:
             for module, training in flags.items():
                 module.training = training
+
+
+@contextmanager
+def _unmixed(model: nn.Module) -> Iterator[None]:
+    """No autocast, whose rounding passes for a change of the outputs; nor that which accelerate puts round `forward`."""
+    prepared = vars(model).get("forward")
+    unprepared = vars(model).get("_original_forward")  # accelerate's name for it, where there is mixed precision
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    with torch.autocast(device, enabled=False):
+        try:
+            if unprepared is not None:
+                vars(model)["forward"] = unprepared
+            yield
+        finally:
+            if unprepared is not None:
+                vars(model)["forward"] = prepared
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any], readers: Iterable[str]) -> list[Tensor]:

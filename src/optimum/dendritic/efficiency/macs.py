@@ -22,10 +22,23 @@ from .batch import Batch
 
 def count_macs(model: nn.Module, batch: Batch) -> int:
     """MACs of `model` on `batch`; one MAC is two floating-point operations."""
+    return _counted(model, batch).get_total_flops() // 2
+
+
+def count_macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
+    """The same by name of submodule, each with all that it calls; one that multiplies nothing is left out."""
+    root = f"{type(model).__name__}."
+    counts = _counted(model, batch).get_flop_counts()
+    return {
+        name.removeprefix(root): sum(flops.values()) // 2 for name, flops in counts.items() if name.startswith(root)
+    }
+
+
+def _counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter:
         batch.run(model)
-    return counter.get_total_flops() // 2
+    return counter
 
 
 @contextlib.contextmanager
