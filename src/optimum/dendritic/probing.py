@@ -30,7 +30,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unmixed(model: nn.Module) -> Iterator[None]:
-    """No autocast, whose rounding passes for a change of the outputs; nor that which accelerate puts round `forward`."""
+    """No autocast, whose rounding passes for a change of the outputs; nor the one accelerate wraps `forward` in."""
     prepared = vars(model).get("forward")
     unprepared = vars(model).get("_original_forward")  # accelerate's name for it, where there is mixed precision
     device = next((p.device.type for p in model.parameters()), "cpu")
