@@ -91,6 +91,20 @@ class ConcatMLP(nn.Module):
         return self.head(torch.tanh(self.join(torch.cat([torch.tanh(self.branch(x)), x], -1))))
 
 
+class RecurrentNet(nn.Module):
+    """linear, LSTM or GRU, mean over time, linear, linear; `h_n` of a first pass is the initial state of a second."""
+
+    def __init__(self, cell: type[nn.LSTM] | type[nn.GRU], layers: int, bidirectional: bool) -> None:
+        super().__init__()
+        self.project, self.rnn = nn.Linear(6, 5), cell(5, 8, layers, batch_first=True, bidirectional=bidirectional)
+        self.middle, self.head = nn.Linear(16 if bidirectional else 8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.project(x))
+        hidden = self.rnn(x, self.rnn(x)[1])[0].mean(1)
+        return self.head(torch.relu(self.middle(hidden)))
+
+
 @torch.no_grad()
 def roughen(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights of standard deviation 1 / sqrt(fan-in), biases of 0.3, and BatchNorm statistics far from rest."""
@@ -129,6 +143,10 @@ def vectors(samples: int = 4) -> Inputs:
 
 def pixels(samples: int = 2) -> Inputs:
     return {"x": torch.randn(samples, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
+
+
+def series(samples: int = 3) -> Inputs:
+    return {"x": torch.randn(samples, 4, 6, generator=torch.Generator().manual_seed(1))}
 
 
 def bert() -> tuple[nn.Module, Inputs]:
@@ -209,6 +227,8 @@ FACTORIES: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
     "residual_mlp": lambda: (ResidualMLP(), vectors()),
     "grouped_cnn": lambda: (GroupedCNN(), pixels()),
     "concat_mlp": lambda: (ConcatMLP(), vectors()),
+    "lstm": lambda: (RecurrentNet(nn.LSTM, 2, bidirectional=True), series()),
+    "gru": lambda: (RecurrentNet(nn.GRU, 2, bidirectional=False), series()),
 }
 
 

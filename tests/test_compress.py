@@ -46,7 +46,8 @@ def target_cost(model: nn.Module, names: list[str], positions: dict[str, int] | 
     """Parameters (or, given `positions`, MACs of one sample) of the layers `names`, counted in their tensors."""
     layers = [model.get_submodule(name) for name in names]
     if positions is not None:
-        return sum(layer.weight.numel() * positions[name] for name, layer in zip(names, layers, strict=True))
+        weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in layers]
+        return sum(weight * positions[name] for name, weight in zip(names, weights, strict=True))
     return sum(p.numel() for layer in layers for p in layer.parameters())
 
 

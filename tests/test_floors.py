@@ -12,7 +12,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"errors", "schedules"},
     {"config", "strict"},
     {"layout"},
-    {"segments", "surgery"},
+    {"segments", "surgery", "costs"},
     {"importance"},
     {"nn."},
     {"inputs", "record", "packing", "targets", "selection"},

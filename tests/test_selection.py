@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimum.dendritic.costs import LayerCost
 from optimum.dendritic.selection import (
-    LayerCost,
-    alive_rows,
     choose_regrown,
     select,
     smallest_kept,
@@ -160,7 +159,7 @@ def test_the_total_cost_is_what_counting_by_hand_gives(problem):
             arbor = row // (cost.rows // len(mask))
             segment = -1 if cost.reached is None else int(cost.reached[row])
             alive = segment < 0 or bool(masks[cost.reader][:, segment].any())
-            assert alive == bool(alive_rows(masks, costs, name)[row])
+            assert alive == bool(cost.alive_rows(masks)[row])
             if alive:
                 expected += int(mask[arbor].sum()) * cost.segment_size * cost.per_weight + cost.per_row
     assert total_cost(masks, costs) == expected

@@ -118,8 +118,9 @@ def test_positions_times_weights_are_the_products_of_one_sample(name):
 
     def note(layer_name):
         def hook(module, args, output):
+            output = output[0] if isinstance(output, tuple) else output
             channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
-            seen[layer_name] = output[0].numel() // channels
+            seen[layer_name] = seen.get(layer_name, 0) + output[0].numel() // channels
 
         return hook
 

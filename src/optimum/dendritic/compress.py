@@ -9,8 +9,8 @@ from transformers.utils import logging
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
-from .layout import Bundle, Follower, Form, Layout
-from .nn import PackedLayer, WeightLayer, follower_channels, widths
+from .layout import Bundle, Follower, Form, Layout, Record, Recurrent
+from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
@@ -22,7 +22,8 @@ logger = logging.get_logger(__name__)
 
 @torch.no_grad()
 def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
-    """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut.
+    """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut;
+    recurrent layers with fewer hidden units.
 
     The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is
     not cut, and that is logged. A model that could not be traced has no wires to cut; where it does not run on the
@@ -52,7 +53,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 
 def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> dict[str, nn.Module]:
     """The packed modules, with every wire cut that can be; the model itself is as it was."""
-    kept = {name: layer.kept_inputs() for name, layer in dendritic_layers(model).items()}
+    kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
     readers = last_readers(bundles)
     try:
         expected = probe(model, inputs, readers)
@@ -89,11 +90,13 @@ def _uncut(bundle: Bundle) -> Bundle:
     return Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut=False)
 
 
-def _record(module: nn.Module, was_injected: bool) -> Form | Follower:
+def _record(module: nn.Module, was_injected: bool) -> Record:
     if not was_injected:
         return Follower(follower_channels(module) or 1)  # with one channel left it looks like any other layer
-    if isinstance(module, PackedLayer):
+    if isinstance(module, PackedLayer | PackedRecurrent):
         return module.form
+    if isinstance(module, RecurrentLayer):
+        return Recurrent(module.hidden_size, module.hidden_size)
     assert isinstance(module, WeightLayer)
     inputs, outputs = widths(module)
     return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

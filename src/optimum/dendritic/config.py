@@ -24,11 +24,12 @@ class DendriticConfig:
         sparsity: fraction of the budget that the target modules lose, in [0, 1).
         budget: what is counted: `"params"` (weights and biases) or `"macs"` (multiply-accumulates of one sample).
         target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
-            Default: every Linear, Conv2d and Conv1D of the body.
+            Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
         segment_size: synapses per neuron in one dendritic segment where inputs are gathered. Along an exclusive wire
-            nothing is gathered and a segment is one whole channel, neuron or head.
-        arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer.
+            nothing is gathered and a segment is one whole channel, neuron or head; of an LSTM or GRU, one hidden unit.
+        arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer. In an LSTM or GRU each
+            direction of each layer is one.
         importance: score of a segment: `"dendritic"` (running Fisher information of its gate), or a control.
         schedule: shape of the climb from 0 to `sparsity`.
         start: fraction of training before the first mask update.

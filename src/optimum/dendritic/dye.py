@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from transformers.pytorch_utils import Conv1D
 
 from .inputs import repeat_first, tensors_of
-from .nn import WeightLayer, follower_channels, widths
+from .nn import RecurrentLayer, WeightLayer, directions, follower_channels, widths
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 READERS = (nn.Linear, Conv1D, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, *CONVOLUTIONS)
@@ -30,10 +31,19 @@ class Tangled(Exception):
 
 
 class Tracer:
-    """Runs the model with dye. `layers` may be producers and readers; other weight multipliers are opaque readers."""
+    """Runs the model with dye. `layers` may be producers and readers; other weight multipliers are opaque readers, and
+    of those the products of the `recurrent` ones are counted."""
 
-    def __init__(self, model: nn.Module, inputs: dict[str, Any], layers: dict[str, WeightLayer]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        layers: dict[str, WeightLayer],
+        recurrent: dict[str, RecurrentLayer],
+    ) -> None:
         self.model, self.inputs, self.layers = model, inputs, layers
+        self.widths = {name: widths(layer)[1] for name, layer in layers.items()}
+        self.widths |= {name: directions(layer) * layer.hidden_size for name, layer in recurrent.items()}
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.followers = {m: n for m, n in self.names.items() if follower_channels(m) is not None}
         self.readers = [m for m in self.names if isinstance(m, READERS) and m not in self.followers]
@@ -46,8 +56,8 @@ class Tracer:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             name = self.names[module]
             self.calls[name] = self.calls.get(name, 0) + 1
-            if name in self.layers:
-                found[name] = found.get(name, 0) + output.numel() // (2 * widths(module)[1])
+            if name in self.widths:
+                found[name] = found.get(name, 0) + tensors_of(output)[0].numel() // (2 * self.widths[name])
 
         hooks = [m.register_forward_hook(note) for m in [*self.readers, *self.followers]]
         try:
@@ -149,6 +159,8 @@ def _dyed(output: Tensor, pattern: Bool[Tensor, "samples out"], convolution: boo
 def _map(output: Any, function: Any) -> Any:
     if isinstance(output, Tensor):
         return function(output) if output.is_floating_point() else output
+    if isinstance(output, PackedSequence):
+        return PackedSequence(_map(output.data, function), *output[1:])
     if isinstance(output, tuple | list):
         return type(output)(_map(item, function) for item in output)
     return output

@@ -8,15 +8,28 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
 
 from .config import DendriticConfig
+from .costs import Cost, LayerCost, RecurrentCost
 from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import example_inputs_for
 from .layout import Bundle, Layout, Segments
-from .nn import DendriticLayer, WeightLayer, inject_layer, weight_layer, widths
+from .nn import (
+    DendriticLayer,
+    DendriticRecurrent,
+    DendriticWeight,
+    PrunableLayer,
+    RecurrentLayer,
+    directions,
+    gates,
+    inject_layer,
+    prunable_layer,
+    states,
+    widths,
+)
 from .packing import segments_reached
 from .record import dendritic_layers, injected_layout, layout_of, set_layout
 from .segments import largest_divisor
-from .selection import LayerCost, select, total_cost
+from .selection import select, total_cost
 from .surgery import swap
 from .targets import target_names
 from .wiring import Wiring, trace_wiring
@@ -57,9 +70,9 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
     readers = {bundle.reader: bundle for bundle in wiring.bundles}
-    shapes = {name: _segments(weight_layer(model, name), readers.get(name), config) for name in targets}
+    shapes = {name: _segments(name, prunable_layer(model, name), readers.get(name), config) for name in targets}
     replacements = {
-        name: inject_layer(weight_layer(model, name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
+        name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
     }
     costs = _layer_costs(replacements, wiring.bundles, wiring.positions, config)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
@@ -75,7 +88,7 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     return model
 
 
-def layer_costs(model: nn.Module) -> dict[str, LayerCost]:
+def layer_costs(model: nn.Module) -> dict[str, Cost]:
     """What each injected layer of `model` costs, in units of its config's budget."""
     layout = injected_layout(model)
     return _layer_costs(dendritic_layers(model), layout.bundles, layout.positions, layout.config)
@@ -83,24 +96,38 @@ def layer_costs(model: nn.Module) -> dict[str, LayerCost]:
 
 def _layer_costs(
     layers: dict[str, DendriticLayer], bundles: tuple[Bundle, ...], positions: dict[str, int], config: DendriticConfig
-) -> dict[str, LayerCost]:
+) -> dict[str, Cost]:
     fed = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
-    costs = {}
+    macs, costs = config.budget == "macs", {}
     for name, layer in layers.items():
-        rows, kernel = widths(layer)[1], layer.tiles.shape[4]
-        reader, runs = fed.get(name, (None, ()))
-        reached = segments_reached(runs, rows, layers[reader].segment_size) if reader else None
-        macs = config.budget == "macs"
-        per_weight = kernel * positions[name] if macs else kernel
-        per_row = 0 if macs or layer.bias is None else 1
-        costs[name] = LayerCost(rows, layer.segment_size, per_weight, per_row, reader, reached)
+        products = positions[name] if macs else 1
+        if isinstance(layer, DendriticRecurrent):
+            per_row = 2 if layer.bias and not macs else 0
+            shape = (layer.input_size, layer.num_layers, directions(layer), gates(layer))
+            costs[name] = RecurrentCost(*shape, products, per_row)
+        elif isinstance(layer, DendriticWeight):
+            rows, kernel = widths(layer)[1], layer.tiles.shape[4]
+            reader, runs = fed.get(name, (None, ()))
+            reading = layers[reader] if reader else None
+            reached = (
+                segments_reached(runs, rows, reading.segment_size) if isinstance(reading, DendriticWeight) else None
+            )
+            per_row = 0 if macs or layer.bias is None else 1
+            costs[name] = LayerCost(rows, layer.segment_size, kernel * products, per_row, reader, reached)
     return costs
 
 
-def _segments(layer: WeightLayer, bundle: Bundle | None, config: DendriticConfig) -> Segments:
-    """Whole channels along a wire that can be cut; elsewhere about `segment_size` synapses per neuron."""
-    inputs, outputs = widths(layer)
+def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: DendriticConfig) -> Segments:
+    """Whole channels along a wire that can be cut; elsewhere about `segment_size` synapses per neuron. Hidden units of
+    a recurrent layer."""
     activity = IMPORTANCE[config.importance].needs_activity
+    if isinstance(layer, RecurrentLayer):
+        if activity:
+            rule = f"{name} is recurrent: what its hidden units read is known only inside the kernel"
+            remedy = "Choose another importance, or name it in exclude_modules."
+            raise invalid("importance", config.importance, rule, remedy)
+        return Segments(states(layer), layer.hidden_size)
+    inputs, outputs = widths(layer)
     if bundle is not None and bundle.cut:
         return Segments(1, inputs // bundle.block, activity)
     kernel = layer.weight[0, 0].numel()
@@ -129,7 +156,7 @@ def _called(targets: list[str], wiring: Wiring) -> list[str]:
 
 
 def _check_reachable(
-    dense: dict[str, torch.Tensor], costs: dict[str, LayerCost], dense_cost: int, config: DendriticConfig
+    dense: dict[str, torch.Tensor], costs: dict[str, Cost], dense_cost: int, config: DendriticConfig
 ) -> None:
     scores = {name: mask.float() for name, mask in dense.items()}
     least = total_cost(select(scores, dense, costs, -1, config.floor), costs)

@@ -18,7 +18,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Segments:
-    """An injected layer: a mask of `arbors x segments` tiles; `activity` where the score needs input norms."""
+    """An injected layer: a mask of `arbors x segments` tiles (of a recurrent layer: layers times directions, and hidden
+    units); `activity` where the score needs input norms."""
 
     arbors: int
     segments: int
@@ -73,7 +74,35 @@ class Follower:
     channels: int
 
 
-_KINDS: dict[str, type[Segments | Form | Follower]] = {"segments": Segments, "form": Form, "follower": Follower}
+@dataclass(frozen=True)
+class Recurrent:
+    """A packed LSTM or GRU.
+
+    Attributes:
+        hidden: hidden units that outputs and states have places for.
+        kept: hidden units that are left in each direction of each layer.
+    """
+
+    hidden: int
+    kept: int
+
+    @property
+    def plain(self) -> bool:
+        """A stock layer."""
+        return self.kept == self.hidden
+
+    def __post_init__(self) -> None:
+        if self.kept > self.hidden:
+            raise bad("recurrent", dataclasses.asdict(self), "kept must not exceed hidden")
+
+
+Record = Segments | Form | Recurrent | Follower
+_KINDS: dict[str, type[Record]] = {
+    "segments": Segments,
+    "form": Form,
+    "recurrent": Recurrent,
+    "follower": Follower,
+}
 
 
 @dataclass(frozen=True)
@@ -128,14 +157,14 @@ class Layout:
     """`config`, the touched `modules`, the `bundles`, and `positions`: products per sample of each weight, for MACs."""
 
     config: DendriticConfig
-    modules: dict[str, Segments | Form | Follower]
+    modules: dict[str, Record]
     bundles: tuple[Bundle, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
     dense_cost: int = 0
 
     @property
     def packed(self) -> bool:
-        return any(isinstance(record, Form) for record in self.modules.values())
+        return any(isinstance(record, Form | Recurrent) for record in self.modules.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
@@ -181,7 +210,7 @@ def _config(value: object) -> DendriticConfig:
         raise CheckpointError(f"quantization_config.config: {error} {REMEDY}") from None
 
 
-def _module(value: object, where: str) -> Segments | Form | Follower:
+def _module(value: object, where: str) -> Record:
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= _KINDS.keys():
         raise bad(where, value, f"must be one of {', '.join(_KINDS)}")
     (kind, fields), *_ = value.items()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from .layout import Bundle, Run
-from .nn import pack_layer, shrink_follower, weight_layer, widths
+from .nn import is_recurrent_layer, pack_layer, pack_recurrent, recurrent_layer, shrink_follower, weight_layer, widths
 
 Kept = Mapping[str, list[Tensor]]
 
@@ -43,9 +43,13 @@ def pack_modules(model: nn.Module, kept: Kept, bundles: Iterable[Bundle]) -> dic
     """The replacement for every layer in `kept`, and for every follower that shrinks.
 
     Args:
-        kept: for each layer to pack, the ascending inputs that each of its arbors reads.
+        kept: for each layer to pack, the ascending inputs that each of its arbors reads, or, of a recurrent layer, the
+            ascending hidden units that each keeps.
         bundles: those whose reader and producers all are in `kept`; others are ignored.
     """
+    recurrent = [name for name in kept if is_recurrent_layer(model.get_submodule(name))]
+    units = {name: pack_recurrent(recurrent_layer(model, name), kept[name]) for name in recurrent}
+    kept = {name: keep for name, keep in kept.items() if name not in units}
     bundles = [b for b in bundles if b.reader in kept and all(p.name in kept for p in b.producers)]
     layers = {name: weight_layer(model, name) for name in kept}
     union = {name: torch.cat(keep).unique() for name, keep in kept.items()}
@@ -70,7 +74,7 @@ def pack_modules(model: nn.Module, kept: Kept, bundles: Iterable[Bundle]) -> dic
     packed = {
         name: pack_layer(layer, kept[name], outputs[name], arrives[name], name in cut) for name, layer in layers.items()
     }
-    return packed | followers
+    return packed | units | followers
 
 
 def last_readers(bundles: Iterable[Bundle]) -> list[str]:

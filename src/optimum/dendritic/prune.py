@@ -22,7 +22,6 @@ from .inject import layer_costs
 from .nn import DendriticLayer
 from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .segments import over_tiles
 from .selection import choose_regrown, select, total_cost
 
 
@@ -120,6 +119,7 @@ def _welcome(layer: DendriticLayer, back: Tensor, optimizer: Optimizer | None) -
     if live.any():
         layer.dendrite_score[back] = layer.dendrite_score[live].min()
     if optimizer is not None:
-        for moment in optimizer.state.get(layer.weight, {}).values():
-            if isinstance(moment, Tensor) and moment.shape == layer.weight.shape:
-                layer.as_tiles(moment).masked_fill_(over_tiles(back), 0)
+        for name, parameter in layer.segmented().items():
+            for moment in optimizer.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    layer.blank_({name: moment}, back)

@@ -2,49 +2,28 @@
 
 The unit of choice is one segment of every arbor of a layer at once, the j-th weakest of each, so that arbors stay
 balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose
-rows die with it; so costs are data (`LayerCost`), the total is counted exactly, and the cut-off is found by bisection.
+rows die with it; so every layer has a `Cost`, the total is counted exactly, and the cut-off is found by bisection.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Masks = Mapping[str, Bool[Tensor, "arbors segments"]]
+from .costs import Cost, Masks
+
 Scores = Mapping[str, Float[Tensor, "arbors segments"]]
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
-
-    Attributes:
-        rows: outputs of the full layer.
-        segment_size: inputs in one segment.
-        per_weight: cost of one input-output pair (its kernel included).
-        per_row: cost of one output besides (a bias).
-        reader: the layer whose pruned inputs kill rows of this one, if any, and
-        reached: for each row the reader's segment that it reaches, -1 where it cannot die.
-    """
-
-    rows: int
-    segment_size: int
-    per_weight: int
-    per_row: int
-    reader: str | None = None
-    reached: Int[Tensor, " rows"] | None = None
-
-
-Costs = Mapping[str, LayerCost]
+Costs = Mapping[str, Cost]
 
 
 def total_cost(masks: Masks, costs: Costs) -> int:
     """Exact cost of the packed model's target layers."""
-    return sum(_layer_cost(masks, costs, name) for name in costs)
+    return sum(cost.cost(masks, name) for name, cost in costs.items())
 
 
 def select(
@@ -85,18 +64,11 @@ def select(
 
 
 def unit_cost(masks: Masks, costs: Costs) -> dict[str, float]:
-    """What one more pruned unit of each layer saves now: its columns, and the rows that die with it."""
-    kept = {name: int(mask[0].sum()) * costs[name].segment_size for name, mask in masks.items()}
-    saved = {
-        name: float(
-            costs[name].segment_size * costs[name].per_weight * max(1, int(alive_rows(masks, costs, name).sum()))
-        )
-        for name in masks
-    }
+    """What one more pruned unit of each layer saves now, in this layer and in others."""
+    saved = dict.fromkeys(masks, 0.0)
     for name, cost in costs.items():
-        if cost.reader is not None:
-            dying = cost.rows / masks[cost.reader].shape[1]
-            saved[cost.reader] += dying * (kept[name] * cost.per_weight + cost.per_row)
+        for pruned, amount in cost.saved(masks, name).items():
+            saved[pruned] += amount
     return saved
 
 
@@ -123,21 +95,6 @@ def smallest_kept(segments: int, floor: float) -> int:
     (4, 1, 0)
     """
     return math.ceil(floor * segments - 1e-9)
-
-
-def alive_rows(masks: Masks, costs: Costs, name: str) -> Bool[Tensor, " rows"]:
-    """Which outputs of a layer still reach a kept segment of its reader."""
-    cost = costs[name]
-    if cost.reader is None or cost.reached is None:
-        return torch.ones(cost.rows, dtype=torch.bool)
-    return masks[cost.reader].any(0)[cost.reached.clamp(min=0)] | (cost.reached < 0)
-
-
-def _layer_cost(masks: Masks, costs: Costs, name: str) -> int:
-    cost, mask = costs[name], masks[name]
-    rows = alive_rows(masks, costs, name).unflatten(0, (mask.shape[0], -1)).sum(1)
-    pairs = int((mask.sum(1) * cost.segment_size * rows).sum())
-    return pairs * cost.per_weight + int(rows.sum()) * cost.per_row
 
 
 def _without(order: Int[Tensor, "arbors segments"], pruned: int) -> Bool[Tensor, "arbors segments"]:

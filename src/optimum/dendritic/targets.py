@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .config import DendriticConfig
 from .errors import DendriticError, invalid
-from .nn import INJECTED, is_weight_layer
+from .nn import INJECTED, is_prunable
 
 logger = logging.get_logger(__name__)
 
@@ -19,9 +19,9 @@ logger = logging.get_logger(__name__)
 def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
     """Names of the modules to inject, in the model's order.
 
-    Prunable are modules of exactly the types Linear, Conv2d (one group) and Conv1D whose parameters are trained and
-    belong to them alone. By default all of them in the body: not the head, which is what stands outside
-    `model.base_model`, or the last of them where there is no such part.
+    Prunable are modules of exactly the types Linear, Conv2d (one group), Conv1D, LSTM and GRU (no projection) whose
+    parameters are trained and belong to them alone. By default all of them in the body: not the head, which is what
+    stands outside `model.base_model`, or the last of them where there is no such part.
 
     Raises:
         DendriticError: a pattern matches no prunable module, or nothing is left to prune.
@@ -38,7 +38,7 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
     if not chosen:
         rule = f"no prunable module is left in {type(model).__name__}"
         raise invalid(
-            "target_modules", config.target_modules, rule, "Name Linear, Conv2d or Conv1D modules of the model."
+            "target_modules", config.target_modules, rule, "Name Linear, Conv2d, Conv1D, LSTM or GRU modules."
         )
     return chosen
 
@@ -48,19 +48,28 @@ def _prunable(model: nn.Module) -> list[str]:
     fused = {id(child) for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) for child in m.children()}
     names = []
     for name, module in model.named_modules():
-        if not name or type(module) not in INJECTED or not is_weight_layer(module):
+        if not name or type(module) not in INJECTED:
             continue
-        if id(module) in fused:
+        if isinstance(module, nn.RNNBase) and module.proj_size > 0:
+            logger.info(f"{name} is left alone: it projects its hidden state (proj_size > 0)")
+        elif not is_prunable(module):
+            continue
+        elif id(module) in fused:
             logger.info(f"{name} is left alone: nn.TransformerEncoderLayer reads its weight itself in evaluation")
-        elif "weight" not in module._parameters:
+        elif not _matrices(module) <= module._parameters.keys():
             logger.info(f"{name} is left alone: its weight is computed (weight or spectral norm, torch.nn.utils.prune)")
         elif any(owners[id(p)] > 1 for p in module.parameters()):
             logger.info(f"{name} is left alone: its parameters are tied to another module's")
-        elif not module.weight.requires_grad:
+        elif not all(module.get_parameter(weight).requires_grad for weight in _matrices(module)):
             logger.info(f"{name} is left alone: its weight is frozen (requires_grad=False)")
         else:
             names.append(name)
     return names
+
+
+def _matrices(module: nn.Module) -> set[str]:
+    """Names of the parameters that must be trained; all of a recurrent layer, whose biases are pruned with its rows."""
+    return set(module._flat_weights_names) if isinstance(module, nn.RNNBase) else {"weight"}
 
 
 def _body(model: nn.Module, prunable: list[str]) -> list[str]:
@@ -68,7 +77,7 @@ def _body(model: nn.Module, prunable: list[str]) -> list[str]:
         return [name for name in prunable if name.startswith(f"{model.base_model_prefix}.")]
     if isinstance(model, PreTrainedModel) and type(model).__name__.endswith("Model"):
         return prunable  # a bare encoder: it has no head
-    head = [name for name, module in model.named_modules() if is_weight_layer(module)][-1:]
+    head = [name for name, module in model.named_modules() if is_prunable(module)][-1:]
     return [name for name in prunable if name not in head] or prunable  # a tied head is not prunable, yet the head
 
 

@@ -18,7 +18,7 @@ from .dye import Tracer
 from .errors import invalid
 from .inputs import as_mapping, repeat_first
 from .layout import Bundle, Run, Wire
-from .nn import WeightLayer, is_weight_layer, weight_layer, widths
+from .nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
 from .packing import inputs_fed, last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .surgery import swap
@@ -32,8 +32,8 @@ class Wiring:
 
     Attributes:
         bundles: the exclusive bundles, in order of their readers.
-        positions: for each called layer the products per sample of each of its weights (1 for a vector, tokens or
-            pixels otherwise), hence `macs = positions * weight.numel()`.
+        positions: for each called layer the products per sample of each of its weights (1 for a vector, tokens, time
+            steps or pixels otherwise), hence `macs = positions * weight.numel()`.
     """
 
     bundles: tuple[Bundle, ...] = ()
@@ -42,7 +42,7 @@ class Wiring:
 
 @torch.no_grad()
 def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str] | None = None) -> Wiring:
-    """Find the exclusive bundles among `targets` (names of Linear, Conv2d, Conv1D; default: all that the model calls).
+    """Find the exclusive bundles among `targets` (names of prunable layers; default: all that the model calls).
 
     Args:
         example_inputs: keyword arguments of `model.forward`, tensors with the batch first; one sample is enough.
@@ -60,8 +60,9 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
         if name not in modules:
             raise invalid("targets", name, f"is no module of {type(model).__name__}", "Pass names of named_modules().")
     layers = {name: weight_layer(model, name) for name in names if name and is_weight_layer(modules[name])}
+    recurrent = {name: recurrent_layer(model, name) for name in names if name and is_recurrent_layer(modules[name])}
     with quiet(model):
-        tracer = Tracer(model, inputs, layers)
+        tracer = Tracer(model, inputs, layers, recurrent)
         try:
             positions = tracer.positions()
         except Exception as error:  # any model may fail in any way; without a trace nothing is cut

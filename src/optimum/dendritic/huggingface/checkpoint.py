@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, invalid
-from ..layout import Follower, Form, Layout, Segments
+from ..layout import Form, Layout, Record, Recurrent, Segments
 from ..strict import bad
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -83,10 +83,10 @@ def check_files(
     """
     own = {name: _below(name, expected) for name in layout.modules}
     for name, record in layout.modules.items():
-        if isinstance(record, Form) and fused & own[name].keys():
+        if isinstance(record, Form | Recurrent) and fused & own[name].keys():
             rule = "the file fuses it with other tensors, whose packed shapes differ"
             remedy = "Save it again with save_pretrained(…, save_original_format=False)."
-            raise invalid(f"{name}.weight", "fused", rule, remedy, CheckpointError)
+            raise invalid(sorted(fused & own[name].keys())[0], "fused", rule, remedy, CheckpointError)
         _check_declared({key: own[name][key] for key in own[name].keys() - fused}, _below(name, found))
     steering = {key: found[key][0] for keys in own.values() for key in keys.keys() - fused if key.endswith(BOOKKEEPING)}
     values = _read_tensors(steering)
@@ -134,7 +134,7 @@ def check_kinds(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) ->
             raise bad(name, found.dtype, f"must have the dtype {tensor.dtype}")
 
 
-def check_values(name: str, record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> None:
+def check_values(name: str, record: Record, tensors: Mapping[str, Tensor]) -> None:
     """Check the masks, scores and indices of one module before any kernel sees them.
 
     Args:
@@ -150,7 +150,7 @@ def check_values(name: str, record: Segments | Form | Follower, tensors: Mapping
         raise bad(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
 
 
-def _faults(record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+def _faults(record: Record, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     if isinstance(record, Segments):
         if "dendrite_mask" in tensors and len(set(tensors["dendrite_mask"].sum(1).tolist())) > 1:
             yield "dendrite_mask", "every arbor must keep equally many segments"
@@ -163,6 +163,8 @@ def _faults(record: Segments | Form | Follower, tensors: Mapping[str, Tensor]) -
         for index, below in (("inputs", record.inputs), ("outputs", record.outputs)):
             if index in tensors and not _ascending(tensors[index], below):
                 yield index, f"must ascend strictly within [0, {below})"
+    if isinstance(record, Recurrent) and "outputs" in tensors and not _ascending(tensors["outputs"], record.hidden):
+        yield "outputs", f"must ascend strictly within [0, {record.hidden})"
 
 
 def _ascending(index: Tensor, below: int) -> bool:

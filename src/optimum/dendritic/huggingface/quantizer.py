@@ -171,7 +171,7 @@ def _resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | N
         (new, *_), fused = rename(f"{name}.weight")
         if not fused and new.removesuffix(".weight") in modules:
             return new.removesuffix(".weight")
-        if headed and not name.startswith(body) and f"{name}.weight" in keys:
+        if headed and not name.startswith(body) and any(key.startswith(f"{name}.") for key in keys):
             return None
         rule, saved_as = f"is no module of {type(model).__name__}", model.config.architectures
         remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."

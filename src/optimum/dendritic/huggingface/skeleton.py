@@ -14,14 +14,21 @@ from torch import nn
 
 from ..importance import IMPORTANCE
 from ..inject import layer_costs
-from ..layout import Bundle, Follower, Form, Layout, Segments, Wire
+from ..layout import Bundle, Follower, Form, Layout, Record, Recurrent, Segments, Wire
 from ..nn import (
+    RecurrentLayer,
     WeightLayer,
     follower_channels,
     inject_layer,
+    is_prunable,
+    is_recurrent_layer,
     is_weight_layer,
     packed_skeleton,
+    prunable_layer,
+    recurrent_layer,
+    recurrent_skeleton,
     shrink_follower,
+    states,
     weight_layer,
     widths,
 )
@@ -88,12 +95,14 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
     return dataclasses.replace(layout, dense_cost=cost)
 
 
-def _module(model: nn.Module, name: str, record: Segments | Form | Follower) -> nn.Module:
+def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
     match record:
         case Segments():
-            return inject_layer(weight_layer(model, name), record.arbors, record.segments, record.activity)
+            return inject_layer(prunable_layer(model, name), record.arbors, record.segments, record.activity)
         case Form():
             return packed_skeleton(weight_layer(model, name), record)
+        case Recurrent():
+            return recurrent_skeleton(recurrent_layer(model, name), record)
         case Follower():
             return shrink_follower(model.get_submodule(name), torch.arange(record.channels))
 
@@ -123,21 +132,25 @@ def _faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
             yield f"bundles[{i}]", bundle.reader, rule
 
 
-def _record_faults(module: nn.Module, record: Segments | Form | Follower, layout: Layout) -> Iterator[str]:
+def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterator[str]:
     if isinstance(record, Follower):
         if not 0 < record.channels <= (follower_channels(module) or 0):
             yield f"must have 1 to {follower_channels(module) or 0} channels of {module}"
         return
-    if not is_weight_layer(module):
-        yield f"must be a Linear, a Conv2d of one group or a Conv1D, but is {type(module).__name__}"
+    kinds = {Segments: is_prunable, Form: is_weight_layer, Recurrent: is_recurrent_layer}
+    if not kinds[type(record)](module):
+        yield f"is no record of a {type(module).__name__}"
+    if isinstance(record, Segments) and record.activity != IMPORTANCE[layout.config.importance].needs_activity:
+        yield f"activity contradicts importance = {layout.config.importance!r}"
+    if isinstance(module, RecurrentLayer):
+        yield from _recurrent_faults(module, record)
+        return
     assert isinstance(module, WeightLayer)
     inputs, outputs = widths(module)
     if isinstance(record, Segments):
         if outputs % record.arbors or inputs % record.segments:
             yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
-        if record.activity != IMPORTANCE[layout.config.importance].needs_activity:
-            yield f"activity contradicts importance = {layout.config.importance!r}"
-    else:
+    elif isinstance(record, Form):
         if record.inputs > inputs or record.outputs > outputs:
             yield f"must not be wider than the stock layer of {inputs} inputs and {outputs} outputs"
         if record.scatter and record.outputs != outputs:
@@ -146,9 +159,18 @@ def _record_faults(module: nn.Module, record: Segments | Form | Follower, layout
             yield f"arbors must be equal groups of {outputs} outputs"
 
 
+def _recurrent_faults(module: RecurrentLayer, record: Record) -> Iterator[str]:
+    arbors, hidden = states(module), module.hidden_size
+    if isinstance(record, Segments) and (record.arbors, record.segments, record.activity) != (arbors, hidden, False):
+        yield f"must have {arbors} arbors of {hidden} segments, without activity"
+    if isinstance(record, Recurrent) and record.hidden != hidden:
+        yield f"must have the {hidden} hidden units of the stock layer"
+
+
 def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator[str]:
-    if not {bundle.reader, *(p.name for p in bundle.producers)} <= layout.modules.keys():
-        yield "its reader and producers must be recorded modules"
+    ends = {bundle.reader, *(p.name for p in bundle.producers)}
+    if not ends <= layout.modules.keys() or not all(is_weight_layer(model.get_submodule(name)) for name in ends):
+        yield "its reader and producers must be recorded modules of one weight"
     if bundle.reader in {p.name for p in bundle.producers} or not bundle.producers:
         yield "must be fed, and not by itself"
     reader, inputs = layout.modules[bundle.reader], widths(weight_layer(model, bundle.reader))[0]

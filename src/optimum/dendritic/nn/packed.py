@@ -13,8 +13,7 @@ from ..errors import invalid
 from ..layout import Form
 from ..surgery import shallow_copy
 from .injected import WeightLayer, stock_type
-
-OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity")
+from .segmented import drop_own_buffers
 
 
 class PackedLayer(nn.Module):
@@ -162,9 +161,7 @@ def _build(
 ) -> nn.Module:
     stock = stock_type(layer)
     packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
-    for name in OWN_BUFFERS:
-        packed._buffers.pop(name, None)
-        packed._non_persistent_buffers_set.discard(name)
+    drop_own_buffers(packed)
     packed.register_parameter("weight", nn.Parameter(weight, requires_grad=layer.weight.requires_grad))
     if layer.bias is not None and bias is not None:
         packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))

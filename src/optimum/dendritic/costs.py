@@ -1,0 +1,112 @@
+"""What layers cost, in units of the budget: parameters, or multiply-accumulates of one sample.
+
+A cost is counted exactly as in the packed model. What a layer costs may depend on another layer's mask, too: rows that
+lead to pruned inputs die.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Masks = Mapping[str, Bool[Tensor, "arbors segments"]]
+
+
+class Cost(ABC):
+    """What one layer costs, by its name in `masks`."""
+
+    @abstractmethod
+    def cost(self, masks: Masks, name: str) -> int:
+        """The cost of the packed layer."""
+
+    @abstractmethod
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        """For each layer whose mask matters here, what one more pruned unit of it (a segment of every arbor) saves now.
+
+        Positive for the layer itself, so that scores can be divided by it.
+        """
+
+
+@dataclass(frozen=True)
+class LayerCost(Cost):
+    """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
+
+    Attributes:
+        rows: outputs of the full layer.
+        segment_size: inputs in one segment.
+        per_weight: cost of one input-output pair (its kernel included).
+        per_row: cost of one output besides (a bias).
+        reader: the layer whose pruned inputs kill rows of this one, if any, and
+        reached: for each row the reader's segment that it reaches, -1 where it cannot die.
+    """
+
+    rows: int
+    segment_size: int
+    per_weight: int
+    per_row: int
+    reader: str | None = None
+    reached: Int[Tensor, " rows"] | None = None
+
+    def cost(self, masks: Masks, name: str) -> int:
+        rows = self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
+        pairs = int((masks[name].sum(1) * self.segment_size * rows).sum())
+        return pairs * self.per_weight + int(rows.sum()) * self.per_row
+
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        """Its own columns, and of the reader the rows that die with them."""
+        rows = max(1, int(self.alive_rows(masks).sum()))
+        saved = {name: float(self.segment_size * self.per_weight * rows)}
+        if self.reader is not None:
+            dying = self.rows / masks[self.reader].shape[1]
+            kept = int(masks[name][0].sum()) * self.segment_size
+            saved[self.reader] = dying * (kept * self.per_weight + self.per_row)
+        return saved
+
+    def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
+        """Which outputs still reach a kept segment of the reader."""
+        if self.reader is None or self.reached is None:
+            return torch.ones(self.rows, dtype=torch.bool)
+        return masks[self.reader].any(0)[self.reached.clamp(min=0)] | (self.reached < 0)
+
+
+@dataclass(frozen=True)
+class RecurrentCost(Cost):
+    """What an LSTM or GRU costs; a unit is one hidden unit of every direction of every layer.
+
+    Attributes:
+        inputs: width of its input, which is not pruned.
+        layers, directions: of the stack.
+        gates: 4 of an LSTM, 3 of a GRU.
+        per_weight: cost of one weight.
+        per_row: cost of one row of a gate besides (its two biases).
+    """
+
+    inputs: int
+    layers: int
+    directions: int
+    gates: int
+    per_weight: int
+    per_row: int
+
+    def cost(self, masks: Masks, name: str) -> int:
+        return self._cost(int(masks[name][0].sum()))
+
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        """A row and a column: it costs the more, the more units there are."""
+        units = max(1, int(masks[name][0].sum()))
+        return {name: float(self._cost(units) - self._cost(units - 1))}
+
+    def _cost(self, units: int) -> int:
+        """Each unit's rows read the input or the layer below, and the units of their own direction.
+
+        >>> RecurrentCost(inputs=5, layers=2, directions=2, gates=4, per_weight=1, per_row=2)._cost(3) == sum(
+        ...     p.numel() for p in torch.nn.LSTM(5, 3, num_layers=2, bidirectional=True).parameters()
+        ... )
+        True
+        """
+        read = self.inputs + units + (self.layers - 1) * (self.directions + 1) * units
+        rows = self.directions * self.gates * units
+        return rows * read * self.per_weight + rows * self.layers * self.per_row

@@ -1,0 +1,134 @@
+"""LSTM and GRU with dendritic segments: the stock forward on the stock parameters.
+
+A segment is one hidden unit, an arbor one direction of one layer, in the order of `h_n`: masks and scores have the
+shape `[layers * directions, hidden]`. The stock layers have one hidden size, which is the rule that every arbor keeps
+equally many segments.
+
+The gate `m_j` of a unit multiplies every weight of the module that touches it, in each of the `g` gates of its kind:
+
+    m_j * (W_ih[g, j, :], W_hh[g, j, :], b_ih[g, j], b_hh[g, j], W_hh[g, :, j], U_ih[g, :, j])
+
+with `U` the next layer's weights, in each of its directions. Open, it changes nothing; shut, the unit is gone; and the
+chain rule gives `dL/dm_j` as the sum of `<W, dL/dW>` over them (`W_hh[g, j, j]` twice: it is multiplied by `m_j^2`).
+Whoever reads the last layer's output is outside the module; the rows stand in for that reader. The rows alone would
+miss units that saturate: their output is large, its derivative is not.
+
+A pruned unit has rows of zeros, biases too. From a zero state it stays at exactly 0: an LSTM has `g = tanh(0) = 0`, so
+`c = f * 0 + i * 0`; a GRU has `n = tanh(0) = 0`, so `h = (1 - z) * 0 + z * 0`. Its columns then multiply nothing and
+are left alone: were they zero as well, a unit inside the stack would have no gradient by which it could grow back.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..errors import invalid
+from ..importance import Tiles
+from .segmented import DendriticLayer
+
+RecurrentLayer = nn.LSTM | nn.GRU
+Sequence = Tensor | PackedSequence
+State = Tensor | tuple[Tensor, ...]
+
+
+class DendriticRecurrent(DendriticLayer, nn.RNNBase):
+    """What `DendriticLSTM` and `DendriticGRU` share."""
+
+    def add_segments(self, arbors: int, segments: int, activity: bool) -> None:
+        assert (arbors, segments) == (states(self), self.hidden_size) and not activity
+        self._flat_weights, self._flat_weight_refs = list(self._flat_weights), list(self._flat_weight_refs)
+        super().add_segments(arbors, segments, activity)
+
+    def forward(self, input: Sequence, hx: State | None = None) -> tuple:
+        """The stock forward; pruned units of an initial state count as zero, since nothing will be left of them."""
+        if hx is not None:
+            hx = map_state(hx, lambda part: self._masked(check_state(part, *self.dendrite_mask.shape)))
+        return super().forward(input, hx)
+
+    def _masked(self, state: Tensor) -> Tensor:
+        mask = self.dendrite_mask if state.dim() == 2 else self.dendrite_mask[:, None]
+        return state.masked_fill(~mask, 0)
+
+    def segmented(self) -> dict[str, nn.Parameter]:
+        return {name: self.get_parameter(name) for name in self._flat_weights_names}
+
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
+        parts = [self._rows(tensors, arbor) + self._columns(tensors, arbor) for arbor in range(states(self))]
+        return [torch.cat(part, 3) for part in parts]
+
+    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
+        for arbor, names in enumerate(self._all_weights):
+            for name in tensors.keys() & set(names):
+                self._by_gate(tensors[name]).masked_fill_(chosen[arbor][:, None], 0)
+
+    def kept(self) -> list[Tensor]:
+        """Ascending hidden units (int64) that each direction of each layer keeps, on the CPU."""
+        return [arbor.nonzero().flatten() for arbor in self.dendrite_mask.cpu()]
+
+    def _rows(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Tiles]:
+        """Views `[1, gates, hidden, width, 1]`: what drives each unit of one arbor."""
+        return [self._by_gate(tensors[name])[None, ..., None] for name in self._all_weights[arbor]]
+
+    def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Tiles]:
+        """Views `[1, gates, hidden, hidden, 1]`: what its own direction and the next layer read of each unit."""
+        ways, width = directions(self), self.hidden_size
+        layer, way = divmod(arbor, ways)
+        readers = [self._by_gate(tensors[self._all_weights[arbor][1]])]
+        for name, *_ in self._all_weights[(layer + 1) * ways : (layer + 2) * ways]:
+            readers.append(self._by_gate(tensors[name])[..., way * width : (way + 1) * width])
+        return [reader.transpose(1, 2)[None, ..., None] for reader in readers]
+
+    def _by_gate(self, tensor: Tensor) -> Float[Tensor, "gates hidden width"]:
+        return tensor.view(-1, self.hidden_size, tensor[0].numel())
+
+
+class DendriticLSTM(DendriticRecurrent, nn.LSTM):
+    pass
+
+
+class DendriticGRU(DendriticRecurrent, nn.GRU):
+    pass
+
+
+def is_recurrent_layer(module: nn.Module) -> bool:
+    """Whether a module is exactly an LSTM or a GRU, stock or injected, without a projection of its hidden state."""
+    kinds = (nn.LSTM, nn.GRU, DendriticLSTM, DendriticGRU)
+    return type(module) in kinds and isinstance(module, RecurrentLayer) and module.proj_size == 0
+
+
+def recurrent_layer(model: nn.Module, name: str) -> RecurrentLayer:
+    """The recurrent layer at `name`."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, RecurrentLayer)
+    return layer
+
+
+def directions(layer: nn.RNNBase) -> int:
+    """1, or 2 for a bidirectional layer."""
+    return 2 if layer.bidirectional else 1
+
+
+def gates(layer: nn.RNNBase) -> int:
+    """4 of an LSTM, 3 of a GRU: rows of each weight for one hidden unit."""
+    return 4 if isinstance(layer, nn.LSTM) else 3
+
+
+def states(layer: nn.RNNBase) -> int:
+    """Arbors of a recurrent layer: layers times directions, the first axis of its hidden state."""
+    return layer.num_layers * directions(layer)
+
+
+def map_state(state: State, function: Callable[[Tensor], Tensor]) -> State:
+    """`function` of `h` (GRU), or of `h` and `c` (LSTM)."""
+    return function(state) if isinstance(state, Tensor) else tuple(function(part) for part in state)
+
+
+def check_state(state: Tensor, arbors: int, hidden: int) -> Tensor:
+    """`state` itself. Raises `DendriticError` where it is not `[arbors, (batch,) hidden]`."""
+    if state.dim() not in (2, 3) or (state.shape[0], state.shape[-1]) != (arbors, hidden):
+        rule = f"must be [{arbors}, batch, {hidden}], or [{arbors}, {hidden}] without a batch"
+        raise invalid("hx", tuple(state.shape), rule, "Pass the state that the stock layer takes.")
+    return state

@@ -1,0 +1,88 @@
+"""`DendriticLayer`: what every injected layer has, whatever its parameters look like: a mask, a score and their steps.
+
+A pruned tile is a tile of zeros; nothing is multiplied in the forward pass, so gradients stay dense and a pruned tile
+can grow back. Buffers are persistent, hence saved, resumed and broadcast like weights.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..importance import IMPORTANCE, Tiles
+from ..segments import sum_tiles, wide
+
+OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity")
+
+
+class DendriticLayer(nn.Module):
+    """What the injected layers share. `dendrite_mask`, `dendrite_score`: `[arbors, segments]`, bool and float32."""
+
+    dendrite_mask: Tensor
+    dendrite_score: Tensor
+    dendrite_activity: Tensor | None
+
+    def add_segments(self, arbors: int, segments: int, activity: bool) -> None:
+        """Register the buffers; everything is kept and nothing scored. `AssertionError` where the shapes forbid it."""
+        device = next(self.parameters()).device
+        self.register_buffer("dendrite_mask", torch.ones(arbors, segments, dtype=torch.bool, device=device))
+        self.register_buffer("dendrite_score", torch.zeros(arbors, segments, dtype=torch.float32, device=device))
+        self.register_buffer("dendrite_activity", None)
+
+    def segmented(self) -> dict[str, nn.Parameter]:
+        """The parameters that hold the tiles, by name."""
+        raise NotImplementedError
+
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
+        """For each group of arbors, in order, all that their gates multiply, as tiles.
+
+        Args:
+            tensors: the parameters of `segmented`, or others of their shapes (gradients).
+        """
+        raise NotImplementedError
+
+    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
+        """Set the `chosen` tiles of the parameters of `segmented`, or of others of their shapes, to zero, in place."""
+        raise NotImplementedError
+
+    def kept(self) -> list[Tensor]:
+        """Ascending indices (int64) of what each arbor keeps when it is packed, on the CPU."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score_(self, importance: str, decay: float) -> None:
+        """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
+        rule = IMPORTANCE[importance]
+        if rule.measure is None or (rule.running and not self._has_gradient()):
+            return
+        pairs = zip(self.gated(self.segmented()), self.gated(self._gradients()), strict=True)
+        reading = torch.cat([rule.measure(w, g, self.dendrite_activity) for w, g in pairs]).float()
+        score = self.dendrite_score.float().lerp(reading, 1 - decay) if rule.running else reading
+        self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
+
+    @torch.no_grad()
+    def growth(self) -> Float[Tensor, "arbors segments"]:
+        """`||dL/dW||^2` of each tile: how much a pruned tile wants to come back (Evci et al. 2020)."""
+        if not self._has_gradient():
+            return torch.zeros_like(self.dendrite_score)
+        norms = torch.cat([sum_tiles(wide(g).square()).float() for g in self.gated(self._gradients())])
+        return torch.where(norms.isfinite(), norms, torch.zeros_like(norms))
+
+    @torch.no_grad()
+    def mask_(self) -> None:
+        """Set the pruned tiles to zero, in place."""
+        self.blank_(self.segmented(), ~self.dendrite_mask)
+
+    def _has_gradient(self) -> bool:
+        return any(parameter.grad is not None for parameter in self.segmented().values())
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.segmented().items()}
+
+
+def drop_own_buffers(layer: nn.Module) -> None:
+    """Take the buffers that `add_segments` registered off a layer that is packed."""
+    for name in OWN_BUFFERS:
+        layer._buffers.pop(name, None)
+        layer._non_persistent_buffers_set.discard(name)
