@@ -68,6 +68,20 @@ class TestMacs:
         pooler, classifier = width * width, width * 2
         assert count_macs(bert(width).eval(), Batch.of(tokens(1, length))) == 2 * layer + pooler + classifier
 
+    def test_a_view_of_a_parameter_may_be_an_input_of_a_layer(self):
+        class Positions(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table, self.layer = nn.Parameter(torch.ones(4, 6)), nn.Linear(6, 5)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + self.layer(self.table[None])
+
+        model = Positions()
+        model.layer.bias.requires_grad_(False)
+        assert macs(model, torch.ones(1, 4, 5)) == 4 * 6 * 5
+        assert [p.requires_grad for p in model.parameters()] == [True, True, False]
+
 
 class TestSize:
     def test_equal_to_the_file_that_save_pretrained_writes(self, tmp_path):

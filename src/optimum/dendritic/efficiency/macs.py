@@ -36,9 +36,22 @@ def count_macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
 
 def _counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), _frozen(model), counter:
         batch.run(model)
     return counter
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: the counter would follow it, and fails on a view of one made under no_grad."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager
