@@ -21,6 +21,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"wiring"},
     {"inject"},
     {"prune"},
+    {"description"},
     {"compress"},
     {"efficiency."},
     {"huggingface."},

@@ -19,6 +19,7 @@ PUBLIC = [
     "Update",
     "Wiring",
     "compress_",
+    "describe",
     "distill_",
     "distillation_loss",
     "inject_",

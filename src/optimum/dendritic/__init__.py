@@ -5,6 +5,7 @@ Importing this package also registers the loader, so that `AutoModel….from_pre
 
 from .compress import compress_ as compress_
 from .config import DendriticConfig as DendriticConfig
+from .description import describe as describe
 from .distill import Distillation as Distillation
 from .distill import distill_ as distill_
 from .distill import distillation_loss as distillation_loss

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .description import DENSE, describe, summary
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
@@ -33,6 +34,8 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         model: a model that `inject_` prepared.
         example_inputs: keyword arguments of `model.forward`; default: made from the config of a `PreTrainedModel`.
 
+    What became of each layer is logged at info level, and told by `describe(model)`.
+
     Returns:
         `model`; `model.config.quantization_config` describes it.
 
@@ -44,10 +47,15 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     mask_(model)
     with quiet(model):
         packed = _verified(model, list(layout.bundles), inputs)
+    sizes = {name: _size(layer) for name, layer in dendritic_layers(model).items()}
     for name, injected in swap(model, packed).items():
         packed[name].training = injected.training  # they were packed while the model was quiet
     records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
+    forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
+    dense = [name for name, words in describe(model).items() if words == DENSE]
+    shrunk = [name for name in forms if _size(packed[name]) < sizes[name]]
+    logger.info(f"Packed {type(model).__name__}: {summary(forms, shrunk, layout.bundles, dense)}")
     return model
 
 
@@ -88,6 +96,10 @@ def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -
 def _uncut(bundle: Bundle) -> Bundle:
     logger.warning(f"{bundle.reader} keeps a gather: cutting its wire changes the outputs")
     return Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut=False)
+
+
+def _size(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
 
 def _record(module: nn.Module, was_injected: bool) -> Record:

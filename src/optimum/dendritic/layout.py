@@ -87,9 +87,14 @@ class Recurrent:
     kept: int
 
     @property
+    def scatter(self) -> bool:
+        """Whether the units that are left are placed in a wider tensor of zeros."""
+        return self.kept < self.hidden
+
+    @property
     def plain(self) -> bool:
         """A stock layer."""
-        return self.kept == self.hidden
+        return not self.scatter
 
     def __post_init__(self) -> None:
         if self.kept > self.hidden:

@@ -1,0 +1,102 @@
+"""What became of each layer, in words: nothing that falls back to a gather or a scatter, or stays dense, is silent."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from .dye import READERS
+from .layout import Bundle, Follower, Form, Record, Recurrent, Segments
+from .nn import DendriticLayer
+from .record import layout_of
+
+DENSE = "dense: not a target"
+
+
+def describe(model: nn.Module) -> dict[str, str]:
+    """For each module that multiplies by a weight of its own, what it is at present; embeddings are left out.
+
+    Works on stock, injected, packed and loaded models alike.
+
+    Returns:
+        Full name -> for example `"plain: 16 -> 8"` (a stock layer of smaller shape), `"gather: 8 of 16 -> 24"` (it
+        picks the inputs that it reads from a tensor that stays wide), `"gather, scatter: 8 of 16 -> 24 of 48"` (and
+        puts the rows that are left into a wide tensor of zeros), `"injected: 3 of 4 segments"`, `"dense: not a
+        target"`.
+    """
+    layout = layout_of(model)
+    records = {} if layout is None else layout.modules
+    words = {}
+    for name, module in model.named_modules():
+        if name in records:
+            words[name] = _words(module, records[name])
+        elif _multiplies(module):
+            words[name] = DENSE
+    return words
+
+
+def summary(
+    forms: Mapping[str, Form | Recurrent], shrunk: Iterable[str], bundles: Iterable[Bundle], dense: Iterable[str]
+) -> str:
+    """Which layers became plain smaller ones, which did not, and why not; like names are shown as one, with `*`.
+
+    Args:
+        forms: of every packed layer.
+        shrunk: those that are smaller than they were.
+        bundles: from before packing; the reader of one that keeps a gather reads a tensor that could not shrink.
+        dense: names of other layers.
+    """
+    readers, smaller = {bundle.reader for bundle in bundles}, set(shrunk)
+    unpruned = [name for name in forms if name not in smaller]
+    plain = [name for name, form in forms.items() if form.plain and name in smaller]
+    gather = [name for name, form in forms.items() if isinstance(form, Form) and form.gather]
+    scatter = [name for name, form in forms.items() if form.scatter]
+    groups = {
+        "gather, from a tensor that is not theirs alone": [name for name in gather if name not in readers],
+        "gather, from a tensor that cannot shrink (split, reshaped, added)": [n for n in gather if n in readers],
+        "scatter, into a tensor that cannot shrink": scatter,
+        "as large as before": unpruned,
+        "no target": list(dense),
+    }
+    counts = f"{len(plain)} plain and smaller, {len(gather)} with a gather, {len(scatter)} with a scatter, "
+    lines = [f"{what}: {together(names)}" for what, names in groups.items() if names]
+    return "\n  ".join([f"{counts}{len(unpruned)} as large as before", *lines])
+
+
+def together(names: Iterable[str]) -> str:
+    """Names that differ in numbers only as one, with the count.
+
+    >>> together(["layer.0.query", "layer.1.query", "pooler"])
+    'layer.*.query (2), pooler'
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[re.sub(r"(?<![^.])\d+(?![^.])", "*", name)].append(name)
+    return ", ".join(f"{like} ({len(names)})" if len(names) > 1 else names[0] for like, names in alike.items())
+
+
+def _words(module: nn.Module, record: Record) -> str:
+    match record:
+        case Segments():
+            assert isinstance(module, DendriticLayer)
+            return f"injected: {int(module.dendrite_mask.sum())} of {module.dendrite_mask.numel()} segments"
+        case Follower():
+            return f"plain: {record.channels} channels"
+        case Recurrent():
+            return f"{'scatter: ' if record.scatter else 'plain: '}{record.kept} of {record.hidden} hidden units"
+        case Form():
+            parts = [part for part in ("gather", "scatter") if getattr(record, part)]
+            kept = f"{record.kept} of {record.inputs}" if record.gather else f"{record.inputs}"
+            rows = f"{sum(record.arbors)} of {record.outputs}" if record.scatter else f"{record.outputs}"
+            each = f" for each of {len(record.arbors)} arbors" if len(record.arbors) > 1 else ""
+            return f"{', '.join(parts) or 'plain'}: {kept}{each} -> {rows}"
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module owns a matrix; experts keep theirs outside any layer. Tables to look up in are no matrices."""
+    if isinstance(module, READERS):
+        return True
+    matrices = [p.shape for p in module._parameters.values() if p is not None and p.dim() > 1]
+    table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    return not table and any(shape[0] > 1 and sum(size > 1 for size in shape) > 1 for shape in matrices)

@@ -1,0 +1,100 @@
+"""What a user is told about each layer: true of the tensors, the same after loading, and nothing is left out."""
+
+import logging
+
+import pytest
+import torch
+from checkpoints import saved
+from models import build
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
+
+from optimum.dendritic import DendriticConfig, compress_, describe, inject_
+from optimum.dendritic.description import DENSE, together
+from optimum.dendritic.record import dendritic_layers
+
+
+def halve(model: nn.Module) -> None:
+    for layer in dendritic_layers(model).values():
+        layer.dendrite_mask[:, 1::2] = False
+
+
+def test_a_stock_model_is_dense_everywhere():
+    model, _ = build("plain_cnn")
+    assert describe(model) == dict.fromkeys(["conv1", "conv2", "fc1", "fc2"], DENSE)
+
+
+def test_every_state_of_a_layer_has_its_words():
+    model, inputs = build("gpt2")
+    inject_(model, DendriticConfig(sparsity=0.0, segment_size=4), example_inputs=inputs)
+    assert describe(model)["transformer.h.0.attn.c_attn"] == "injected: 4 of 4 segments"
+    halve(model)
+    assert describe(model)["transformer.h.0.attn.c_attn"] == "injected: 2 of 4 segments"
+    words = describe(compress_(model, inputs))
+    assert words["transformer.h.0.attn.c_attn"] == "gather, scatter: 8 of 16 -> 24 of 48"
+    assert words["transformer.h.0.attn.c_proj"] == "gather: 8 of 16 -> 16"
+    assert words["transformer.h.0.mlp.c_fc"] == "gather: 8 of 16 -> 12"
+    assert words["transformer.h.0.mlp.c_proj"] == "plain: 12 -> 16"
+    assert words["lm_head"] == DENSE and len(words) == 9
+
+
+def test_arbors_and_followers_are_told():
+    model, inputs = build("plain_cnn")
+    inject_(model, DendriticConfig(sparsity=0.0, segment_size=9, arbors=2, target_modules=["conv1", "conv2"]),
+            example_inputs=inputs)  # fmt: skip
+    first = dendritic_layers(model)["conv1"]
+    first.dendrite_mask.copy_(torch.tensor([[True, False, False], [False, True, False]]))
+    dendritic_layers(model)["conv2"].dendrite_mask[:, 1::2] = False
+    words = describe(compress_(model, inputs))
+    assert words["conv1"] == "gather: 1 of 3 for each of 2 arbors -> 6"
+    assert words["bn1"] == "plain: 6 channels" and words["conv2"] == "plain: 6 -> 16"
+    assert words["fc1"] == words["fc2"] == DENSE
+
+
+def test_a_loaded_model_says_the_same(tmp_path):
+    model, _ = saved(tmp_path, "llama", "packed")
+    assert describe(AutoModelForCausalLM.from_pretrained(tmp_path)) == describe(model)
+
+
+def test_matrices_outside_of_layers_are_named_and_tables_are_not():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up, self.scale = nn.Parameter(torch.ones(2, 4, 6)), nn.Parameter(torch.ones(1, 1, 6))
+
+    model = nn.Sequential(nn.Embedding(9, 4), Experts(), nn.LayerNorm(4), nn.LSTM(4, 4), nn.Conv1d(4, 4, 3))
+    assert describe(model) == dict.fromkeys(["1", "3", "4"], DENSE)
+
+
+@pytest.fixture
+def logged(caplog):
+    hf_logging.set_verbosity_info()
+    hf_logging.enable_propagation()
+    caplog.set_level(logging.INFO)
+    yield caplog
+    hf_logging.disable_propagation()
+    hf_logging.set_verbosity_warning()
+
+
+def test_packing_logs_what_became_of_each_layer_and_why(logged):
+    model, inputs = build("gpt2")
+    inject_(model, DendriticConfig(sparsity=0.0, segment_size=4), example_inputs=inputs)
+    halve(model)
+    dendritic_layers(model)["transformer.h.0.mlp.c_fc"].dendrite_mask.fill_(True)
+    dendritic_layers(model)["transformer.h.0.mlp.c_proj"].dendrite_mask.fill_(True)
+    compress_(model, inputs)
+    (text,) = [record.getMessage() for record in logged.records if record.getMessage().startswith("Packed")]
+    assert text.splitlines() == [
+        "Packed GPT2LMHeadModel: 1 plain and smaller, 5 with a gather, 2 with a scatter, 2 as large as before",
+        "  gather, from a tensor that is not theirs alone: transformer.h.*.attn.c_attn (2), transformer.h.1.mlp.c_fc",
+        "  gather, from a tensor that cannot shrink (split, reshaped, added): transformer.h.*.attn.c_proj (2)",
+        "  scatter, into a tensor that cannot shrink: transformer.h.*.attn.c_attn (2)",
+        "  as large as before: transformer.h.0.mlp.c_fc, transformer.h.0.mlp.c_proj",
+        "  no target: lm_head",
+    ]
+
+
+def test_like_names_are_told_once():
+    assert together([]) == ""
+    assert together(["a.0.b", "c", "a.10.b", "a.1.b2"]) == "a.*.b (2), c, a.1.b2"
