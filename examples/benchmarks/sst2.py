@@ -45,7 +45,7 @@ class Sst2(SentenceTask):
         parser.add_argument("--epochs0", type=float, default=3, help="of the base")
         parser.add_argument("--epochs1", type=float, default=2, help="of every method, from the base")
         parser.add_argument("--learning_rate", type=float, default=5e-5)
-        parser.add_argument("--learning_rate1", type=float, default=5e-5, help="of the epochs1")
+        parser.add_argument("--learning_rate1", type=float, default=2e-4, help="of the epochs1, where layers shrink")
         parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
 
     def recipe(self) -> dict[str, Any]:
@@ -69,8 +69,12 @@ class Sst2(SentenceTask):
         second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
         return {**shared, **first}, {**shared, **second}
 
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate}
+
     def pruning(self) -> dict[str, Any]:
-        return {"distillation": self.args.distillation}
+        """Whole heads and neurons: segments as wide as the model leave no inputs to gather."""
+        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": 0.0}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)

@@ -80,6 +80,10 @@ class Task(ABC):
     def example_inputs(self) -> dict[str, Tensor]:
         """One batch as it comes in use: MACs, wiring and latencies are those of these shapes."""
 
+    def control(self) -> dict[str, Any]:
+        """`TrainingArguments` of stage 1 that the dense control has otherwise: what shrinks needs larger steps."""
+        return {}
+
     def pruning(self) -> dict[str, Any]:
         """Fields of `DendriticConfig` that this task sets."""
         return {}

@@ -99,6 +99,7 @@ def _trainer(
     task: Task, run: Run, model: nn.Module, stage: int, folder: Path, config: DendriticConfig | None
 ) -> Trainer:
     dataset, collator = task.train_data()
+    control = task.control() if run.method == "dense" else {}
     callbacks: list[TrainerCallback] = []
     if config is not None:
         callbacks = [DendriticCallback(config, example_inputs=_first(task.example_inputs()))]
@@ -114,7 +115,7 @@ def _trainer(
     assert isinstance(model, PreTrainedModel)
     trainer = Trainer(
         model=task.trained_form(model),
-        args=TrainingArguments(output_dir=str(folder), **settings, **task.stages()[stage]),
+        args=TrainingArguments(output_dir=str(folder), **settings, **task.stages()[stage] | control),
         train_dataset=dataset,
         data_collator=collator,
         callbacks=callbacks,
