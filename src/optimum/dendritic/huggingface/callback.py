@@ -4,11 +4,8 @@ Everything that training changes lives in the model's buffers and the Trainer's 
 bit for bit; the callback itself can be thrown away and built again at any time.
 """
 
-import copy
-import os
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -23,14 +20,14 @@ from transformers.utils import logging
 
 from ..compress import compress_
 from ..config import DendriticConfig
-from ..distill import Distillation, distill_, distillation_of
+from ..distill import distill_, distillation_of
 from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
-from .auto import load
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
+from .teaching import Teacher, match_trainer, teacher_for
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +53,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def __init__(
         self,
         config: DendriticConfig | dict[str, Any],
-        teacher: nn.Module | str | os.PathLike[str] | None = None,
+        teacher: Teacher | None = None,
         *,
         example_inputs: Any = None,
     ):
@@ -81,7 +78,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.saw_init = True
-        teacher = self._teach(model) if self.config.distillation else None
+        teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:
             distill_(model, teacher, weight=self.config.distillation)
@@ -106,7 +103,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.console = stand_before_reporters(self)
         distillation = distillation_of(model)
         if distillation is not None:
-            _prepare(distillation, args)
+            match_trainer(distillation, args)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -186,16 +183,6 @@ class DendriticCallback(TrainerCallback, ExportableState):
         then has the task's loss alone. (A distillation loss is near zero at first and would rank noise.)"""
         return step <= self._freeze and (not self.config.distillation or step % 2 == 1)
 
-    def _teach(self, model: nn.Module) -> nn.Module:
-        if isinstance(self.teacher, nn.Module):
-            return self.teacher
-        if self.teacher is not None:
-            return load(os.fspath(self.teacher))
-        if layout_of(model) is not None:
-            rule = "is injected or packed already, so there is no dense model to learn from"
-            raise invalid("model", type(model).__name__, rule, "Pass DendriticCallback(config, teacher=...).")
-        return copy.deepcopy(model)
-
     def _phase(self, step: int) -> int:
         return RECOVERY if step >= self._freeze else PRUNING if step >= min(self.plan) else WARMUP
 
@@ -211,15 +198,3 @@ class DendriticCallback(TrainerCallback, ExportableState):
             rule = "was not injected: trainer.add_callback comes after the Trainer has been built"
             remedy = "Pass Trainer(..., callbacks=[DendriticCallback(config)])."
         return invalid("model", type(model).__name__, rule, remedy)
-
-
-def _prepare(distillation: Distillation, args: TrainingArguments) -> None:
-    """Let the teacher compute and the term be scaled as the Trainer does with the model's own loss."""
-    if args.label_smoothing_factor:
-        rule = "takes the labels away from the model, so that it has no loss to distil beside"
-        remedy = "Set label_smoothing_factor=0 (a teacher's soft targets smooth already), or distillation=0."
-        raise invalid("label_smoothing_factor", args.label_smoothing_factor, rule, remedy)
-    distillation.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    distillation.shares = args.gradient_accumulation_steps * (
-        args.world_size if args.average_tokens_across_devices else 1
-    )

@@ -1,0 +1,46 @@
+"""Where a Trainer's teacher comes from, and how its term of the loss is brought in line with the Trainer's own."""
+
+import copy
+import os
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from ..distill import Distillation
+from ..errors import invalid
+from ..record import layout_of
+from .auto import load
+
+Teacher = nn.Module | str | os.PathLike[str]
+
+
+def teacher_for(model: nn.Module, teacher: Teacher | None) -> nn.Module:
+    """The teacher itself, the one in a folder or on the Hub, or a copy of `model`, which is not injected yet.
+
+    Raises:
+        DendriticError: there is none to copy, since `model` is injected or packed already.
+    """
+    if isinstance(teacher, nn.Module):
+        return teacher
+    if teacher is not None:
+        return load(os.fspath(teacher))
+    if layout_of(model) is not None:
+        rule = "is injected or packed already, so there is no dense model to learn from"
+        raise invalid("model", type(model).__name__, rule, "Pass DendriticCallback(config, teacher=...).")
+    return copy.deepcopy(model)
+
+
+def match_trainer(distillation: Distillation, args: TrainingArguments) -> None:
+    """Let the teacher compute, and the term be scaled, as the Trainer does with the model's own loss.
+
+    Raises:
+        DendriticError: the Trainer keeps the labels from the model.
+    """
+    if args.label_smoothing_factor:
+        rule = "takes the labels away from the model, so that it has no loss to distil beside"
+        remedy = "Set label_smoothing_factor=0 (a teacher's soft targets smooth already), or distillation=0."
+        raise invalid("label_smoothing_factor", args.label_smoothing_factor, rule, remedy)
+    distillation.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    processes = args.world_size if args.average_tokens_across_devices else 1
+    distillation.shares = args.gradient_accumulation_steps * processes
