@@ -20,7 +20,7 @@ import torch
 from harness.budget import widest_within
 from harness.cli import main
 from harness.images import Augmented, as_it_is, correct, decoded, normalised
-from harness.task import Score, Task
+from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
@@ -93,7 +93,7 @@ class Cifar10(Task):
     def recipe(self) -> dict[str, Any]:
         names = ("architecture", "epochs0", "epochs1", "batch_size", "learning_rate", "learning_rate1", "warmup")
         names += ("budget", "distillation", "bf16", "max_steps")
-        return {name: getattr(self.args, name) for name in names} | {"train_samples": len(self._splits["train"][1])}
+        return {name: getattr(self.args, name) for name in names}
 
     @property
     def _is_resnet(self) -> bool:
@@ -137,6 +137,39 @@ class Cifar10(Task):
         make, widths = NARROWER[self.args.architecture]
         candidates = [lambda width=width: make(width) for width in widths]
         return widest_within(self, self.load(base), level, self.args.budget, candidates), True
+
+    def card(self) -> Card:
+        resnet20 = self._is_resnet
+        model = (
+            "ResNet-20 (He et al. 2016)"
+            if resnet20
+            else "A small ViT (4 layers, 96 wide, 6 heads, patches of 4x4 pixels)"
+        )
+        return Card(
+            script="cifar10.py",
+            title=f"Dendritic pruning of {'ResNet-20' if resnet20 else 'a small ViT'} on CIFAR-10",
+            description=(
+                f"{model}, trained from scratch on 45,000 of the 50,000 training images of CIFAR-10 with random crops "
+                "and flips; the other 5,000 validate. Without a split of that name the last 5,000 are held out; "
+                "results will differ as far as that draw does. Training is short, so that it fits on a CPU: 200 "
+                "epochs reach more."
+            ),
+            pipeline_tag="image-classification",
+            dataset_id="uoft-cs/cifar10",
+            metric_id="accuracy",
+            budget=self.args.budget,
+            tolerances={0.5: 1.0},
+            base=f"trained from scratch for {self.args.epochs0:g} epochs",
+            second=f"{self.args.epochs1:g} epochs",
+            smaller="all widths scaled alike, no more of the budget than that level "
+            "leaves of the whole model; from scratch, through both stages.",
+            optimizer=f"{'SGD with Nesterov momentum 0.9' if resnet20 else 'AdamW'}, linear warm-up, then linear decay",
+            targets="all convolutions" if resnet20 else "all linear layers of the encoder and the patch embedding",
+            selection="Hyper-parameters were not searched for this table.",
+            unit_of_examples="images",
+            shape=" of 32x32 pixels",
+            selects=("architecture",),
+        )
 
     def train_data(self) -> tuple[Dataset, Any]:
         images, labels = self._splits["train"]

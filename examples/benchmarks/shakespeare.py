@@ -20,14 +20,15 @@ from datasets import load_dataset
 from harness.budget import widest_within
 from harness.cli import main
 from harness.images import as_it_is
-from harness.task import Score, Task
+from harness.metric import BITS
+from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, set_seed
 
 SOURCE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 LENGTH = 128  # characters that the model sees
-PROMPT, SAMPLE = "\n", 300
+PROMPT, SAMPLE, TEMPERATURE = "\n", 300, 0.8
 
 
 def gpt2(vocabulary: int, width: int = 128) -> PreTrainedModel:
@@ -65,7 +66,7 @@ class Windows(Dataset):
 class Shakespeare(Task):
     """1,000 steps from scratch, then 600 more by every method."""
 
-    metric = "bits_per_character"
+    metric = BITS
     default_levels = (0.5, 0.6)
     default_output_dir = "runs/shakespeare"
     default_card = "model_cards/gpt2-tinyshakespeare.md"
@@ -80,7 +81,7 @@ class Shakespeare(Task):
 
     def recipe(self) -> dict[str, Any]:
         names = ("steps0", "steps1", "batch_size", "learning_rate", "distillation", "bf16", "max_steps")
-        return {name: getattr(self.args, name) for name in names} | {"train_characters": len(self._ids[0])}
+        return {name: getattr(self.args, name) for name in names}
 
     def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
         shared = {
@@ -110,6 +111,42 @@ class Shakespeare(Task):
         make = [lambda width=width: gpt2(len(self._characters), width) for width in range(124, 0, -4)]
         return widest_within(self, self.load(base), level, "params", make), True
 
+    def card(self) -> Card:
+        return Card(
+            script="shakespeare.py",
+            title="Dendritic pruning of a character-level GPT-2 on Tiny Shakespeare",
+            description=(
+                "GPT-2 (4 layers, 128 wide, 4 heads) over the 65 characters of Tiny Shakespeare, trained from scratch "
+                "on random windows of 128 characters of the first nine tenths of the text; the last tenth validates, "
+                "in windows that overlap by one character, so that every character but the first is predicted once."
+            ),
+            pipeline_tag="text-generation",
+            dataset_id="karpathy/tiny_shakespeare",
+            metric_id="perplexity",
+            budget="params",
+            tolerances={0.5: 0.05},
+            base=f"trained from scratch for {self.args.steps0:,} steps",
+            second=f"{self.args.steps1:,} steps",
+            smaller="a narrower residual stream, no more parameters than that level leaves; from scratch, both stages.",
+            optimizer="AdamW, linear warm-up over 5 % of the steps, then cosine decay",
+            targets="all Conv1D layers; the embedding, tied to the head, is not pruned",
+            selection="Hyper-parameters were not searched for this table.",
+            measure="Bits per character (lower is better)",
+            unit_of_examples="windows",
+            shape=" of 128 characters",
+        )
+
+    def extra(self, runs: list[dict[str, Any]]) -> str:
+        """What the dense and the packed models of the first seed write."""
+        seed = min(run["seed"] for run in runs)
+        own = [r for r in runs if r["seed"] == seed and r["method"] in ("dense", "dendritic") and not r["variant"]]
+        own.sort(key=lambda run: run["level"])
+        samples = [
+            f"{run['method']}, {run['level']:.0%} removed:\n\n```text\n{run['sample'].strip()}\n```" for run in own
+        ]
+        heading = f"## Samples\n\n{SAMPLE} characters after a line break, seed {seed}, temperature {TEMPERATURE:g}.\n\n"
+        return "\n" + heading + "\n\n".join(samples) + "\n" if samples else ""
+
     def train_data(self) -> tuple[Dataset, Any]:
         return Windows(self._ids[0], self.args.batch_size * (self.args.steps0 + self.args.steps1)), as_it_is
 
@@ -131,7 +168,7 @@ class Shakespeare(Task):
         ids = [self._characters.index(PROMPT)]
         for _ in range(SAMPLE):
             logits = model(input_ids=torch.tensor([ids[-LENGTH:]])).logits[0, -1]
-            ids.append(int(torch.multinomial(torch.softmax(logits / 0.8, -1), 1)))
+            ids.append(int(torch.multinomial(torch.softmax(logits / TEMPERATURE, -1), 1)))
         return "".join(self._characters[i] for i in ids[1:])
 
     def example_inputs(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.budget import widest_within
 from harness.cli import main
+from harness.task import Card
 from harness.text import SENTENCE, Pad, SentenceTask, column
 from torch import nn
 
@@ -79,6 +80,31 @@ class Sst2Lstm(SentenceTask):
         """The widest state within the parameters that pruning leaves, trained from scratch by both stages."""
         make = [lambda width=width: self._model(width) for width in range(self.args.hidden_size - 1, 0, -1)]
         return widest_within(self, self.load(base), level, "params", make), True
+
+    def card(self) -> Card:
+        cell = self.args.cell.upper()
+        return Card(
+            script="sst2_lstm.py",
+            title=f"Dendritic pruning of a bidirectional {cell} on SST-2",
+            description=(
+                f"Word embeddings of {self.args.embedding_size}, a bidirectional {cell} of {self.args.hidden_size} "
+                "units, the mean over the words and a linear head, trained from scratch on the whole sentences of "
+                "SST-2: 6,920 to train on, 872 to validate. The set on the Hub also has their phrases; its results "
+                "will differ."
+            ),
+            pipeline_tag="text-classification",
+            dataset_id="stanfordnlp/sst2",
+            metric_id="accuracy",
+            budget="params",
+            tolerances={0.6: 1.0},
+            base=f"trained from scratch for {self.args.epochs0:g} epochs",
+            second=f"{self.args.epochs1:g} epochs",
+            smaller="fewer hidden units, no more parameters than that level leaves; from scratch, through both stages.",
+            optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
+            targets=f"the {cell}; not the embeddings and not the head",
+            selection="Hyper-parameters were not searched for this table.",
+            shape=" of 128 words",
+        )
 
     def _model(self, hidden_size: int) -> nn.Module:
         config = RecurrentConfig(

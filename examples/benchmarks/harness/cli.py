@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .report import render
 from .runs import METHODS, parse_change
 from .task import Task
 from .timing import time_phase
@@ -42,3 +43,5 @@ def main(task_class: type[Task], description: str | None) -> None:
         train_phase(task, output_dir)
     elif args.phase == "time":
         time_phase(task, output_dir)
+    else:
+        render(task, output_dir, args.card or Path(task.default_card))

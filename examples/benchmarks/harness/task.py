@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .metric import ACCURACY, Metric
+
 
 @dataclass(frozen=True)
 class Score:
@@ -26,16 +28,53 @@ class Score:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a card says about its task; every text is a clause or a sentence of Markdown.
+
+    Attributes:
+        script: file name of the task.
+        tolerances: level -> loss against dense that the card claims to stay within.
+        selects: options, also in the recipe, that the time and render phases need.
+    """
+
+    script: str
+    title: str
+    description: str
+    pipeline_tag: str
+    dataset_id: str
+    metric_id: str
+    budget: str
+    tolerances: dict[float, float]
+    base: str
+    second: str
+    smaller: str
+    optimizer: str
+    targets: str
+    selection: str
+    measure: str = "Accuracy"
+    unit_of_examples: str = "sentences"
+    shape: str = ""
+    selects: tuple[str, ...] = ()
+
+    def texts(self) -> dict[str, str]:
+        """The fields that the template names."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, str)} | {
+            "budget": {"params": "parameters", "macs": "MACs"}[self.budget]
+        }
+
+
 class Task(ABC):
     """A model, its data and its recipe. Stage 0 makes the base model of a seed, stage 1 is what every method adds.
 
     Attributes:
-        metric: name of what `score` measures.
+        metric: what `score` measures.
         default_levels: fractions of the budget that the target modules lose.
         default_output_dir: where the runs lie.
+        default_card: where the card is written.
     """
 
-    metric: str = "accuracy"
+    metric: Metric = ACCURACY
     default_levels: tuple[float, ...]
     default_output_dir: str
     default_card: str
@@ -83,6 +122,14 @@ class Task(ABC):
     def control(self) -> dict[str, Any]:
         """`TrainingArguments` of stage 1 that the dense control has otherwise: what shrinks needs larger steps."""
         return {}
+
+    @abstractmethod
+    def card(self) -> Card:
+        """What the card says about this task."""
+
+    def extra(self, runs: list[dict[str, Any]]) -> str:
+        """A section of its own for the card, from the runs."""
+        return ""
 
     def pruning(self) -> dict[str, Any]:
         """Fields of `DendriticConfig` that this task sets."""

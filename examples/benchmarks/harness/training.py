@@ -41,7 +41,7 @@ def ensure(task: Task, run: Run, output_dir: Path) -> None:
 def _make(task: Task, run: Run, output_dir: Path) -> None:
     result = train_one(task, run, output_dir)
     write_json(output_dir / f"{run.name}.json", result)
-    tqdm.write(f"{run.name}: {task.metric} {result['score']:.4f}, {result['train_seconds']:.0f} s")
+    tqdm.write(f"{run.name}: {result['score']:.4f}, {result['train_seconds']:.0f} s")
 
 
 def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         **_conditions(task, run),
         **run.to_dict(),
         "pruning": None if config is None else config.to_dict(),
-        "metric": task.metric,
+        "metric": task.metric.name,
         "score": score.value,
         "examples": score.examples,
         **score.extras,

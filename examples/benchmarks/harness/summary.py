@@ -1,0 +1,148 @@
+"""The rows of a result table, from the records of its runs. Reads and writes no file."""
+
+import statistics
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .metric import Metric
+from .runs import METHODS
+from .statistics import Difference, paired_difference, per_example
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one level, over its seeds. What is measured is a share of dense, or None.
+
+    Attributes:
+        scores: in the unit of the card, by seed.
+        against_dense: the loss against the dense models of the same seeds; None for dense itself.
+        parameters, macs: of the saved model, mean over the seeds.
+        removed, target_removed, macs_removed, target_macs_removed: shares of the dense model's.
+        layers: share of each target module's parameters that is left, by its name.
+        ratios: what `measure` found, by figure.
+    """
+
+    method: str
+    variant: str
+    level: float
+    scores: dict[int, float]
+    against_dense: Difference | None
+    parameters: int
+    macs: int
+    removed: float
+    target_removed: float
+    macs_removed: float
+    target_macs_removed: float
+    layers: dict[str, float]
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        name = self.method.replace("-", " ")
+        return f"{name} ({self.variant})" if self.variant else name
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.scores.values())
+
+    @property
+    def std(self) -> float | None:
+        """Of the sample of seeds; None for one seed."""
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs and timings as they were recorded, and everything that is derived from them."""
+
+    runs: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
+    metric: Metric
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The recipe itself, in the order of `METHODS`, then by level."""
+        return [row for row in self._all if not row.variant]
+
+    @cached_property
+    def variants(self) -> list[Row]:
+        """The ablations."""
+        return [row for row in self._all if row.variant]
+
+    @cached_property
+    def _all(self) -> list[Row]:
+        groups = {(run["method"], run["variant"], run["level"]) for run in self.runs if run["method"] in METHODS}
+        if ("dense", "", 0.0) not in groups:
+            raise ValueError("There is no dense run to compare with: run the train phase with the method dense first.")
+        order = sorted(groups, key=lambda group: (METHODS.index(group[0]), group[1], group[2]))
+        return [self._row(*group) for group in order]
+
+    def find(self, method: str, level: float, variant: str = "") -> Row | None:
+        """The row, if it was run."""
+        found = (row for row in self._all if (row.method, row.variant, row.level) == (method, variant, level))
+        return next(found, None)
+
+    @property
+    def dense(self) -> Row:
+        found = self.find("dense", 0.0)
+        assert found is not None
+        return found
+
+    def difference(self, row: Row, other: Row) -> Difference | None:
+        """By how much `row` is worse than `other`, on the seeds that both have."""
+        return paired_difference(self._losses(row), self._losses(other))
+
+    def of(self, row: Row) -> list[dict[str, Any]]:
+        """The runs of a row."""
+        return self._of(row.method, row.variant, row.level)
+
+    def _of(self, *group: Any) -> list[dict[str, Any]]:
+        return [run for run in self.runs if (run["method"], run["variant"], run["level"]) == group]
+
+    def _losses(self, row: Row) -> dict[int, np.ndarray]:
+        return _losses(self.of(row), self.metric)
+
+    def _row(self, method: str, variant: str, level: float) -> Row:
+        own, dense = self._of(method, variant, level), self._of("dense", "", 0.0)
+        full = dense[0]
+
+        def mean(name: str) -> float:
+            return statistics.mean(run[name] for run in own)
+
+        def removed(name: str) -> float:
+            return 1 - mean(name) / full[name]
+
+        timed = [
+            t["report"]["ratios"]
+            for t in self.timings
+            if (t["method"], t["variant"], t["level"]) == (method, variant, level)
+        ]
+        return Row(
+            method=method,
+            variant=variant,
+            level=level,
+            scores={run["seed"]: self.metric.scale * run["score"] for run in sorted(own, key=lambda run: run["seed"])},
+            against_dense=None
+            if method == "dense"
+            else paired_difference(_losses(own, self.metric), _losses(dense, self.metric)),
+            parameters=round(mean("parameters")),
+            macs=round(mean("macs")),
+            removed=removed("parameters"),
+            target_removed=removed("target_parameters"),
+            macs_removed=removed("macs"),
+            target_macs_removed=removed("target_macs"),
+            layers={
+                name: statistics.mean(run["layers"].get(name, {"parameters": 0})["parameters"] for run in own)
+                / layer["parameters"]
+                for name, layer in full["layers"].items()
+            },
+            ratios=timed[0] if timed else {},
+        )
+
+
+def _losses(runs: list[dict[str, Any]], metric: Metric) -> dict[int, np.ndarray]:
+    sign = -metric.scale if metric.rises else metric.scale
+    return {run["seed"]: sign * per_example(run["examples"]) for run in runs}
