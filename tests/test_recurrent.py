@@ -224,6 +224,24 @@ def test_activation_is_refused_for_recurrent_targets_and_for_them_alone():
     assert "rnn" not in layout_of(inject_(model, config, example_inputs=inputs)).modules
 
 
+COMPILE = """
+import torch
+from torch import nn
+from optimum.dendritic.nn import inject_layer, pack_recurrent
+for cell in (nn.LSTM, nn.GRU):
+    layer = inject_layer(cell(5, 8, 2), 2, 8)
+    layer.dendrite_mask[:, 3:] = False
+    layer.mask_()
+    h, x = torch.randn(2, 3, 8), torch.randn(4, 3, 5)
+    for one in (layer, pack_recurrent(layer, layer.kept())):
+        model = nn.Sequential(nn.Linear(5, 5), one)
+        compiled = torch.compile(model, backend="eager")
+        assert torch.equal(compiled(x)[0], model(x)[0])
+        state = h if cell is nn.GRU else (h, h)
+        assert torch.equal(torch.compile(one, backend="eager")(x, state)[0], one(x, state)[0])
+"""  # in a process without checked annotations, which cannot be compiled
+
+
 class TestThePackedLayer:
     @every_shape
     @pytest.mark.parametrize("kept", [0, 1, KEPT, HIDDEN])
@@ -276,13 +294,16 @@ class TestThePackedLayer:
         with torch.autocast("cpu", torch.bfloat16):
             assert [part.dtype for part in flat(packed(x))] == [part.dtype for part in flat(layer(x))]
 
+    def test_compiles(self):
+        done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
     @pytest.mark.parametrize("cell", CELLS)
-    def test_compiles_and_runs_under_functional_call(self, cell):
+    def test_runs_under_functional_call(self, cell):
         layer = masked(cell, 2)
         packed, x = pack_recurrent(layer, layer.kept()), noise(TIME, BATCH, INPUT)
         for one in (layer, packed):
             expected = one(x, state_for(layer))
-            assert_close(torch.compile(one, backend="eager")(x, state_for(layer)), expected)
             twice = {name: 2 * p for name, p in one.named_parameters()}
             moved = functional_call(one, twice, (x, state_for(layer)))
             assert not torch.allclose(moved[0], expected[0])
