@@ -74,8 +74,8 @@ class Sst2(SentenceTask):
         return {"learning_rate": self.args.learning_rate}
 
     def pruning(self) -> dict[str, Any]:
-        """Whole heads and neurons: segments as wide as the model leave no inputs to gather."""
-        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": 0.0}
+        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery."""
+        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": 0.0, "end": 0.4}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
