@@ -3,8 +3,10 @@
 import logging
 from dataclasses import dataclass
 
+import families
 import pytest
 import torch
+from families import ALL, inputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
@@ -55,6 +57,15 @@ def test_llama_cuts_whole_groups_of_query_heads_with_the_key_and_value_head_that
     query, key, value = bundle.producers
     assert query.runs == (Run(0, 4, 0, 4, 4),) and key.runs == value.runs == (Run(0, 4, 0, 8, 2),)
     assert feeds(found[f"{at}.mlp.down_proj"]) == ([f"{at}.mlp.{part}_proj" for part in ("gate", "up")], [], 1, True)
+
+
+def test_a_fused_product_with_shared_key_and_value_heads_is_read_as_heads():
+    """Phi-3: each row of a value head reaches scattered inputs of a group; the queries and keys tell the block."""
+    family = next(family for family in ALL if family.name == "Phi-3")
+    found = {b.reader: b for b in trace_wiring(families.build(family), inputs_of(family)).bundles}
+    bundle = found["model.layers.0.self_attn.o_proj"]
+    assert feeds(bundle) == (["model.layers.0.self_attn.qkv_proj"], [], 8, False)
+    assert bundle.producers[0].runs == (Run(0, 8, 0, 8, 2), Run(16, 4, 0, 8, 2), Run(24, 4, 0, 8, 2))
 
 
 def test_resnet_feeds_inside_its_blocks_through_batch_norm():

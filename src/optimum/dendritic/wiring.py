@@ -100,6 +100,13 @@ def _runs(reach: Bool[Tensor, "out in"], block: int = 1) -> tuple[Run, ...] | No
     return tuple(runs)
 
 
+def _contiguous(reach: Bool[Tensor, "out in"]) -> Bool[Tensor, " out"]:
+    """Channels that reach one block of inputs without a hole; in a fused product only some of them do."""
+    index = torch.arange(reach.shape[1])
+    span = index.where(reach, -1).amax(1) - index.where(reach, reach.shape[1]).amin(1) + 1
+    return span == reach.sum(1)
+
+
 def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
     """Collect what leads to each reader; keep the bundles whose blocks line up and leave something to choose."""
     found: dict[str, dict[str, Tensor]] = {}  # reader -> producer -> [out, in]
@@ -124,7 +131,7 @@ def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
 
 def _bundle(reader: str, producers: dict[str, Tensor], followers: dict[str, Tensor]) -> Bundle | None:
     inputs = next(iter(producers.values())).shape[1]
-    contiguous = [runs for reach in producers.values() if (runs := _runs(reach))]
+    contiguous = [runs for reach in producers.values() if (runs := _runs(reach[_contiguous(reach)]))]
     block = math.lcm(*(run.width for runs in contiguous for run in runs))
     wires = {name: _runs(reach) or _runs(reach, block) for name, reach in (producers | followers).items()}
     runs = [run for found in wires.values() for run in found or ()]
