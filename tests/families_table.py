@@ -1,0 +1,105 @@
+"""The README's table of supported models, read off packed models and never written by hand.
+
+    python tests/families_table.py                      # print it
+    python tests/families_table.py --write README.md    # put it between the markers
+
+Each family's tiny model loses every second segment of every layer, so the table depends on the wiring alone.
+"""
+
+import sys
+from pathlib import Path
+
+from families import ALL, Family, injected, inputs_of
+from torch import nn
+from transformers import PreTrainedModel
+
+from optimum.dendritic import compress_, describe
+from optimum.dendritic.description import DENSE
+from optimum.dendritic.layout import Form, Layout
+from optimum.dendritic.nn import is_weight_layer
+from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
+
+START, END = "<!-- families -->", "<!-- /families -->"
+HEADER = """\
+| family | example | removed whole | plain | gather | scatter | never pruned |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def table() -> str:
+    """All families, as Markdown."""
+    return "\n".join([HEADER, *(row(family, injected(family)) for family in ALL)])
+
+
+def row(family: Family, model: PreTrainedModel) -> str:
+    """One line: what the wiring removes whole, how many layers end up as what, and by name what falls back.
+
+    `model` is the family's injected model, which is packed here.
+    """
+    before = injected_layout(model)
+    for layer in dendritic_layers(model).values():
+        layer.dendrite_mask[:, 1::2] = False
+    packed = layout_of(compress_(model, inputs_of(family)))
+    assert packed is not None
+    forms = {name: record for name, record in packed.modules.items() if isinstance(record, Form)}
+    plain = sum(form.plain for form in forms.values())
+    gather = sum(form.gather for form in forms.values())
+    every = [name for name, _ in model.named_modules()]
+    fallen = [name for name, form in forms.items() if form.scatter], unprunable(model)
+    names = (", ".join(f"`{ending}`" for ending in endings(group, every)) for group in fallen)
+    cells = (family.name, f"`{type(model).__name__}`", removed_whole(model, before), str(plain), str(gather), *names)
+    return f"| {' | '.join(cells)} |"
+
+
+def removed_whole(model: nn.Module, layout: Layout) -> str:
+    """What is cut out of both ends of a wire: blocks of the reader's inputs."""
+    kinds = {_kind(model.get_submodule(b.producers[0].name), b.block) for b in layout.bundles if b.cut}
+    return ", ".join(sorted(kinds))
+
+
+def _kind(producer: nn.Module, block: int) -> str:
+    if isinstance(producer, nn.RNNBase):
+        return "hidden units"
+    if isinstance(producer, nn.Conv2d):
+        return "channels"
+    return "neurons" if block == 1 else "heads"
+
+
+def unprunable(model: PreTrainedModel) -> list[str]:
+    """Layers of kinds that are never pruned. The head, which is left alone by default, is of a kind that is."""
+    dense = [name for name, words in describe(model).items() if words == DENSE]
+    return [name for name in dense if not is_weight_layer(model.get_submodule(name))]
+
+
+def endings(group: list[str], every: list[str]) -> list[str]:
+    """The last parts of each name in `group`: one, or more where others end like it or it begins with a number."""
+
+    def ending(name: str) -> str:
+        parts = name.split(".")
+        alone = not any(other.split(".")[-1] == parts[-1] for other in every if other not in group)
+        lengths = range(1 if alone else 2, len(parts))
+        length = next((length for length in lengths if not parts[-length].isdigit()), len(parts))
+        return ".".join(parts[-length:])
+
+    return list(dict.fromkeys(map(ending, group)))
+
+
+def split(readme: str) -> tuple[str, str, str]:
+    """What stands before the table, the table, and what stands after it; the markers stay outside."""
+    before, start, rest = readme.partition(START)
+    found, end, after = rest.partition(END)
+    assert start and end, f"{START} and {END} must stand in the file"
+    return before + start, found.strip(), end + after
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        flag, file = arguments
+        assert flag == "--write", "usage: python tests/families_table.py [--write README.md]"
+        before, _, after = split(Path(file).read_text())
+        Path(file).write_text(f"{before}\n{table()}\n{after}")
+    else:
+        sys.stdout.write(f"{table()}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
