@@ -4,8 +4,10 @@ There is one line for each family and no code for any: a family is a config. `te
 `families_table.py` makes the README's table of supported models from them.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from models import Inputs, roughen
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, inject_
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from recurrent import RecurrentConfig, RecurrentForSequenceClassification  # noqa: E402
 
 TEXT = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -94,6 +99,12 @@ def text_family(name: str, model: type, **fields: Any) -> Family:
     return Family(name, lambda: model(model.config_class(**config)), text, hf.AutoModelForSequenceClassification)
 
 
+def recurrent_family(name: str, **fields: Any) -> Family:
+    config = {"vocab_size": 50, "embedding_size": 12, "hidden_size": 16, "num_labels": LABELS} | fields
+    model = RecurrentForSequenceClassification
+    return Family(name, lambda: model(RecurrentConfig(**config)), text, hf.AutoModelForSequenceClassification)
+
+
 def decoder(name: str, model: type, **fields: Any) -> Family:
     config = TEXT | fields
     return Family(name, lambda: model(model.config_class(**config)), language, hf.AutoModelForCausalLM)
@@ -170,4 +181,6 @@ ALL = [
     ),
     image_family("MobileNetV2", hf.MobileNetV2ForImageClassification, image_size=32, depth_multiplier=0.1,
         depth_divisible_by=4, min_depth=4, finegrained_output=False),
+    recurrent_family("LSTM", cell="lstm", num_hidden_layers=2),
+    recurrent_family("GRU", cell="gru", bidirectional=False),
 ]  # fmt: skip

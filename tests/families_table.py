@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.description import DENSE
-from optimum.dendritic.layout import Form, Layout
-from optimum.dendritic.nn import is_weight_layer
+from optimum.dendritic.layout import Form, Layout, Recurrent
+from optimum.dendritic.nn import is_prunable
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
 
 START, END = "<!-- families -->", "<!-- /families -->"
@@ -40,7 +40,7 @@ def row(family: Family, model: PreTrainedModel) -> str:
         layer.dendrite_mask[:, 1::2] = False
     packed = layout_of(compress_(model, inputs_of(family)))
     assert packed is not None
-    forms = {name: record for name, record in packed.modules.items() if isinstance(record, Form)}
+    forms = {name: record for name, record in packed.modules.items() if isinstance(record, Form | Recurrent)}
     plain = sum(form.plain for form in forms.values())
     gather = sum(form.gather for form in forms.values())
     every = [name for name, _ in model.named_modules()]
@@ -51,14 +51,13 @@ def row(family: Family, model: PreTrainedModel) -> str:
 
 
 def removed_whole(model: nn.Module, layout: Layout) -> str:
-    """What is cut out of both ends of a wire: blocks of the reader's inputs."""
+    """What is cut out of both ends of a wire (blocks of the reader's inputs), or out of a recurrent layer."""
     kinds = {_kind(model.get_submodule(b.producers[0].name), b.block) for b in layout.bundles if b.cut}
-    return ", ".join(sorted(kinds))
+    recurrent = any(isinstance(model.get_submodule(name), nn.RNNBase) for name in layout.modules)
+    return ", ".join(sorted(kinds | ({"hidden units"} if recurrent else set())))
 
 
 def _kind(producer: nn.Module, block: int) -> str:
-    if isinstance(producer, nn.RNNBase):
-        return "hidden units"
     if isinstance(producer, nn.Conv2d):
         return "channels"
     return "neurons" if block == 1 else "heads"
@@ -67,7 +66,7 @@ def _kind(producer: nn.Module, block: int) -> str:
 def unprunable(model: PreTrainedModel) -> list[str]:
     """Layers of kinds that are never pruned. The head, which is left alone by default, is of a kind that is."""
     dense = [name for name, words in describe(model).items() if words == DENSE]
-    return [name for name in dense if not is_weight_layer(model.get_submodule(name))]
+    return [name for name in dense if not is_prunable(model.get_submodule(name))]
 
 
 def endings(group: list[str], every: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ from optimum.dendritic.description import DENSE
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
-from optimum.dendritic.layout import Form, Layout
+from optimum.dendritic.layout import Form, Layout, Recurrent
 from optimum.dendritic.record import injected_layout, layout_of
 
 STEPS = 20
@@ -177,7 +177,7 @@ def test_nothing_is_silent(name):
     """Every target is described by its form, and every other matrix is named as dense."""
     _, masked, packed = trained(name)
     words = describe(packed)
-    forms = {n: record for n, record in layout_of(packed).modules.items() if isinstance(record, Form)}
+    forms = {n: record for n, record in layout_of(packed).modules.items() if isinstance(record, Form | Recurrent)}
     assert forms.keys() == {n for n, text in describe(masked).items() if text.startswith("injected")}
     for layer, form in forms.items():
         assert words[layer].startswith("plain") is form.plain

@@ -50,7 +50,7 @@ def summary(
     readers, smaller = {bundle.reader for bundle in bundles}, set(shrunk)
     unpruned = [name for name in forms if name not in smaller]
     plain = [name for name, form in forms.items() if form.plain and name in smaller]
-    gather = [name for name, form in forms.items() if isinstance(form, Form) and form.gather]
+    gather = [name for name, form in forms.items() if form.gather]
     scatter = [name for name, form in forms.items() if form.scatter]
     groups = {
         "gather, from a tensor that is not theirs alone": [name for name in gather if name not in readers],

@@ -87,6 +87,11 @@ class Recurrent:
     kept: int
 
     @property
+    def gather(self) -> bool:
+        """Whether it picks inputs from a wider tensor: never, it reads all."""
+        return False
+
+    @property
     def scatter(self) -> bool:
         """Whether the units that are left are placed in a wider tensor of zeros."""
         return self.kept < self.hidden
