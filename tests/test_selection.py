@@ -65,7 +65,7 @@ def units(problem, chosen: Masks) -> tuple[list, list]:
     weights, gone, left = unit_cost(masks, costs), [], []
     for index, (name, mask) in enumerate(masks.items()):
         live = scores[name].double().masked_fill(~mask, -math.inf).masked_fill(regrown[name], math.inf)
-        values = (live.sort(1)[0].mean(0) / weights[name]).tolist()
+        values = (live.sort(1)[0].sum(0) / weights[name]).tolist()
         low, now = fewest(masks, regrown)[name], pruned(chosen)[name]
         high = max(low, mask.shape[1] - smallest_kept(mask.shape[1], floor))
         gone += [((value, index, low + i), name) for i, value in enumerate(values[low:now])]
@@ -207,3 +207,16 @@ def test_a_unit_saves_its_columns_and_the_rows_that_die_with_it(rows_each, segme
         fewer = masks | {name: masks[name].clone()}
         fewer[name][0, 0] = False
         assert total_cost(masks, costs) - total_cost(fewer, costs) == unit_cost(masks, costs)[name]
+
+
+def test_a_layer_cut_into_arbors_ranks_as_the_whole_layer_does():
+    """A unit takes a segment of every arbor: its score is their sum, as its cost is."""
+    scores = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)).sort(1)[0]
+    whole = {"a": scores.sum(0)[None], "b": torch.rand(1, 6, generator=torch.Generator().manual_seed(1))}
+    costs = {name: LayerCost(4, 1, 1, 0) for name in whole}
+    for budget in range(0, 49, 4):
+        kept = []
+        for problem in (whole, whole | {"a": scores}):
+            masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in problem.items()}
+            kept.append({name: int(mask[0].sum()) for name, mask in select(problem, masks, costs, budget, 0.0).items()})
+        assert kept[0] == kept[1]
