@@ -32,7 +32,8 @@ class RecurrentConfig(PretrainedConfig):
         for field, value, choices in (("cell", cell, tuple(CELLS)), ("pooling", pooling, ("mean", "last"))):
             if value not in choices:
                 raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(choices)}.")
-        super().__init__(**{"pad_token_id": 0} | kwargs)
+        kwargs.setdefault("pad_token_id", 0)
+        super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
         self.hidden_size = hidden_size
@@ -52,24 +53,23 @@ class RecurrentForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
-        layers, directions = config.num_hidden_layers, 1 + config.bidirectional
+        layers, both = config.num_hidden_layers, config.bidirectional
+        between = config.dropout if layers > 1 else 0.0
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
-        shape = {"num_layers": layers, "bidirectional": config.bidirectional, "batch_first": True}
-        shape["dropout"] = config.dropout if layers > 1 else 0.0
-        self.encoder = CELLS[config.cell](config.embedding_size, config.hidden_size, **shape)
+        self.encoder = CELLS[config.cell](
+            config.embedding_size, config.hidden_size, layers, batch_first=True, dropout=between, bidirectional=both
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(directions * config.hidden_size, len(config.id2label or ()))
+        self.classifier = nn.Linear((1 + both) * config.hidden_size, len(config.id2label or ()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding | nn.RNNBase | nn.Linear):
             module.reset_parameters()  # PyTorch's own initialisation
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> SequenceClassifierOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pool = self._mean if self.config.pooling == "mean" else self._last
+        pool = {"mean": self._mean, "last": self._last}[self.config.pooling]
         logits = self.classifier(self.dropout(pool(self.dropout(self.embedding(input_ids)), mask)))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
