@@ -1,6 +1,7 @@
 """The control that is small from the start: the largest dense model that costs no more than the pruned one."""
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -16,17 +17,17 @@ TARGETS = {"params": "target_parameters", "macs": "target_macs"}
 
 
 def widest_within(
-    task: Task, dense: nn.Module, level: float, budget: str, candidates: Iterable[Callable[[], nn.Module]]
+    task: Task, dense: nn.Module, level: float, budget: str, candidates: Sequence[Callable[[], nn.Module]]
 ) -> nn.Module:
     """The first of `candidates`, from large to small, within what `level` leaves of the whole `dense` model."""
     full = _counts(task, dense)
     allowed = full[WHOLE[budget]] - level * full[TARGETS[budget]]
     state = torch.get_rng_state()
-    for make in candidates:
-        torch.set_rng_state(state)  # so that the weights of a seed do not depend on how many were tried
-        if _counts(task, model := make())[WHOLE[budget]] <= allowed:
-            return model
-    raise ValueError(f"No candidate is as small as level {level} asks for.")
+    first = bisect_left(candidates, True, key=lambda make: _counts(task, make())[WHOLE[budget]] <= allowed)
+    if first == len(candidates):
+        raise ValueError(f"No candidate is as small as level {level} asks for.")
+    torch.set_rng_state(state)  # so that the weights of a seed do not depend on how many were tried
+    return candidates[first]()
 
 
 def _counts(task: Task, model: nn.Module) -> dict[str, int]:

@@ -69,13 +69,13 @@ def _density(table: Table, card: Path) -> Path:
     rows = [row for row in table.rows if row.method == "dendritic"]
     names = list(rows[0].layers)
     shared = len(commonprefix(names).rpartition(".")[0]) + 1 if len(names) > 1 else 0
-    size = (max(6.0, 0.25 * len(names)), 2.5 + 0.4 * len(rows))
+    size = (max(6.0, 0.25 * len(names)), 3.2 + 0.4 * len(rows))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     cells = [[100 * share for share in row.layers.values()] for row in rows]
     image = axes.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(names)), [name[shared:] for name in names], rotation=90, fontsize=6)
     axes.set_yticks(range(len(rows)), [f"{row.level:.0%} removed" for row in rows])
-    figure.colorbar(image, label="parameters left (%)")
+    figure.colorbar(image, label="% left")
     return _save(figure, card, "density")
 
 

@@ -72,9 +72,9 @@ def _results(table: Table) -> tuple[list[str], list[list[str]]]:
         "against dense": lambda row: "" if row.against_dense is None else write(row.against_dense, table.metric),
         "seeds": lambda row: str(len(row.scores)),
         "parameters": lambda row: f"{row.parameters:,}",
-        "target": lambda row: f"-{row.target_removed:.1%}" if row.level else "",
+        "target parameters": lambda row: f"-{row.target_removed:.1%}" if row.level else "",
         "MACs": lambda row: f"{row.macs / 1e6:,.1f} M",
-        "target ": lambda row: f"-{row.target_macs_removed:.1%}" if row.level else "",
+        "target MACs": lambda row: f"-{row.target_macs_removed:.1%}" if row.level else "",
         **{f"time, batch {_batch(name)}": lambda row, name=name: _number(row, name) for name in latencies},
         "bytes": lambda row: _number(row, "bytes"),
         "peak memory": lambda row: _number(row, "peak_memory_bytes"),
@@ -172,7 +172,8 @@ def _commands(table: Table, rows: list[Row], card: Card) -> list[str]:
     selected = " ".join(_option(name, table.runs[0]["recipe"][name]) for name in card.selects)
     return [
         *commands,
-        *(" ".join(filter(None, (script, phase, s, selected))) for phase, s in (("time", seeds), ("render", ""))),
+        " ".join(filter(None, (script, "time", seeds, f"--levels {_levels(rows)}", selected))),
+        " ".join(filter(None, (script, "render", selected))),
     ]
 
 
