@@ -25,12 +25,13 @@ PUBLIC = [
     "inject_",
     "mask_",
     "measure",
+    "prune_",
     "score_",
     "trace_wiring",
     "update_",
     "update_plan",
 ]
-IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "score_", "update_"]
+IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
 
 
 def exports() -> list[tuple[str, str | None]]:

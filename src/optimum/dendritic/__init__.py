@@ -15,6 +15,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
 from .huggingface import DendriticCallback as DendriticCallback
 from .inject import inject_ as inject_
+from .oneshot import prune_ as prune_
 from .prune import Pruning as Pruning
 from .prune import Update as Update
 from .prune import mask_ as mask_

@@ -1,0 +1,137 @@
+"""Scores from calibration batches: the mean over batches of what training takes a running average of."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import invalid
+from .importance import IMPORTANCE
+from .nn import DendriticLayer
+from .record import dendritic_layers, injected_layout
+from .segments import wide
+
+Batch = Mapping[str, Any]
+REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."
+
+
+def as_batches(batches: Any) -> list[Batch]:
+    """The batches as a list of keyword arguments.
+
+    Raises:
+        DendriticError: `batches` is no iterable, is empty, or holds anything but mappings with tensors.
+    """
+    remedy = "Pass a list of batches, each with keyword arguments of model.forward, or a DataLoader of them."
+    try:
+        found = [] if isinstance(batches, Mapping | Tensor) else list(batches)
+    except TypeError:
+        raise invalid("batches", type(batches).__name__, "must be an iterable of batches", remedy) from None
+    if not found:
+        raise invalid("batches", type(batches).__name__, "holds no batches", remedy)
+    for batch in found:
+        if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
+            raise invalid("batches", type(batch).__name__, "every batch must be a mapping with tensors", remedy)
+    return found
+
+
+def on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Tensors of a batch where the model is."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def readings(importance: str, count: int) -> int:
+    """How many of `count` batches an importance looks at: all, or none."""
+    rule = IMPORTANCE[importance]
+    return count if rule.running or rule.needs_activity else 0
+
+
+def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], object] = lambda: None) -> None:
+    """Score every segment of a model in eval mode on `batches`; `advance` is called after each that is looked at.
+
+    Gradients of the parameters (`.grad`) stay what they are.
+
+    Raises:
+        DendriticError: the score needs a loss and the outputs hold none, or it is not finite on any batch.
+    """
+    importance = injected_layout(model).config.importance
+    rule, layers = IMPORTANCE[importance], dendritic_layers(model)
+    if rule.measure is None:
+        return
+    if rule.needs_activity:
+        _observe(model, layers, batches, advance)
+    if not rule.running:
+        for layer in layers.values():
+            layer.score_(importance, decay=0.0)
+        return
+    totals = {name: torch.zeros_like(layer.dendrite_score) for name, layer in layers.items()}
+    finite = 0
+    for batch in batches:
+        gradients = _gradients(model, layers, batch)
+        with torch.no_grad():
+            scores = {n: rule.measure(layer.tiles, layer.as_tiles(gradients[n]), None) for n, layer in layers.items()}
+            if all(score.isfinite().all() for score in scores.values()):
+                finite += 1
+                totals = {name: total + scores[name] for name, total in totals.items()}
+        advance()
+    if not finite:
+        rule = "gives gradients that are not finite, on every batch"
+        raise invalid("model", type(model).__name__, rule, "Mend its weights, or calibrate in another dtype.")
+    for name, layer in layers.items():
+        layer.dendrite_score.copy_(totals[name] / finite)
+
+
+def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Batch) -> dict[str, Tensor]:
+    """Gradients of the loss for the weights of the layers; zero for one that the batch does not reach."""
+    weights = [layer.weight for layer in layers.values()]
+    with torch.enable_grad(), _trainable(weights):
+        outputs = model(**on_device(model, batch))
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is None:
+            rule = "its outputs hold no loss, which the importance is taken from"
+            raise invalid("batches", sorted(batch), rule, REMEDY)
+        found = torch.autograd.grad(loss, weights, materialize_grads=True)
+    return dict(zip(layers, found, strict=True))
+
+
+@contextmanager
+def _trainable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """With gradients even for weights that were frozen since they were injected."""
+    flags = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+
+
+@torch.no_grad()
+def _observe(
+    model: nn.Module, layers: Mapping[str, DendriticLayer], batches: Sequence[Batch], advance: Callable[[], object]
+) -> None:
+    """Set the activity of every layer to the mean square of its inputs over all batches."""
+    sums = {name: (torch.zeros(()), 0) for name in layers}
+
+    def note(name: str, layer: nn.Module, args: Any) -> None:
+        (x,) = args
+        x = (x.movedim(1, -1) if isinstance(layer, nn.Conv2d) else x).flatten(0, -2)
+        total, count = sums[name]
+        sums[name] = total.to(x.device) + wide(x).square().sum(0), count + len(x)
+
+    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
+    try:
+        for batch in batches:
+            model(**on_device(model, batch))
+            advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (total, count) in sums.items():
+        activity = layers[name].dendrite_activity
+        assert activity is not None, "layers are injected with an activity buffer for this importance"
+        activity.copy_((total / max(count, 1)).nan_to_num())

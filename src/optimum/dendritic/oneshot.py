@@ -1,0 +1,95 @@
+"""One shot: score on calibration batches, prune, reconstruct. Minutes, and no Trainer.
+
+inject_(model, DendriticConfig(sparsity=0.4))
+prune_(model, batches)                             # a few hundred samples, with labels
+compress_(model)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .calibration import as_batches, readings, score_on_
+from .errors import invalid
+from .probing import quiet
+from .prune import pruning_of, update_
+from .reconstruct import reconstruct_, stages
+from .record import dendritic_layers, injected_layout
+
+logger = logging.get_logger(__name__)
+
+
+def prune_(
+    model: nn.Module,
+    batches: Any,
+    *,
+    reconstruct: bool = True,
+    rounds: int = 4,
+    passes: int = 8,
+    damping: float = 0.01,
+) -> nn.Module:
+    """Prune an injected model to its config's `sparsity` in one go, in place; `compress_` packs it afterwards.
+
+    Args:
+        model: a model that `inject_` prepared.
+        batches: an iterable (a list, a DataLoader) of mappings with keyword arguments of `model.forward`; a few
+            hundred samples in all, with labels where the importance is taken from gradients.
+        reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruct.py`.
+        rounds: the sparsity is reached in so many equal steps, each scored anew.
+        passes: groups of layers that are reconstructed one after the other; more is more accurate and slower.
+        damping: ridge of the reconstruction, as a fraction of the mean square of the inputs.
+
+    Returns:
+        `model`, in the mode that it was in; gradients and the random state are untouched.
+
+    Raises:
+        DendriticError: the model is not injected or is packed; there is no batch, or one that is no mapping; the
+            outputs hold no loss, or the scores are not finite. The model is then as it was.
+    """
+    config = injected_layout(model).config
+    for field, count in {"rounds": rounds, "passes": passes}.items():
+        if type(count) is not int or count < 1:
+            raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
+    if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
+        raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
+    with quiet(model), _all_or_nothing(model) as before:
+        calibration = as_batches(batches)
+        dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
+        groups = stages(model, calibration[0], passes) if reconstruct else []
+        total = rounds * readings(config.importance, len(calibration)) + len(groups) * len(calibration)
+        with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
+            for step in range(1, rounds + 1):
+                score_on_(model, calibration, bar.update)
+                update_(model, config.sparsity * step / rounds)
+            reconstruct_(model, dense, calibration, groups, damping=damping, advance=bar.update)
+    logger.info(f"Pruned {pruning_of(model).sparsity:.4f} of the {config.budget}.")
+    return model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the injected layers, by full name: all that pruning changes."""
+    layers = dendritic_layers(model).items()
+    return {
+        f"{name}.{key}": value
+        for name, layer in layers
+        for registry in (layer._parameters, layer._buffers)
+        for key, value in registry.items()
+        if value is not None
+    }
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Copies of the weights, masks and scores, put back if anything goes wrong (an interruption by the user, too)."""
+    before = {name: value.detach().clone() for name, value in _tensors(model).items()}
+    try:
+        yield before
+    except BaseException:
+        with torch.no_grad():
+            for name, value in _tensors(model).items():
+                value.copy_(before[name])
+        raise

@@ -1,0 +1,195 @@
+"""Reconstruction: the inputs that a pruned layer keeps take over the work of those that it lost.
+
+Every layer is fitted by least squares to what the dense layer answered on calibration batches, from what now arrives at
+the inputs that it keeps. Layers are fitted group by group in the order in which they are called, and a group reads what
+comes out of the groups before it, pruned and fitted: so it makes up for what was lost upstream as well (as the
+sequential solvers of SparseGPT and GPTQ do; Frantar & Alistarh 2023).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.utils import logging
+
+from .calibration import Batch, on_device
+from .errors import invalid
+from .least_squares import Moments, refit
+from .nn import DendriticLayer
+from .record import dendritic_layers
+from .segments import wide
+
+logger = logging.get_logger(__name__)
+
+REMEDY = "Pass reconstruct=False."
+
+
+def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
+    """What a layer multiplies its weight with, a row for each position: of tokens, or the patches of a convolution."""
+    if isinstance(layer, nn.Conv2d):
+        x = F.pad(
+            x, layer._reversed_padding_repeated_twice, layer.padding_mode.replace("zeros", "constant")
+        )  # the layer's own padding, whether given as numbers or as "same"
+        return F.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride).transpose(1, 2).flatten(0, 1)
+    return x.reshape(-1, x.shape[-1])
+
+
+def answers(layer: nn.Module, y: Tensor) -> Float[Tensor, "samples out"]:
+    """A layer's output in the rows of `columns`."""
+    y = y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y
+    return y.reshape(-1, y.shape[-1])
+
+
+@torch.no_grad()
+def reconstruct_(
+    model: nn.Module,
+    dense: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    groups: Sequence[Sequence[str]],
+    *,
+    damping: float,
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Fit every injected layer to what the dense model's layer answers on `batches`, layer after layer.
+
+    Args:
+        model: injected, pruned, in eval mode.
+        dense: the parameters of the injected layers before pruning, by name.
+        groups: the layers in the order in which they are fitted; each group sees those before it fitted. See `stages`.
+        damping: see `least_squares`.
+        advance: called after each batch of each group.
+    """
+    layers = dendritic_layers(model)
+    for group in groups:
+        moments: dict[str, list[Moments]] = {}
+        for batch in batches:
+            for name, found in _moments(model, group, dense, batch).items():
+                moments[name] = _sums(moments.get(name), found)
+            advance()
+        for name, found in moments.items():
+            _refit_layer(name, layers[name], found, damping)
+
+
+@torch.no_grad()
+def stages(model: nn.Module, batch: Batch, passes: int) -> list[list[str]]:
+    """The injected layers in the order of their first call, in at most `passes` groups.
+
+    Layers that read the same tensor (query, key and value) stay together. More groups are more accurate and take
+    longer: each costs up to two forward passes over all batches.
+    """
+    order: list[list[str]] = []
+    previous: list[Tensor] = []
+
+    def note(name: str, x: Tensor, y: Tensor) -> None:
+        if any(name in group for group in order):
+            return
+        if previous and previous[-1] is x:
+            order[-1].append(name)
+        else:
+            order.append([name])
+        previous[:] = [x]
+
+    _watch(model, list(dendritic_layers(model)), note, lambda: model(**on_device(model, batch)))
+    size = -(-len(order) // passes) if order else 1
+    return [sum(order[first : first + size], []) for first in range(0, len(order), size)]
+
+
+def _moments(
+    model: nn.Module, group: Sequence[str], dense: Mapping[str, Tensor], batch: Batch
+) -> dict[str, list[Moments]]:
+    """Of each layer and each of its arbors, what it answers in the dense model, and what it reads in the one whose
+    groups before this one are pruned and fitted.
+
+    The group itself is dense while it reads: what is still to be fitted in it must not be made up for downstream.
+    """
+    batch = on_device(model, batch)
+    layers = {name: layer for name, layer in dendritic_layers(model).items() if name in group}
+    wanted: dict[str, list[Tensor]] = {name: [] for name in group}
+    found: dict[str, list[Moments]] = {}
+
+    def answer(name: str, x: Tensor, y: Tensor) -> None:
+        wanted[name].append(answers(layers[name], y).clone())
+
+    def read(name: str, x: Tensor, y: Tensor) -> None:
+        layer, rows = layers[name], columns(layers[name], x)
+        if not wanted[name] or len(wanted[name][0]) != len(rows):
+            raise invalid("model", type(model).__name__, f"calls {name} otherwise once it is pruned", REMEDY)
+        expected, valid = wanted[name].pop(0), _valid(batch, y)
+        if valid is not None:
+            rows, expected = rows[valid], expected[valid]
+        parts = zip(kept_columns(layer), wide(expected).chunk(len(layer.dendrite_mask), 1), strict=True)
+        found[name] = _sums(found.get(name), [Moments.of(wide(rows[:, kept]), part) for kept, part in parts])
+
+    _watch(model, group, answer, lambda: functional_call(model, dict(dense), (), batch))
+    whole = {key: value for key, value in dense.items() if key.rpartition(".")[0] in layers}
+    _watch(model, group, read, lambda: functional_call(model, whole, (), batch), calls=sum(map(len, wanted.values())))
+    return found
+
+
+def _sums(known: list[Moments] | None, new: list[Moments]) -> list[Moments]:
+    return new if known is None else [a + b for a, b in zip(known, new, strict=True)]
+
+
+def kept_columns(layer: DendriticLayer) -> list[Tensor]:
+    """Ascending indices of the kept ones among `columns`, for each arbor."""
+    size = layer.segment_size * layer.tiles.shape[4]
+    return [arbor.repeat_interleave(size).nonzero().flatten() for arbor in layer.dendrite_mask]
+
+
+def _refit_layer(name: str, layer: DendriticLayer, moments: list[Moments], damping: float) -> None:
+    weight = layer.tiles.flatten(2)  # [arbors, rows, columns]
+    bias = None if layer.bias is None else layer.bias.view(len(weight), -1)
+    fitted, offset = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+    for arbor, (kept, found) in enumerate(zip(kept_columns(layer), moments, strict=True)):
+        new, new_bias = refit(found, weight[arbor][:, kept], None if bias is None else bias[arbor], damping)
+        if not new.isfinite().all() or not (new_bias is None or new_bias.isfinite().all()):
+            logger.warning(f"{name} is not reconstructed: what it reads is not finite")
+            return
+        fitted[arbor, :, kept] = new.to(weight.dtype)
+        if offset is not None and new_bias is not None:
+            offset[arbor] = new_bias.to(weight.dtype)
+    layer.tiles.copy_(fitted.view(layer.tiles.shape))
+    if layer.bias is not None and offset is not None:
+        layer.bias.copy_(offset.flatten())
+
+
+def _valid(batch: Batch, y: Tensor) -> Bool[Tensor, " samples"] | None:
+    """Which rows stand for real tokens; None where the layer's positions are not those of the attention mask."""
+    mask = batch.get("attention_mask")
+    return mask.flatten().bool() if isinstance(mask, Tensor) and mask.shape == y.shape[:-1] else None
+
+
+class _Enough(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+def _watch(
+    model: nn.Module,
+    names: Sequence[str],
+    see: Callable[[str, Tensor, Tensor], None],
+    run: Callable[[], object],
+    calls: int | None = None,
+) -> None:
+    """Run, and show every call of the layers `names` with input and output; stop after so many calls."""
+    seen = 0
+
+    def hook(name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
+        nonlocal seen
+        see(name, args[0], output)
+        seen += 1
+        if seen == calls:
+            raise _Enough
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
+    try:
+        run()
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
