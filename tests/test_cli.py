@@ -7,11 +7,25 @@ import sysconfig
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from optimum.commands.optimum_cli import main
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 OPTIMUM_CLI = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 
@@ -82,7 +96,7 @@ def cli(monkeypatch, capsys, tmp_path):
 class TestStart:
     def test_help_lists_the_subcommands(self, cli):
         code, output, _ = cli("dendritic", "--help")
-        assert code == 0 and "bench" in output
+        assert code == 0 and "bench" in output and "compress" in output
 
     def test_without_a_subcommand_it_shows_the_help(self, cli):
         code, output, _ = cli("dendritic")
@@ -155,6 +169,160 @@ class TestBench:
         assert next(line for line in output.splitlines() if line.startswith("peak memory")).endswith("B")
 
 
+WORDS = ["good", "fine", "great", "bad", "poor", "awful", "a", "the", "film", "was"]
+
+
+def save_tokenizer(folder: Path) -> None:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+
+
+def reviews(count: int, **columns: list) -> Dataset:
+    draw = np.random.default_rng(count)
+    texts = [" ".join(draw.choice(WORDS, draw.integers(3, 8))) for _ in range(count)]
+    return Dataset.from_dict({"sentence": texts, "label": [int("good" in text) for text in texts], **columns})
+
+
+def save_reviews(folder: Path) -> Path:
+    folder.mkdir()
+    for split, count in (("train", 40), ("validation", 20)):
+        reviews(count).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def save_classifier(folder: Path) -> Path:
+    save_bert(folder, 16)
+    save_tokenizer(folder)
+    return folder
+
+
+class TestCompress:
+    options = ["--sparsity", "0.3", "--sequence-length", "12", "--samples", "24", "--batch-size", "8"]
+
+    def test_a_classifier_with_its_accuracy_before_and_after(self, cli, tmp_path):
+        save_classifier(tmp_path / "bert")
+        save_reviews(tmp_path / "data")
+        arguments = ["bert", "--dataset", "data", "--output", "small", "--json", "figures.json", *self.options]
+        code, output, errors = cli("dendritic", "compress", *arguments)
+        assert code == 0, errors
+        assert output.splitlines()[0].split() == ["before", "after", "ratio"] and "accuracy" in output
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        assert (figures["calibration_samples"], figures["evaluation_samples"]) == (24, 20)
+        assert figures["config"]["sparsity"] == 0.3 and figures["reconstruct"]
+        model = AutoModelForSequenceClassification.from_pretrained("small")
+        assert sum(p.numel() for p in model.parameters()) == figures["after"]["parameters"]
+        assert (tmp_path / "small/model.safetensors").stat().st_size == figures["after"]["bytes"]
+        for name in ("parameters", "bytes", "macs"):
+            assert figures["after"][name] < figures["before"][name]
+        data = save_reviews(tmp_path / "again")
+        texts = Dataset.from_parquet(str(data / "validation.parquet"), cache_dir=str(tmp_path / "cache"))
+        encoded = AutoTokenizer.from_pretrained("small")(list(texts["sentence"]), padding=True, return_tensors="pt")
+        with torch.no_grad():
+            right = model(**encoded).logits.argmax(-1) == torch.tensor(list(texts["label"]))
+        assert figures["after"]["accuracy"] == right.double().mean().item()
+
+    def test_the_same_seed_gives_the_same_model(self, cli, tmp_path):
+        save_classifier(tmp_path / "bert")
+        save_reviews(tmp_path / "data")
+        for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--no-reconstruct"])):
+            code, _, errors = cli(
+                "dendritic", "compress", "bert", "--dataset", "data", "--output", name, *self.options, *more
+            )
+            assert code == 0, errors
+        a, b, c, d = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abcd")
+        assert a == b and a != c and a != d
+
+    @pytest.mark.parametrize("budget", ["params", "macs"])
+    def test_a_language_model_with_its_perplexity(self, cli, tmp_path, budget: str):
+        config = GPT2Config(
+            n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=20, bos_token_id=2, eos_token_id=3
+        )
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+        save_tokenizer(tmp_path / "gpt2")
+        (tmp_path / "data").mkdir()
+        for split in ("train", "test"):
+            (tmp_path / "data" / f"{split}.txt").write_text("the film was good\n" * 60)
+        arguments = ["gpt2", "--dataset", "data", "--output", "small", "--budget", budget, *self.options]
+        code, output, errors = cli("dendritic", "compress", *arguments)
+        assert code == 0, errors
+        assert "perplexity" in output and (tmp_path / "small/model.safetensors").exists()
+
+    def test_an_image_classifier_without_a_split_to_evaluate_on(self, cli, tmp_path):
+        config = ViTConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16,
+            patch_size=8, num_labels=2,
+        )  # fmt: skip
+        ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+        from PIL import Image
+
+        draw = np.random.default_rng(0)
+        for label in ("cat", "dog"):
+            (tmp_path / "data" / label).mkdir(parents=True)
+            for index in range(6):
+                pixels = draw.integers(0, 256, (20, 20), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / label / f"{index}.png")
+        arguments = ["vit", "--dataset", "data", "--output", "small", "--sparsity", "0.3", "--importance", "activation"]
+        code, output, errors = cli("dendritic", "compress", *arguments)
+        assert code == 0, errors
+        assert "accuracy" not in output and "MACs" in output
+
+    def test_the_choices_are_those_of_the_config(self):
+        from optimum.commands.register import register_dendritic
+        from optimum.dendritic import config
+
+        assert register_dendritic.BUDGETS == config.BUDGETS and register_dendritic.IMPORTANCES == config.IMPORTANCES
+
+
+class TestMistakesOfCompress:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--sparsity", "1.5"], "--sparsity = 1.5: must be a number in [0, 1)"),
+            (["--sparsity", "0.999"], "sparsity = 0.999: at most"),
+            (["--dataset", "./absent"], "--dataset ./absent: "),
+            (["--split", "training"], "--split training: the dataset has no such split. Its splits are train"),
+            (["--eval-split", "dev"], "--eval-split dev: the dataset has no such split"),
+            (["--text-column", "words"], "--text-column words: the dataset's columns are sentence, label"),
+            (["--label-column", "sentence"], "which is no class of the model; it knows LABEL_0, LABEL_1"),
+            (["--output", "bert"], "--output bert: it holds the model that is compressed"),
+            (["--output", "bert/config.json/small"], "--output bert/config.json/small: "),
+            (["--json", "absent/report.json"], "--json absent/report.json: its folder does not exist"),
+            (["--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
+        ],
+    )
+    def test_told_in_a_sentence(self, cli, tmp_path, monkeypatch, arguments: list[str], message: str):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        save_classifier(tmp_path / "bert")
+        save_reviews(tmp_path / "data")
+        usual = ["--dataset", "data", "--output", "small", *TestCompress.options]
+        code, output, errors = cli("dendritic", "compress", "bert", *usual, *arguments)
+        assert code == 1 and output == "", errors
+        assert "optimum-cli dendritic compress: " in errors and message in errors and "Traceback" not in errors
+        assert not (tmp_path / "small/model.safetensors").exists()
+
+    def test_a_model_of_another_kind(self, cli, tmp_path):
+        from transformers import BertModel
+
+        save_bert(tmp_path / "bert", 16, BertModel)
+        usual = ["--dataset", "data", "--output", "small", *TestCompress.options]
+        code, _, errors = cli("dendritic", "compress", "bert", *usual)
+        assert code == 1 and "BertModel is none of the kinds that are compressed from the command line" in errors
+
+    def test_a_model_without_its_tokenizer_and_one_that_is_packed(self, cli, tmp_path):
+        save_bert(tmp_path / "bert", 16)
+        save_reviews(tmp_path / "data")
+        usual = ["--dataset", "data", *TestCompress.options]
+        code, _, errors = cli("dendritic", "compress", "bert", "--output", "small", *usual)
+        assert code == 1 and "'bert' has no Tokenizer: what was loaded knows no words" in errors
+        save_tokenizer(tmp_path / "bert")
+        assert cli("dendritic", "compress", "bert", "--output", "small", *usual)[0] == 0
+        code, _, errors = cli("dendritic", "compress", "small", "--output", "smaller", *usual)
+        assert code == 1 and "is packed already" in errors and "Traceback" not in errors
+
+
 class TestMistakes:
     """Exit code 1, the sentence on stderr, nothing on stdout, no traceback."""
 
@@ -194,9 +362,9 @@ class TestAutoClass:
     def test_builds_the_architecture_that_the_config_names(self, name: str):
         import transformers
 
-        from optimum.commands.register.register_dendritic import _auto_class_for
+        from optimum.dendritic.cli.loading import auto_class_for
 
         model_class = getattr(transformers, name)
         config = model_class.config_class(architectures=[name])
-        auto_class = _auto_class_for("model", config)
+        auto_class = auto_class_for("model", config)
         assert auto_class._model_mapping[type(config)] is model_class

@@ -1,0 +1,1 @@
+"""What the commands of `optimum-cli dendritic` do; their arguments are in `optimum/commands/register`."""

@@ -1,0 +1,28 @@
+"""`optimum-cli dendritic bench`: what a model costs, beside a baseline."""
+
+from argparse import Namespace
+
+from ..efficiency import measure
+from .loading import check_json, example_inputs, import_modules, load_model, write_json
+
+
+def run(args: Namespace) -> str:
+    """Load, measure, write the JSON file if one is asked for, and return the table.
+
+    Raises:
+        Refusal: the arguments name something that is not there or cannot be measured.
+    """
+    check_json(args)
+    import_modules(args.modules)
+    model = load_model(args.model, args)
+    baseline = None if args.baseline is None else load_model(args.baseline, args)
+    report = measure(
+        model,
+        example_inputs(model, args.sequence_length),
+        baseline=baseline,
+        large_batch=args.batch_size,
+        threads=args.threads,
+        seconds=args.seconds,
+    )
+    write_json(args, report.to_dict())
+    return report.table()

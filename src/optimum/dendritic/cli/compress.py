@@ -1,0 +1,108 @@
+"""`optimum-cli dendritic compress`: one shot from a trained checkpoint to a packed one, without training."""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..compress import compress_
+from ..config import DendriticConfig
+from ..efficiency.batch import Batch
+from ..efficiency.macs import count_macs
+from ..efficiency.size import count_parameters, serialised_bytes
+from ..errors import DendriticError
+from ..inject import inject_
+from ..oneshot import prune_
+from .data import held_out, load_splits, split_of
+from .loading import Refusal, check_json, example_inputs, import_modules, load_model, write_json
+from .tasks import Batches, Task, task_of
+
+LABELS = {"parameters": "parameters", "bytes": "safetensors file, bytes", "macs": "MACs, one sample"}
+
+
+def run(args: Namespace) -> str:
+    """Load, prune, reconstruct, pack and save; return a table of the model before and after.
+
+    Raises:
+        Refusal: the arguments name something that is not there or cannot be compressed.
+    """
+    started = time.perf_counter()
+    check_json(args)
+    config = _config(args)
+    output = _output(args)
+    import_modules(args.modules)
+    model = load_model(args.model, args).eval()
+    inputs = Batch.of(example_inputs(model, args.sequence_length)).to(model.device, model.dtype)
+    task = task_of(model)
+    processor = task.load_processor(args.model, args)
+    splits = load_splits(args)
+    calibration = task.batches(model, processor, split_of(splits, "--split", args.split), args.samples, args)
+    unseen = held_out(splits, args)
+    evaluation = [] if unseen is None else task.batches(model, processor, unseen, args.eval_samples, args)
+    before = _figures(model, inputs, task, evaluation)
+    try:
+        inject_(model, config)
+        prune_(model, calibration, reconstruct=not args.no_reconstruct)
+        compress_(model)
+    except DendriticError as error:
+        raise Refusal(str(error)) from error
+    after = _figures(model, inputs, task, evaluation)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    figures = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "config": config.to_dict(),
+        "reconstruct": not args.no_reconstruct,
+        "calibration_samples": sum(len(batch["labels"]) for batch in calibration),
+        "evaluation_samples": sum(len(batch["labels"]) for batch in evaluation),
+        "before": before,
+        "after": after,
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(args, figures)
+    return _table(before, after) + f"\n\nSaved in {output}; load it after `import optimum.dendritic`."
+
+
+def _config(args: Namespace) -> DendriticConfig:
+    try:
+        return DendriticConfig(sparsity=args.sparsity, budget=args.budget, importance=args.importance, seed=args.seed)
+    except DendriticError as error:
+        raise Refusal(f"--{error}") from error
+
+
+def _output(args: Namespace) -> Path:
+    """The folder to save in, made now, so that a mistake is told before the work and not after it."""
+    output = Path(args.output)
+    if output.exists() and Path(args.model).exists() and output.samefile(args.model):
+        raise Refusal(f"--output {output}: it holds the model that is compressed. Name another folder.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"--output {output}: {error}. Name a folder that can be made.") from error
+    return output
+
+
+def _figures(model: PreTrainedModel, inputs: Batch, task: Task, evaluation: Batches) -> dict[str, Any]:
+    figures = {
+        "parameters": count_parameters(model),
+        "bytes": serialised_bytes(model),
+        "macs": count_macs(model, inputs),
+    }
+    return figures | ({task.metric: task.score(model, evaluation)} if evaluation else {})
+
+
+def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
+    rows = [["", "before", "after", "ratio"]]
+    for name, value in before.items():
+        whole = isinstance(value, int)
+        cells = [f"{each:,}" if whole else f"{each:.4f}" for each in (value, after[name])]
+        rows.append([LABELS.get(name, name), *cells, f"{after[name] / value:.3f}" if whole and value else ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])

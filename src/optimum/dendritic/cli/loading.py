@@ -1,0 +1,91 @@
+"""What every command begins with: the user's modules, and a model by the Auto class that builds its architecture."""
+
+import importlib
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from ..inputs import example_inputs_for
+
+OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"
+
+
+class Refusal(Exception):
+    """A mistake of the user's, told in a sentence and without a traceback."""
+
+
+def check_json(args: Namespace) -> None:
+    """Refuse `--json` before anything is computed that could then not be written."""
+    if args.json is not None and not Path(args.json).absolute().parent.is_dir():
+        raise Refusal(f"--json {args.json}: its folder does not exist. Create the folder first.")
+
+
+def write_json(args: Namespace, figures: dict[str, Any]) -> None:
+    """Write the figures where `--json` asks for them."""
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def import_modules(names: list[str]) -> None:
+    """Import what `--import` names, from the present folder too."""
+    sys.path.insert(0, "")  # as for `python -m`
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise Refusal(f"--import {name}: {error}. Name a module of the present folder or of PYTHONPATH.") from error
+
+
+def load_model(name: str, args: Namespace) -> PreTrainedModel:
+    """The model of a folder or Hub id, on the device and in the dtype that the arguments ask for."""
+    trust = args.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+        auto_class = auto_class_for(name, config)
+        model = auto_class.from_pretrained(name, config=config, dtype=args.dtype, trust_remote_code=trust)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Refusal(f"cannot load {name!r}: {error}\n{OWN_ARCHITECTURE}") from error
+    try:
+        return model.to(torch.device(args.device))
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA asserts
+        raise Refusal(f"--device {args.device}: {error}. Name a device that this machine has, such as cpu.") from error
+
+
+def auto_class_for(name: str, config: PretrainedConfig) -> Any:
+    """The Auto class that builds the architecture that `config` names."""
+    architectures = config.architectures or []
+    auto_classes = {key: value for key, value in vars(modeling_auto).items() if key.startswith("AutoModel")}
+    for key in config.to_dict().get("auto_map", {}):  # code of its own repository; loading it asks for trust
+        if key in auto_classes:
+            return auto_classes[key]
+    for auto_class in auto_classes.values():
+        found = auto_class._model_mapping.get(type(config), ())
+        if any(
+            model_class.__name__ in architectures for model_class in (found if isinstance(found, tuple) else (found,))
+        ):
+            return auto_class
+    raise Refusal(
+        f"cannot load {name!r}: no Auto class knows its architecture {architectures} "
+        f"(model type {config.model_type!r}).\n{OWN_ARCHITECTURE}"
+    )
+
+
+def example_inputs(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
+    """One sample; text is repeated or cut to `length` tokens."""
+    try:
+        inputs = example_inputs_for(model)
+    except ValueError as error:
+        raise Refusal(f"{error}\nFor such a model call optimum.dendritic from Python.") from error
+    if model.main_input_name != "input_ids":
+        return inputs
+    most = model.config.to_dict().get("max_position_embeddings", length)
+    if length > most:
+        raise Refusal(f"--sequence-length {length}: the model takes at most {most} tokens. Give {most} or fewer.")
+    return {key: value.repeat(1, -(-length // value.shape[1]))[:, :length] for key, value in inputs.items()}
