@@ -112,7 +112,10 @@ class Sst2(SentenceTask):
             ),
             optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
             targets="all linear layers of the encoder and the pooler; not the embeddings and not the classifier",
-            selection="Hyper-parameters were not searched for this table, but the library's defaults saw this data.",
+            selection=(
+                "The learning rate of the second stage and the fields of `DendriticConfig` were chosen for dendritic "
+                "pruning at 80 %, by validation accuracy with one seed; magnitude and random use them too."
+            ),
             shape=" of 128 tokens",
         )
 

@@ -87,10 +87,13 @@ def is_done(path: Path, conditions: dict[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    found = json.loads(path.read_text())
+    run = json.loads(path.read_text())
     for name, value in json.loads(json.dumps(conditions)).items():
-        if found[name] != value:
-            raise ValueError(f"{path} was made with {name} {found[name]}, not {value}: choose another --output_dir.")
+        found = run[name]
+        if name == "pruning" and found and value:  # fields that a later release adds have their defaults in both
+            found, value = ({key: fields[key] for key in found.keys() & value.keys()} for fields in (found, value))
+        if found != value:
+            raise ValueError(f"{path} was made with {name} {found}, not {value}: choose another --output_dir.")
     return True
 
 

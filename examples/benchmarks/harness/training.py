@@ -74,7 +74,6 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     return {
         **_conditions(task, run),
         **run.to_dict(),
-        "pruning": None if config is None else config.to_dict(),
         "metric": task.metric.name,
         "score": score.value,
         "examples": score.examples,
@@ -131,4 +130,5 @@ def _first(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _conditions(task: Task, run: Run) -> dict[str, Any]:
     """What must be equal for a finished run to count."""
-    return json.loads(json.dumps({"recipe": task.recipe(), "changes": run.changes}))
+    pruning = pruning_config(task, run).to_dict() if run.method in PRUNED else None
+    return json.loads(json.dumps({"recipe": task.recipe(), "changes": run.changes, "pruning": pruning}))

@@ -1,0 +1,157 @@
+"""The harness of the result tables: runs resume and never mix, intervals are fair, a card follows from its runs."""
+
+import argparse
+import doctest
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
+
+from harness import claims, metric, report, runs, statistics  # noqa: E402
+from harness.summary import Table  # noqa: E402
+from harness.task import Card, Task  # noqa: E402
+
+LEVEL = 0.5
+CARD = Card(
+    script="toy.py",
+    title="Toy",
+    description="A toy.",
+    pipeline_tag="text-classification",
+    dataset_id="toy",
+    metric_id="accuracy",
+    budget="params",
+    tolerances={LEVEL: 1.0},
+    base="a base",
+    second="1 epoch",
+    smaller="smaller.",
+    optimizer="none",
+    targets="one layer",
+    selection="None.",
+)
+
+
+def record(method: str, seed: int, hits: str, parameters: int, variant: str = "", **changes: float) -> dict:
+    level = 0.0 if method in ("base", "dense") else LEVEL
+    pruned = method in runs.PRUNED
+    return {
+        **runs.Run(method, level, seed, variant, changes).to_dict(),
+        "recipe": {"epochs0": 1, "bf16": True, "max_steps": None},
+        "pruning": {"importance": method, "sparsity": level, "seed": seed, "regrow": 0.1} | changes if pruned else None,
+        "score": hits.count("1") / len(hits),
+        "examples": hits,
+        "parameters": parameters,
+        "macs": parameters,
+        "target_parameters": parameters - 100,
+        "target_macs": parameters - 100,
+        "layers": {"layer": {"parameters": parameters - 100, "macs": parameters - 100}},
+        "train_seconds": 60.0,
+        "samples": {"train": 10, "validation": len(hits)},
+        "environment": {"device": "toy", "threads": 1, "versions": {"torch": "2"}},
+    }
+
+
+def table(dendritic: str = "1110" * 50, control: str = "1000" * 50) -> list[dict]:
+    dense = "1111" * 50
+    return [
+        *(record("base", seed, dense, 300) for seed in (0, 1)),
+        *(record("dense", seed, dense, 300) for seed in (0, 1)),
+        *(record("dendritic", seed, dendritic, 200) for seed in (0, 1)),
+        *(record("random", seed, control, 200) for seed in (0, 1)),
+        record("dendritic", 0, control, 200, "no-regrow", regrow=0.0),
+    ]
+
+
+class Toy(Task):
+    """Only what rendering asks for."""
+
+    card = lambda self: CARD  # noqa: E731
+    control = lambda self: {"learning_rate": 0.1}  # noqa: E731
+
+
+Toy.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.parametrize("module", [runs, metric, claims])
+def test_the_examples_in_the_docstrings_hold(module):
+    assert doctest.testmod(module).failed == 0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=50))
+def test_the_interval_holds_the_mean_and_turns_with_the_sign(pairs):
+    first, second = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    there, back = (statistics.paired_difference({0: a}, {0: b, 1: b}) for a, b in ((first, second), (second, first)))
+    assert there is not None and back is not None and there.seeds == 1
+    assert there.mean == pytest.approx((first - second).mean())
+    assert there.low <= there.mean + 1e-12 and there.mean <= there.high + 1e-12
+    assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
+    assert statistics.paired_difference({0: first}, {1: second}) is None
+
+
+def test_equal_models_are_not_separable():
+    same = np.array([0.0, 1.0, 1.0])
+    found = statistics.paired_difference({0: same}, {0: same})
+    assert found is not None and not found.separable
+
+
+def test_a_run_counts_only_under_its_own_conditions(tmp_path):
+    path = tmp_path / "run.json"
+    conditions = {"recipe": {"epochs": 1}, "pruning": {"end": 0.6}}
+    assert not runs.is_done(path, conditions)
+    runs.write_json(path, conditions)
+    assert runs.is_done(path, conditions)
+    assert runs.is_done(path, conditions | {"pruning": {"end": 0.6, "of_a_later_release": 1}})
+    for other in ({"recipe": {"epochs": 2}}, {"pruning": {"end": 0.4}}, {"pruning": None}):
+        with pytest.raises(ValueError, match="choose another"):
+            runs.is_done(path, conditions | other)
+
+
+def test_a_run_has_one_maker(tmp_path):
+    path = tmp_path / "run.json"
+    with runs.claimed(path) as first, runs.claimed(path) as second, runs.claimed(tmp_path / "other.json") as other:
+        assert (first, second, other) == (True, False, True)
+    with runs.claimed(path) as again:
+        assert again
+
+
+def test_a_plan_names_every_run_once():
+    plain = argparse.Namespace(seeds=[0, 1], levels=[0.5, 0.8], methods=runs.METHODS, variant="", config={})
+    names = [run.name for run in runs.planned(plain)]
+    assert len(set(names)) == len(names) == 2 * (1 + 4 * 2)
+    ablation = argparse.Namespace(**vars(plain) | {"variant": "no-regrow", "config": {"regrow": 0.0}})
+    assert {run.method for run in runs.planned(ablation)} == set(runs.PRUNED)
+    assert not set(names) & {run.name for run in runs.planned(ablation)}
+
+
+def test_claims_follow_the_numbers():
+    verdicts = {c.text: c.holds for c in claims.claims(Table(table(), [], metric.ACCURACY), "params", {LEVEL: 1.0})}
+    assert verdicts == {
+        "dendritic at 50% removes 50% of the parameters of the target modules": True,
+        "dendritic at 50% loses at most 1 points against dense": False,
+        "dendritic at 50% is better than magnitude": None,
+        "dendritic at 50% is better than random": True,
+        "dendritic at 50% is better than smaller dense": None,
+        "dendritic at 50% is faster than dense": None,
+    }
+
+
+def test_a_card_is_written_from_its_runs(tmp_path):
+    for run in table():
+        name = runs.Run(*(run[field] for field in ("method", "level", "seed", "variant", "changes"))).name
+        runs.write_json(tmp_path / f"{name}.json", run)
+    card = tmp_path / "cards" / "toy.md"
+    report.render(Toy(argparse.Namespace()), tmp_path, card)
+    text = card.read_text()
+    assert "| dendritic at 50% is better than random | +50.00 points" in text
+    assert "--methods dendritic --variant no-regrow --config regrow=0.0 --seeds 0" in text
+    assert "--epochs0 1 --bf16" in text and "max_steps" not in text
+    assert all((card.parent / f"toy-{figure}.png").exists() for figure in ("removed", "density"))
+    assert len(json.loads(card.with_suffix(".json").read_text())["rows"]) == 4
+    runs.write_json(tmp_path / "odd.json", record("dense", 2, "11", 300) | {"recipe": {"epochs0": 2}})
+    with pytest.raises(ValueError, match="several kinds of recipe"):
+        report.render(Toy(argparse.Namespace()), tmp_path, card)
