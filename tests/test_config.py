@@ -35,7 +35,9 @@ BAD = [
     ("budget", None),
     ("importance", "oracle"),
     ("schedule", ["cubic"]),
-    ("sprout_rank", 1),
+    ("sprout_rank", -1),
+    ("sprout_rank", 1.0),
+    ("sprout_rank", True),
     ("distillation", -0.5),
     ("distillation", math.inf),
     ("version", 2),
@@ -74,6 +76,7 @@ configs = st.builds(
     updates=st.integers(1, 500),
     floor=st.floats(0, 1) | st.just(1),
     seed=st.integers(0, 2**31),
+    sprout_rank=st.integers(0, 64),
 )
 
 

@@ -97,8 +97,16 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("gathered", at("modules", QUERY, to={"code": {"import": "os"}}), "query"),
     ("gathered", at("modules", QUERY, to={}), "query"),
     ("gathered", at("modules", "new", to={"follower": {"channels": 3}}), "new"),
-    ("gathered", at("modules", "new", to={"segments": {"arbors": 1, "segments": 1, "activity": False}}), "new"),
-    ("gathered", at("modules", QUERY, to={"segments": {"arbors": 1, "segments": 4, "activity": False}}), "modules"),
+    (
+        "gathered",
+        at("modules", "new", to={"segments": {"arbors": 1, "segments": 1, "activity": False, "sprout": 0}}),
+        "new",
+    ),
+    (
+        "gathered",
+        at("modules", QUERY, to={"segments": {"arbors": 1, "segments": 4, "activity": False, "sprout": 0}}),
+        "modules",
+    ),
     ("gathered", at("modules", QUERY, to={"follower": {"channels": 4}}), "channels"),
     ("gathered", edited(lambda d: d["modules"].update({"bert.pooler": d["modules"][QUERY]})), "bert.pooler"),
     ("gathered", edited(lambda d: d["modules"].update({"": d["modules"][QUERY]})), "modules"),

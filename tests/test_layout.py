@@ -18,7 +18,7 @@ wires = st.builds(Wire, st.text(min_size=1), st.tuples(runs) | st.tuples(runs, r
 bundles = st.builds(
     Bundle, st.text(min_size=1), st.tuples(wires), st.tuples() | st.tuples(wires), block=counts, cut=st.booleans()
 )
-segments = st.builds(Segments, counts, counts, st.booleans())
+segments = st.builds(Segments, counts, counts, st.booleans(), st.integers(0, 9))
 followers = st.builds(Follower, counts)
 
 
@@ -27,7 +27,8 @@ def forms(draw):
     arbors = tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
     kept, gather, scatter = draw(counts), draw(st.booleans()) or len(arbors) > 1, draw(st.booleans())
     inputs = kept + (draw(counts) if gather else 0)
-    return Form(inputs, sum(arbors) + (draw(counts) if scatter else 0), kept, arbors, gather, scatter)
+    outputs, sprout = sum(arbors) + (draw(counts) if scatter else 0), draw(st.integers(0, 9))
+    return Form(inputs, outputs, kept, arbors, gather, scatter, sprout)
 
 
 layouts = st.builds(
@@ -82,6 +83,8 @@ BAD = [
     (("modules", "reader", "segments", "segments"), 2.0),
     (("modules", "reader", "segments", "activity"), 1),
     (("modules", "reader", "segments", "extra"), 1),
+    (("modules", "reader", "segments", "sprout"), -1),
+    (("modules", "form", "form", "sprout"), None),
     (("modules", "form", "form", "kept"), 9),
     (("modules", "form", "form", "arbors"), []),
     (("modules", "form", "form", "arbors"), [3, 4]),

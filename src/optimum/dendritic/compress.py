@@ -49,7 +49,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         packed = _verified(model, list(layout.bundles), inputs)
     sizes = {name: _size(layer) for name, layer in dendritic_layers(model).items()}
     for name, injected in swap(model, packed).items():
-        packed[name].training = injected.training  # they were packed while the model was quiet
+        packed[name].train(injected.training)  # they were packed while the model was quiet
     records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}

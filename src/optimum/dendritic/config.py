@@ -40,7 +40,8 @@ class DendriticConfig:
         decay: decay of the running score per optimizer step, in [0, 1).
         floor: smallest fraction of its segments that a layer keeps (at least one); 0 lets a layer be cut through.
         seed: seed of the `"random"` importance.
-        sprout_rank: rank of nonlinear sprouts; only 0 (none) in this version.
+        sprout_rank: rank of the nonlinear sprouts that linear layers grow in place of what was pruned; 0 for none. They
+            are paid for out of the same budget.
         distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
         version: format version of the JSON form.
 
@@ -79,14 +80,13 @@ class DendriticConfig:
         _check_number("distillation", self.distillation, 0, math.inf, below=True)
         for field in ("segment_size", "arbors", "updates"):
             _check_integer(field, getattr(self, field), at_least=1)
-        _check_integer("seed", self.seed, at_least=0)
+        for field in ("seed", "sprout_rank"):
+            _check_integer(field, getattr(self, field), at_least=0)
         _check_choice("budget", self.budget, BUDGETS)
         _check_choice("importance", self.importance, IMPORTANCES)
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
-        if self.sprout_rank != 0:
-            raise invalid("sprout_rank", self.sprout_rank, "is not available in this version", "Leave it at 0.")
         if type(self.version) is not int or self.version != VERSION:
             raise invalid(
                 "version", self.version, f"this release reads version {VERSION}", "Upgrade optimum-dendritic."

@@ -41,6 +41,8 @@ class LayerCost(Cost):
         per_row: cost of one output besides (a bias).
         reader: the layer whose pruned inputs kill rows of this one, if any, and
         reached: for each row the reader's segment that it reaches, -1 where it cannot die.
+        sprout: cost of the layer's sprout, without
+        sprout_row: its cost for each living row; both 0 for none.
     """
 
     rows: int
@@ -49,11 +51,20 @@ class LayerCost(Cost):
     per_row: int
     reader: str | None = None
     reached: Int[Tensor, " rows"] | None = None
+    sprout: int = 0
+    sprout_row: int = 0
 
     def cost(self, masks: Masks, name: str) -> int:
-        rows = self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
+        rows = self._alive_of_arbors(masks, name)
         pairs = int((masks[name].sum(1) * self.segment_size * rows).sum())
-        return pairs * self.per_weight + int(rows.sum()) * self.per_row
+        return pairs * self.per_weight + int(rows.sum()) * self.per_row + self.sprout_cost(masks, name)
+
+    def sprout_cost(self, masks: Masks, name: str) -> int:
+        """What the sprout costs; 0 where it would cost as much as what is pruned of the living rows: none grows."""
+        rows = self._alive_of_arbors(masks, name)
+        sprout = self.sprout + int(rows.sum()) * self.sprout_row
+        pruned = int(((~masks[name]).sum(1) * self.segment_size * rows).sum()) * self.per_weight
+        return sprout if sprout < pruned else 0
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
         """Its own columns, and of the reader the rows that die with them."""
@@ -70,6 +81,9 @@ class LayerCost(Cost):
         if self.reader is None or self.reached is None:
             return torch.ones(self.rows, dtype=torch.bool)
         return masks[self.reader].any(0)[self.reached.clamp(min=0)] | (self.reached < 0)
+
+    def _alive_of_arbors(self, masks: Masks, name: str) -> Int[Tensor, " arbors"]:
+        return self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
 
 
 @dataclass(frozen=True)

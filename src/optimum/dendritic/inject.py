@@ -19,6 +19,7 @@ from .nn import (
     DendriticWeight,
     PrunableLayer,
     RecurrentLayer,
+    can_sprout,
     directions,
     gates,
     inject_layer,
@@ -72,7 +73,8 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     readers = {bundle.reader: bundle for bundle in wiring.bundles}
     shapes = {name: _segments(name, prunable_layer(model, name), readers.get(name), config) for name in targets}
     replacements = {
-        name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity) for name, s in shapes.items()
+        name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
+        for name, s in shapes.items()
     }
     costs = _layer_costs(replacements, wiring.bundles, wiring.positions, config)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
@@ -83,6 +85,9 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
             layer.dendrite_score.copy_(random_scores(shapes[name].arbors, shapes[name].segments, config.seed, name))
     swap(model, replacements)
     set_layout(model, Layout(config, {**shapes}, wiring.bundles, wiring.positions, dense_cost))
+    for name in shapes:
+        if shapes[name].sprout < config.sprout_rank:
+            logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in readers)}")
     cut = sum(bundle.cut for bundle in wiring.bundles)
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
     return model
@@ -113,7 +118,12 @@ def _layer_costs(
                 segments_reached(runs, rows, reading.segment_size) if isinstance(reading, DendriticWeight) else None
             )
             per_row = 0 if macs or layer.bias is None else 1
-            costs[name] = LayerCost(rows, layer.segment_size, kernel * products, per_row, reader, reached)
+            rank = 0 if layer.sprout is None else layer.sprout.rank
+            sprout = rank * widths(layer)[0] * products
+            sprout_row = rank * products + (0 if macs or not rank else 1)  # its gate is no product of a matrix
+            costs[name] = LayerCost(
+                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row
+            )
     return costs
 
 
@@ -128,12 +138,22 @@ def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: De
             raise invalid("importance", config.importance, rule, remedy)
         return Segments(states(layer), layer.hidden_size)
     inputs, outputs = widths(layer)
+    sprout = config.sprout_rank if bundle is None and can_sprout(layer, config.sprout_rank) else 0
+    activity = activity or sprout > 0
     if bundle is not None and bundle.cut:
         return Segments(1, inputs // bundle.block, activity)
     kernel = layer.weight[0, 0].numel()
     block = bundle.block if bundle else 1
     size = largest_divisor(inputs, max(1, config.segment_size // kernel), multiple_of=block)
-    return Segments(largest_divisor(outputs, config.arbors), inputs // size, activity)
+    return Segments(largest_divisor(outputs, config.arbors), inputs // size, activity, sprout)
+
+
+def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:
+    if isinstance(layer, nn.Conv2d | RecurrentLayer):
+        return f"it is a {type(layer).__name__}"
+    if reader:
+        return "the inputs that are pruned of it die with their producers, so that nothing is left to grow from"
+    return "it would cost more than the layer"
 
 
 def _inputs(model: nn.Module, example_inputs: Any) -> Any:

@@ -19,11 +19,12 @@ VERSION = 1
 @dataclass(frozen=True)
 class Segments:
     """An injected layer: a mask of `arbors x segments` tiles (of a recurrent layer: layers times directions, and hidden
-    units); `activity` where the score needs input norms."""
+    units); `activity` where input norms are needed; a sprout of rank `sprout`, if any."""
 
     arbors: int
     segments: int
     activity: bool = False
+    sprout: int = 0
 
     def __post_init__(self) -> None:
         if min(self.arbors, self.segments) < 1:
@@ -41,6 +42,7 @@ class Form:
         arbors: rows that each arbor owns; their sum is the rows that exist.
         gather: whether `kept` inputs are picked from the incoming tensor.
         scatter: whether rows are placed in a wider outgoing tensor of zeros.
+        sprout: rank of its sprout, which reads the whole incoming tensor; 0 for none.
     """
 
     inputs: int
@@ -49,11 +51,12 @@ class Form:
     arbors: tuple[int, ...]
     gather: bool
     scatter: bool
+    sprout: int = 0
 
     @property
     def plain(self) -> bool:
         """A stock layer of smaller shape."""
-        return not self.gather and not self.scatter
+        return not self.gather and not self.scatter and not self.sprout
 
     def __post_init__(self) -> None:
         rows = sum(self.arbors)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .config import DendriticConfig
+from .costs import LayerCost
 from .errors import invalid
 from .inject import layer_costs
-from .nn import DendriticLayer
+from .nn import DendriticLayer, DendriticWeight
 from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .selection import choose_regrown, select, total_cost
@@ -77,7 +78,10 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         sparsity: fraction of the budget to remove by now, in [0, 1).
         regrow: fraction of each layer's segments (the pruned or the live ones, whichever are fewer) that returns, by
             the gradients of this step; weaker ones go instead.
-        optimizer: its state for regrown segments is set to zero.
+        optimizer: its state for regrown segments and for sprouts is set to zero.
+
+    Sleeping sprouts take up what is pruned. The update that reaches the config's sparsity is the final one: it wakes
+    those that pay, and from then on they learn.
     """
     layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
@@ -88,10 +92,15 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     returned = 0
     for name, layer in layers.items():
         back = (chosen[name] & ~masks[name]).to(layer.dendrite_mask.device)
+        gone = (masks[name] & ~chosen[name]).to(layer.dendrite_mask.device)  # now: masks may be views of the buffers
         layer.dendrite_mask.copy_(chosen[name])
         if back.any():
             returned += int(back.sum())
             _welcome(layer, back, optimizer)
+        cost = costs[name]
+        if isinstance(layer, DendriticWeight) and isinstance(cost, LayerCost) and layer.sprout is not None:
+            pays, final = cost.sprout_cost(chosen, name) > 0, sparsity >= layout.config.sparsity
+            _tend(layer, gone, cost.alive_rows(chosen), pays, final, optimizer)
     mask_(model)
     return Pruning(1 - total_cost(chosen, costs) / layout.dense_cost, _density(chosen), returned)
 
@@ -123,3 +132,21 @@ def _welcome(layer: DendriticLayer, back: Tensor, optimizer: Optimizer | None) -
             for moment in optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == parameter.shape:
                     layer.blank_({name: moment}, back)
+
+
+def _tend(
+    layer: DendriticWeight, gone: Tensor, alive: Tensor, pays: bool, final: bool, optimizer: Optimizer | None
+) -> None:
+    """A sleeping sprout takes up the segments `gone` of the rows `alive`, and wakes when it `pays` in the `final`
+    update; one that no longer pays falls asleep, and its gate shuts."""
+    assert layer.sprout is not None and layer.dendrite_awake is not None
+    awake = bool(layer.dendrite_awake)
+    if not awake:
+        layer.absorb_(gone, alive.to(gone.device))
+    layer.dendrite_awake.fill_(pays and (awake or final))
+    layer.sprout.gate.mul_(layer.dendrite_awake)
+    if optimizer is not None and not awake:
+        for parameter in layer.sprout.parameters():
+            for moment in optimizer.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    moment.zero_()

@@ -18,6 +18,7 @@ from ..layout import Bundle, Follower, Form, Layout, Record, Recurrent, Segments
 from ..nn import (
     RecurrentLayer,
     WeightLayer,
+    can_sprout,
     follower_channels,
     inject_layer,
     is_prunable,
@@ -98,7 +99,8 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
 def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
     match record:
         case Segments():
-            return inject_layer(prunable_layer(model, name), record.arbors, record.segments, record.activity)
+            layer = prunable_layer(model, name)
+            return inject_layer(layer, record.arbors, record.segments, record.activity, record.sprout)
         case Form():
             return packed_skeleton(weight_layer(model, name), record)
         case Recurrent():
@@ -140,17 +142,22 @@ def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterato
     kinds = {Segments: is_prunable, Form: is_weight_layer, Recurrent: is_recurrent_layer}
     if not kinds[type(record)](module):
         yield f"is no record of a {type(module).__name__}"
-    if isinstance(record, Segments) and record.activity != IMPORTANCE[layout.config.importance].needs_activity:
-        yield f"activity contradicts importance = {layout.config.importance!r}"
+    if isinstance(record, Segments):
+        if record.activity != (IMPORTANCE[layout.config.importance].needs_activity or record.sprout > 0):
+            yield f"activity contradicts importance = {layout.config.importance!r} and sprout = {record.sprout}"
     if isinstance(module, RecurrentLayer):
         yield from _recurrent_faults(module, record)
         return
     assert isinstance(module, WeightLayer)
     inputs, outputs = widths(module)
+    if record.sprout and (record.sprout != layout.config.sprout_rank or not can_sprout(module, record.sprout)):
+        yield f"sprout must be 0, or sprout_rank = {layout.config.sprout_rank} where that costs less than {module}"
     if isinstance(record, Segments):
         if outputs % record.arbors or inputs % record.segments:
             yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
     elif isinstance(record, Form):
+        if record.sprout and record.inputs != inputs:
+            yield f"a sprout reads all {inputs} inputs"
         if record.inputs > inputs or record.outputs > outputs:
             yield f"must not be wider than the stock layer of {inputs} inputs and {outputs} outputs"
         if record.scatter and record.outputs != outputs:
@@ -175,6 +182,8 @@ def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator
         yield "must be fed, and not by itself"
     reader, inputs = layout.modules[bundle.reader], widths(weight_layer(model, bundle.reader))[0]
     assert isinstance(reader, Segments)
+    if reader.sprout:
+        yield "its reader has no sprout: the inputs that are pruned of it die with their producers"
     if inputs % bundle.block or (inputs // reader.segments) % bundle.block:
         yield f"block = {bundle.block} must divide segments of {inputs // reader.segments} inputs"
     if bundle.cut and (reader.arbors != 1 or reader.segments != inputs // bundle.block):

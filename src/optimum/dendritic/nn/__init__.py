@@ -9,6 +9,7 @@ from .injected import DendriticLinear as DendriticLinear
 from .injected import DendriticWeight as DendriticWeight
 from .injected import PrunableLayer as PrunableLayer
 from .injected import WeightLayer as WeightLayer
+from .injected import can_sprout as can_sprout
 from .injected import inject_layer as inject_layer
 from .injected import is_prunable as is_prunable
 from .injected import is_weight_layer as is_weight_layer
@@ -37,3 +38,4 @@ from .recurrent import is_recurrent_layer as is_recurrent_layer
 from .recurrent import recurrent_layer as recurrent_layer
 from .recurrent import states as states
 from .segmented import DendriticLayer as DendriticLayer
+from .sprout import Sprout as Sprout

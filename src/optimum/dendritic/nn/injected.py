@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..importance import Tiles
-from ..segments import kept_inputs, over_tiles, tiles
+from ..segments import kept_inputs, over_tiles, tiles, wide
 from ..surgery import shallow_copy
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
 from .segmented import DendriticLayer
+from .sprout import Sprout, empty_sprout, sprout_parameters
 
 ACTIVITY_DECAY = 0.9
 WeightLayer = nn.Linear | nn.Conv2d | Conv1D
@@ -23,23 +24,35 @@ PrunableLayer = WeightLayer | RecurrentLayer
 
 
 class DendriticWeight(DendriticLayer):
-    """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs."""
+    """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs.
+
+    A layer may have a sprout. While `dendrite_awake` (a bool) is False, neither outputs nor gradients feel it.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    dendrite_awake: Tensor | None
+    sprout: Sprout | None
     transposed = False
 
-    def add_segments(self, arbors: int, segments: int, activity: bool) -> None:
+    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         inputs, outputs = widths(self)
-        assert outputs % arbors == 0 and inputs % segments == 0
-        super().add_segments(arbors, segments, activity)
+        assert outputs % arbors == 0 and inputs % segments == 0 and (activity or not sprout)
+        super().add_segments(arbors, segments, activity, sprout)
+        device = self.weight.device
         if activity:
-            self.dendrite_activity = torch.zeros(inputs, dtype=torch.float32, device=self.weight.device)
+            self.dendrite_activity = torch.zeros(inputs, dtype=torch.float32, device=device)
+        self.register_buffer("dendrite_awake", torch.zeros((), dtype=torch.bool, device=device) if sprout else None)
+        grown = empty_sprout(sprout, inputs, outputs, like=self.weight).train(self.training) if sprout else None
+        self.register_module("sprout", grown)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.dendrite_activity is not None and self.training:
             self._observe(x)
-        return super().forward(x)
+        y = super().forward(x)
+        if self.sprout is None or self.dendrite_awake is None:
+            return y
+        return torch.where(self.dendrite_awake, y + self.sprout(x).to(y.dtype), y)  # no sum: y + 0 turns -0 into 0
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
@@ -77,6 +90,20 @@ class DendriticWeight(DendriticLayer):
     def kept(self) -> list[Tensor]:
         """Ascending input indices (int64) that each arbor reads, on the CPU."""
         return [kept_inputs(arbor, self.segment_size) for arbor in self.dendrite_mask.cpu()]
+
+    @torch.no_grad()
+    def absorb_(self, gone: Bool[Tensor, "arbors segments"], alive: Bool[Tensor, " outputs"]) -> None:
+        """Fold the weights of tiles that are being pruned into the sprout, as far as their outputs are alive."""
+        assert self.sprout is not None and self.dendrite_activity is not None
+        lost = torch.where(over_tiles(gone), wide(self.tiles), 0).flatten(0, 1).flatten(1)
+        self.sprout.absorb_(torch.where(alive[:, None], lost, 0).float(), self.dendrite_activity.float().sqrt())
+
+    def awake_sprout(self, rows: Tensor) -> Sprout | None:
+        """The part of the sprout that adds to the outputs `rows`, on parameters of its own; None if it adds nothing."""
+        if self.sprout is None or not self.dendrite_awake:
+            return None
+        part = self.sprout.rows(rows)
+        return part if bool(part.gate.any()) else None
 
 
 class DendriticLinear(DendriticWeight, nn.Linear):
@@ -138,13 +165,20 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     return (first, second) if isinstance(layer, Conv1D) else (second, first)
 
 
-def inject_layer(layer: PrunableLayer, arbors: int, segments: int, activity: bool = False) -> DendriticLayer:
+def can_sprout(layer: WeightLayer, rank: int) -> bool:
+    """Whether a sprout of this rank fits: not on a convolution, and not where it would cost more than the layer."""
+    return not isinstance(layer, nn.Conv2d) and sprout_parameters(rank, *widths(layer)) < layer.weight.numel()
+
+
+def inject_layer(
+    layer: PrunableLayer, arbors: int, segments: int, activity: bool = False, sprout: int = 0
+) -> DendriticLayer:
     """A dendritic layer on the *same* parameters, hooks and flags as `layer`, which is left as it was.
 
-    `arbors` divides the outputs and `segments` the inputs, or they are those of a recurrent layer (`AssertionError`
-    otherwise: callers choose them so).
+    `arbors` divides the outputs and `segments` the inputs, or they are those of a recurrent layer. A `sprout` of a rank
+    above 0 needs `activity`, and sleeps at first (`AssertionError` otherwise: callers choose them so).
     """
     injected = shallow_copy(layer, INJECTED[type(layer)])
     assert isinstance(injected, DendriticLayer)
-    injected.add_segments(arbors, segments, activity)
+    injected.add_segments(arbors, segments, activity, sprout)
     return injected

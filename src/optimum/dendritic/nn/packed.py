@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import invalid
 from ..layout import Form
 from ..surgery import shallow_copy
-from .injected import WeightLayer, stock_type
+from .injected import DendriticWeight, WeightLayer, stock_type
 from .segmented import drop_own_buffers
+from .sprout import Sprout, empty_sprout
 
 
 class PackedLayer(nn.Module):
@@ -21,13 +22,14 @@ class PackedLayer(nn.Module):
 
     Buffers (int64, ascending, persistent): `inputs` `[arbors, kept]`, positions that each arbor reads from the incoming
     tensor, or None when it reads all; `outputs` `[rows]`, positions of the rows in the outgoing tensor, or None when
-    all exist. Missing outputs are zero.
+    all exist. Missing outputs are zero. `sprout` reads the whole incoming tensor and adds to the rows.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     inputs: Tensor | None
     outputs: Tensor | None
+    sprout: Sprout | None
     form: Form
     channel_axis = -1
 
@@ -50,18 +52,22 @@ class PackedLayer(nn.Module):
         shape[self.channel_axis] = self.form.outputs
         return y.new_zeros(shape).index_copy(self.channel_axis, self.outputs, y)
 
+    def grow(self, y: Tensor, x: Tensor) -> Tensor:
+        """Rows `y` of the incoming tensor `x`, and what the sprout adds to them."""
+        return y if self.sprout is None else y + self.sprout(x).to(y.dtype)
+
     def extra_repr(self) -> str:
         return str(self.form)
 
 
 class PackedLinear(PackedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return self.scatter(_products(self.gather(x), self.weight, self.bias, self.form))
+        return self.scatter(self.grow(_products(self.gather(x), self.weight, self.bias, self.form), x))
 
 
 class PackedConv1D(PackedLayer, Conv1D):
     def forward(self, x: Tensor) -> Tensor:
-        return self.scatter(_products(self.gather(x), self.weight.t(), self.bias, self.form))
+        return self.scatter(self.grow(_products(self.gather(x), self.weight.t(), self.bias, self.form), x))
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
@@ -117,6 +123,8 @@ def pack_layer(
     rows = [keep_outputs[owner == arbor] for arbor in range(len(keep_inputs))]
     gather = any(not torch.equal(keep, arrives) for keep in keep_inputs)
     scatter = not cut and len(keep_outputs) < outputs
+    sprout = layer.awake_sprout(keep_outputs) if isinstance(layer, DendriticWeight) else None
+    assert sprout is None or len(arrives) == sprout.down.shape[1], "sprouts read inputs that nobody cuts"
     form = Form(
         inputs=len(arrives),
         outputs=len(keep_outputs) if cut else outputs,
@@ -124,6 +132,7 @@ def pack_layer(
         arbors=tuple(len(r) for r in rows),
         gather=gather,
         scatter=scatter,
+        sprout=0 if sprout is None else sprout.rank,
     )
     parts = [
         weight.index_select(0, r.to(device)).index_select(1, keep.to(device))
@@ -137,6 +146,7 @@ def pack_layer(
         bias=None if bias is None else bias.detach().index_select(0, keep_outputs.to(device)),
         inputs=torch.stack([torch.searchsorted(arrives, keep) for keep in keep_inputs]).to(device) if gather else None,
         outputs=keep_outputs.to(device) if scatter else None,
+        sprout=sprout,
     )
 
 
@@ -153,15 +163,23 @@ def packed_skeleton(layer: WeightLayer, form: Form) -> nn.Module:
         bias=None if layer.bias is None else weight.new_empty(rows),
         inputs=index.new_empty(len(form.arbors), form.kept) if form.gather else None,
         outputs=index.new_empty(rows) if form.scatter else None,
+        sprout=empty_sprout(form.sprout, form.inputs, rows, like=weight) if form.sprout else None,
     )
 
 
 def _build(
-    layer: WeightLayer, form: Form, weight: Tensor, bias: Tensor | None, inputs: Tensor | None, outputs: Tensor | None
+    layer: WeightLayer,
+    form: Form,
+    weight: Tensor,
+    bias: Tensor | None,
+    inputs: Tensor | None,
+    outputs: Tensor | None,
+    sprout: Sprout | None,
 ) -> nn.Module:
     stock = stock_type(layer)
     packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
     drop_own_buffers(packed)
+    packed._modules.pop("sprout", None)
     packed.register_parameter("weight", nn.Parameter(weight, requires_grad=layer.weight.requires_grad))
     if layer.bias is not None and bias is not None:
         packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))
@@ -169,6 +187,7 @@ def _build(
         packed.form = form
         packed.register_buffer("inputs", inputs)
         packed.register_buffer("outputs", outputs)
+        packed.register_module("sprout", sprout)
     if isinstance(packed, nn.Conv2d):
         packed.in_channels, packed.out_channels = form.inputs, form.outputs
         packed.groups = len(form.arbors) if len(set(form.arbors)) == 1 else 1

@@ -37,10 +37,10 @@ State = Tensor | tuple[Tensor, ...]
 class DendriticRecurrent(DendriticLayer, nn.RNNBase):
     """What `DendriticLSTM` and `DendriticGRU` share."""
 
-    def add_segments(self, arbors: int, segments: int, activity: bool) -> None:
-        assert (arbors, segments) == (states(self), self.hidden_size) and not activity
+    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
+        assert (arbors, segments) == (states(self), self.hidden_size) and not activity and not sprout
         self._flat_weights, self._flat_weight_refs = list(self._flat_weights), list(self._flat_weight_refs)
-        super().add_segments(arbors, segments, activity)
+        super().add_segments(arbors, segments, activity, sprout)
 
     def forward(self, input: Sequence, hx: State | None = None) -> tuple:
         """The stock forward; pruned units of an initial state count as zero, since nothing will be left of them."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..importance import IMPORTANCE, Tiles
 from ..segments import sum_tiles, wide
 
-OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity")
+OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 
 
 class DendriticLayer(nn.Module):
@@ -23,7 +23,7 @@ class DendriticLayer(nn.Module):
     dendrite_score: Tensor
     dendrite_activity: Tensor | None
 
-    def add_segments(self, arbors: int, segments: int, activity: bool) -> None:
+    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         """Register the buffers; everything is kept and nothing scored. `AssertionError` where the shapes forbid it."""
         device = next(self.parameters()).device
         self.register_buffer("dendrite_mask", torch.ones(arbors, segments, dtype=torch.bool, device=device))

@@ -1,0 +1,96 @@
+"""Sprouts: `y += t * gelu(D U x)`, a low-rank nonlinear branch that grows back a little of what was pruned.
+
+`D U` starts as the activation-weighted low-rank approximation of the pruned weights, the one that is nearest on the
+inputs that the layer really sees (as in ASVD, Yuan et al. 2023), and `t` starts at 0 (as in ReZero, Bachlechner et al.
+2021), so that a sprout changes nothing until it learns. The GELU is the exact one.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+OVERSAMPLING = 8  # directions beyond the rank, and
+POWERS = 4  # rounds of power iteration of the range finder
+
+
+class Sprout(nn.Module):
+    """`forward`: `[..., inputs] -> [..., rows]`.
+
+    Parameters: `down` (U) `[rank, inputs]`, `up` (D) `[rows, rank]` and `gate` `[rows]`, with `t = sqrt(inputs) gate`.
+    A row has one gate where it has `inputs` weights; the factor lets both move alike under one learning rate. Without
+    it, `t` would stay near 0 for all of a fine-tuning at 5e-5.
+    """
+
+    def __init__(
+        self, down: Float[Tensor, "rank inputs"], up: Float[Tensor, "rows rank"], gate: Float[Tensor, " rows"]
+    ):
+        super().__init__()
+        self.down, self.up, self.gate = nn.Parameter(down), nn.Parameter(up), nn.Parameter(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grown = F.gelu(F.linear(F.linear(x, self.down), self.up))
+        return grown * (self.gate * self.down.shape[1] ** 0.5).to(grown.dtype)
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def rows(self, keep: Tensor) -> "Sprout":
+        """A sprout of the outputs `keep` (ascending indices) alone."""
+        keep = keep.to(self.up.device)
+        up, gate = self.up.detach().index_select(0, keep), self.gate.detach().index_select(0, keep)
+        return Sprout(self.down.detach().clone(), up, gate)
+
+    @torch.no_grad()
+    def absorb_(self, lost: Float[Tensor, "rows inputs"], norms: Float[Tensor, " inputs"]) -> None:
+        """`D U <- D U + lost`, cut back to the rank; the same on every rank of a distributed training.
+
+        Args:
+            lost: weights that are being pruned.
+            norms: root mean square of each input.
+        """
+        if bool(lost.any()):
+            up, down = factorise(self.up.float() @ self.down.float() + lost, norms, self.rank)
+            self.up.copy_(up)
+            self.down.copy_(down)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for factor in (self.up, self.down):  # each rank has seen other inputs, and so has other norms
+                torch.distributed.broadcast(factor.data, src=0)
+
+
+def empty_sprout(rank: int, inputs: int, rows: int, like: Tensor) -> Sprout:
+    """A sprout of zeros, in the dtype and on the device of `like`."""
+    return Sprout(like.new_zeros(rank, inputs), like.new_zeros(rows, rank), like.new_zeros(rows))
+
+
+def sprout_parameters(rank: int, inputs: int, rows: int) -> int:
+    """How many numbers a sprout has.
+
+    >>> sprout_parameters(rank=4, inputs=10, rows=5)
+    65
+    """
+    return rank * (inputs + rows) + rows
+
+
+def factorise(
+    matrix: Float[Tensor, "rows inputs"], norms: Float[Tensor, " inputs"], rank: int
+) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank inputs"]]:
+    """`up` and `down` whose product is the nearest to `matrix` of that rank, in `||(matrix - up down) diag(norms)||`.
+
+    With the leading left singular vectors `Q` and values `s` of `matrix diag(norms)` that is `Q Q^T matrix`, shared out
+    as `up = Q sqrt(s)` and `down = Q^T matrix / sqrt(s)`: nothing is divided by norms. `Q` is found by randomised
+    subspace iteration (Halko et al. 2011, algorithms 4.4 and 5.1) from a fixed start, exactly where the matrix has no
+    more than `rank + OVERSAMPLING` rows or columns. Entries that are not finite count as 0, and norms of 0 all as 1.
+    """
+    matrix = torch.where(matrix.isfinite(), matrix, 0)
+    seen = matrix * norms if bool(norms.any()) else matrix
+    width = min(rank + OVERSAMPLING, *matrix.shape)
+    start = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0)).to(matrix)
+    basis = torch.linalg.qr(seen @ start)[0]
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(seen @ torch.linalg.qr(seen.t() @ basis)[0])[0]
+    left, values, _ = torch.linalg.svd(basis.t() @ seen, full_matrices=False)
+    leading, roots = basis @ left[:, :rank], values[:rank].sqrt()
+    shares = torch.where(values[:rank] > values[0] * torch.finfo(values.dtype).eps, 1 / roots, 0)
+    return leading * roots, shares[:, None] * (leading.t() @ matrix)
