@@ -35,7 +35,7 @@ from optimum.dendritic.nn import sprout as sprout_module
 from optimum.dendritic.nn.sprout import factorise, sprout_parameters
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
-from optimum.dendritic.selection import alive_rows, select, sprout_cost, total_cost
+from optimum.dendritic.selection import select, total_cost
 
 FIELDS = {"sparsity": 0.6, "segment_size": 4, "floor": 0.0, "sprout_rank": 1}
 MODELS = ["bert", "gpt2", "vit", "llama", "t5", "concat_mlp", "convnext"]
@@ -225,14 +225,14 @@ def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budge
     model, inputs = awake(name, budget=budget, arbors=arbors)
     layout, names, costs = layout_of(model), list(dendritic_layers(model)), layer_costs(model)
     masks = {layer: module.dendrite_mask for layer, module in dendritic_layers(model).items()}
-    paying = {layer for layer in names if sprout_cost(masks, costs, layer)}
+    paying = {layer for layer in names if costs[layer].sprout_cost(masks, layer)}
     assert paying == {layer for layer, module in sprouting(model).items() if module.dendrite_awake} and paying
     report, expected = pruning_of(model), outputs(model, inputs)
     assert report.sparsity == 1 - total_cost(masks, costs) / layout.dense_cost >= 0.6
     deaf = {
         layer for layer in paying if not dendritic_layers(model)[layer].sprout.gate.any()
     }  # query and key both dead
-    unused = sum(sprout_cost(masks, costs, layer) for layer in deaf)
+    unused = sum(costs[layer].sprout_cost(masks, layer) for layer in deaf)
     compress_(model, inputs)
     found = outputs(model, inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -257,7 +257,7 @@ def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(p
     costs = {name: replace(cost, sprout=sprout, sprout_row=sprout_row) for name, cost in plain.items()}
     expected = total_cost(masks, plain)
     for name, cost in costs.items():
-        alive, size = alive_rows(masks, costs, name), cost.rows // len(masks[name])
+        alive, size = costs[name].alive_rows(masks), cost.rows // len(masks[name])
         pruned = sum(int((~masks[name][row // size]).sum()) for row in range(cost.rows) if alive[row])
         price = sprout + sprout_row * int(alive.sum())
         expected += price if pruned * cost.segment_size * cost.per_weight > price else 0

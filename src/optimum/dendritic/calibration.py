@@ -71,11 +71,10 @@ def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], 
     finite = 0
     for batch in batches:
         gradients = _gradients(model, layers, batch)
-        with torch.no_grad():
-            scores = {n: rule.measure(layer.tiles, layer.as_tiles(gradients[n]), None) for n, layer in layers.items()}
-            if all(score.isfinite().all() for score in scores.values()):
-                finite += 1
-                totals = {name: total + scores[name] for name, total in totals.items()}
+        scores = {name: layer.reading(rule.measure, gradients[name]) for name, layer in layers.items()}
+        if all(score.isfinite().all() for score in scores.values()):
+            finite += 1
+            totals = {name: total + scores[name] for name, total in totals.items()}
         advance()
     if not finite:
         rule = "gives gradients that are not finite, on every batch"
@@ -84,17 +83,22 @@ def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], 
         layer.dendrite_score.copy_(totals[name] / finite)
 
 
-def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Batch) -> dict[str, Tensor]:
-    """Gradients of the loss for the weights of the layers; zero for one that the batch does not reach."""
-    weights = [layer.weight for layer in layers.values()]
-    with torch.enable_grad(), _trainable(weights):
+def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Gradients of the loss for the parameters that hold the layers' tiles; zero for what the batch does not reach."""
+    parameters = {(name, key): p for name, layer in layers.items() for key, p in layer.segmented().items()}
+    weights = list(parameters.values())
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers.values())
+    with torch.enable_grad(), _trainable(weights), torch.backends.cudnn.flags(enabled=not recurrent):
         outputs = model(**on_device(model, batch))
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:
             rule = "its outputs hold no loss, which the importance is taken from"
             raise invalid("batches", sorted(batch), rule, REMEDY)
         found = torch.autograd.grad(loss, weights, materialize_grads=True)
-    return dict(zip(layers, found, strict=True))
+    gradients: dict[str, dict[str, Tensor]] = {name: {} for name in layers}
+    for (name, key), gradient in zip(parameters, found, strict=True):
+        gradients[name][key] = gradient
+    return gradients
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from .segments import sum_tiles, wide
 
 Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
 Scores = Float[Tensor, "arbors segments"]
+Measure = Callable[[Tiles, Tiles, Tensor | None], Scores]  # weights, gradients, activity of the inputs
 
 
 def gate_gradient(weight: Tiles, gradient: Tiles) -> Scores:
@@ -55,7 +56,7 @@ def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Score
 class Importance:
     """How a score is made: `measure` reads one step, `running` folds the readings into a moving average."""
 
-    measure: Callable[[Tiles, Tiles, Tensor | None], Scores] | None
+    measure: Measure | None
     running: bool = False
     needs_activity: bool = False
 

@@ -38,7 +38,8 @@ def prune_(
         model: a model that `inject_` prepared.
         batches: an iterable (a list, a DataLoader) of mappings with keyword arguments of `model.forward`; a few
             hundred samples in all, with labels where the importance is taken from gradients.
-        reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruct.py`.
+        reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruct.py`. Recurrent
+            layers, which do not answer linearly, stay as they are.
         rounds: the sparsity is reached in so many equal steps, each scored anew.
         passes: groups of layers that are reconstructed one after the other; more is more accurate and slower.
         damping: ridge of the reconstruction, as a fraction of the mean square of the inputs.
@@ -72,13 +73,10 @@ def prune_(
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the injected layers, by full name: all that pruning changes."""
-    layers = dendritic_layers(model).items()
     return {
         f"{name}.{key}": value
-        for name, layer in layers
-        for registry in (layer._parameters, layer._buffers)
-        for key, value in registry.items()
-        if value is not None
+        for name, layer in dendritic_layers(model).items()
+        for key, value in (*layer.named_parameters(), *layer.named_buffers())
     }
 
 

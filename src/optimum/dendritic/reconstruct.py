@@ -20,13 +20,18 @@ from transformers.utils import logging
 from .calibration import Batch, on_device
 from .errors import invalid
 from .least_squares import Moments, refit
-from .nn import DendriticLayer
+from .nn import DendriticWeight
 from .record import dendritic_layers
 from .segments import wide
 
 logger = logging.get_logger(__name__)
 
 REMEDY = "Pass reconstruct=False."
+
+
+def fitted_layers(model: nn.Module) -> dict[str, DendriticWeight]:
+    """The injected layers that answer linearly, by name: all but the recurrent ones."""
+    return {name: layer for name, layer in dendritic_layers(model).items() if isinstance(layer, DendriticWeight)}
 
 
 def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
@@ -64,7 +69,7 @@ def reconstruct_(
         damping: see `least_squares`.
         advance: called after each batch of each group.
     """
-    layers = dendritic_layers(model)
+    layers = fitted_layers(model)
     for group in groups:
         moments: dict[str, list[Moments]] = {}
         for batch in batches:
@@ -94,7 +99,7 @@ def stages(model: nn.Module, batch: Batch, passes: int) -> list[list[str]]:
             order.append([name])
         previous[:] = [x]
 
-    _watch(model, list(dendritic_layers(model)), note, lambda: model(**on_device(model, batch)))
+    _watch(model, list(fitted_layers(model)), note, lambda: model(**on_device(model, batch)))
     size = -(-len(order) // passes) if order else 1
     return [sum(order[first : first + size], []) for first in range(0, len(order), size)]
 
@@ -108,7 +113,7 @@ def _moments(
     The group itself is dense while it reads: what is still to be fitted in it must not be made up for downstream.
     """
     batch = on_device(model, batch)
-    layers = {name: layer for name, layer in dendritic_layers(model).items() if name in group}
+    layers = {name: layer for name, layer in fitted_layers(model).items() if name in group}
     wanted: dict[str, list[Tensor]] = {name: [] for name in group}
     found: dict[str, list[Moments]] = {}
 
@@ -135,13 +140,13 @@ def _sums(known: list[Moments] | None, new: list[Moments]) -> list[Moments]:
     return new if known is None else [a + b for a, b in zip(known, new, strict=True)]
 
 
-def kept_columns(layer: DendriticLayer) -> list[Tensor]:
+def kept_columns(layer: DendriticWeight) -> list[Tensor]:
     """Ascending indices of the kept ones among `columns`, for each arbor."""
     size = layer.segment_size * layer.tiles.shape[4]
     return [arbor.repeat_interleave(size).nonzero().flatten() for arbor in layer.dendrite_mask]
 
 
-def _refit_layer(name: str, layer: DendriticLayer, moments: list[Moments], damping: float) -> None:
+def _refit_layer(name: str, layer: DendriticWeight, moments: list[Moments], damping: float) -> None:
     weight = layer.tiles.flatten(2)  # [arbors, rows, columns]
     bias = None if layer.bias is None else layer.bias.view(len(weight), -1)
     fitted, offset = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)

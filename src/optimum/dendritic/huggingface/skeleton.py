@@ -148,14 +148,14 @@ def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterato
     if isinstance(module, RecurrentLayer):
         yield from _recurrent_faults(module, record)
         return
-    assert isinstance(module, WeightLayer)
+    assert isinstance(module, WeightLayer) and isinstance(record, Segments | Form)
     inputs, outputs = widths(module)
     if record.sprout and (record.sprout != layout.config.sprout_rank or not can_sprout(module, record.sprout)):
         yield f"sprout must be 0, or sprout_rank = {layout.config.sprout_rank} where that costs less than {module}"
     if isinstance(record, Segments):
         if outputs % record.arbors or inputs % record.segments:
             yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
-    elif isinstance(record, Form):
+    else:
         if record.sprout and record.inputs != inputs:
             yield f"a sprout reads all {inputs} inputs"
         if record.inputs > inputs or record.outputs > outputs:
@@ -168,8 +168,8 @@ def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterato
 
 def _recurrent_faults(module: RecurrentLayer, record: Record) -> Iterator[str]:
     arbors, hidden = states(module), module.hidden_size
-    if isinstance(record, Segments) and (record.arbors, record.segments, record.activity) != (arbors, hidden, False):
-        yield f"must have {arbors} arbors of {hidden} segments, without activity"
+    if isinstance(record, Segments) and record != Segments(arbors, hidden):
+        yield f"must have {arbors} arbors of {hidden} segments, without activity and sprout"
     if isinstance(record, Recurrent) and record.hidden != hidden:
         yield f"must have the {hidden} hidden units of the stock layer"
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..importance import IMPORTANCE, Tiles
+from ..importance import IMPORTANCE, Measure, Tiles
 from ..segments import sum_tiles, wide
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
@@ -56,10 +56,15 @@ class DendriticLayer(nn.Module):
         rule = IMPORTANCE[importance]
         if rule.measure is None or (rule.running and not self._has_gradient()):
             return
-        pairs = zip(self.gated(self.segmented()), self.gated(self._gradients()), strict=True)
-        reading = torch.cat([rule.measure(w, g, self.dendrite_activity) for w, g in pairs]).float()
+        reading = self.reading(rule.measure, self._gradients())
         score = self.dendrite_score.float().lerp(reading, 1 - decay) if rule.running else reading
         self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
+
+    @torch.no_grad()
+    def reading(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """What `measure` makes of the present parameters and these gradients of `segmented`."""
+        pairs = zip(self.gated(self.segmented()), self.gated(gradients), strict=True)
+        return torch.cat([measure(w, g, self.dendrite_activity) for w, g in pairs]).float()
 
     @torch.no_grad()
     def growth(self) -> Float[Tensor, "arbors segments"]:
