@@ -82,7 +82,8 @@ class LayerCost(Cost):
             return torch.ones(self.rows, dtype=torch.bool)
         return masks[self.reader].any(0)[self.reached.clamp(min=0)] | (self.reached < 0)
 
-    def _alive_of_arbors(self, masks: Masks, name: str) -> Int[Tensor, " arbors"]:
+    def _alive_of_arbors(self, masks: Masks, name: str) -> Tensor:
+        """How many outputs of each arbor are alive, `[arbors]`."""
         return self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
 
 
