@@ -335,7 +335,7 @@ class TestMistakes:
             (["bert", "--import", "absent_module"], "--import absent_module: No module named"),
             (["bert", "--device", "abacus"], "--device abacus"),
             (["bert", "--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
-            (["unnamed"], "cannot load 'unnamed': no Auto class knows its architecture []"),
+            (["unnamed"], "cannot load 'unnamed': architectures = []: no Auto class knows it"),
         ],
     )
     def test_told_in_a_sentence(self, cli, tmp_path, monkeypatch, arguments: list[str], message: str):
@@ -362,9 +362,9 @@ class TestAutoClass:
     def test_builds_the_architecture_that_the_config_names(self, name: str):
         import transformers
 
-        from optimum.dendritic.cli.loading import auto_class_for
+        from optimum.dendritic.huggingface.auto import auto_class_for
 
         model_class = getattr(transformers, name)
         config = model_class.config_class(architectures=[name])
-        auto_class = auto_class_for("model", config)
+        auto_class = auto_class_for(config)
         assert auto_class._model_mapping[type(config)] is model_class

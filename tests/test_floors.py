@@ -24,7 +24,8 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"description"},
     {"compress", "oneshot"},
     {"efficiency."},
-    {"huggingface.", "cli."},
+    {"huggingface."},
+    {"cli."},
     {""},
 ]
 ALONE = "efficiency."  # imports nothing of the rest, so that it measures any model

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from transformers import PreTrainedModel
 
+from ..huggingface.auto import load
 from ..inputs import example_inputs_for
 
 OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"
@@ -45,36 +45,14 @@ def import_modules(names: list[str]) -> None:
 
 def load_model(name: str, args: Namespace) -> PreTrainedModel:
     """The model of a folder or Hub id, on the device and in the dtype that the arguments ask for."""
-    trust = args.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        auto_class = auto_class_for(name, config)
-        model = auto_class.from_pretrained(name, config=config, dtype=args.dtype, trust_remote_code=trust)
+        model = load(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refusal(f"cannot load {name!r}: {error}\n{OWN_ARCHITECTURE}") from error
     try:
         return model.to(torch.device(args.device))
     except (AssertionError, RuntimeError) as error:  # torch built without CUDA asserts
         raise Refusal(f"--device {args.device}: {error}. Name a device that this machine has, such as cpu.") from error
-
-
-def auto_class_for(name: str, config: PretrainedConfig) -> Any:
-    """The Auto class that builds the architecture that `config` names."""
-    architectures = config.architectures or []
-    auto_classes = {key: value for key, value in vars(modeling_auto).items() if key.startswith("AutoModel")}
-    for key in config.to_dict().get("auto_map", {}):  # code of its own repository; loading it asks for trust
-        if key in auto_classes:
-            return auto_classes[key]
-    for auto_class in auto_classes.values():
-        found = auto_class._model_mapping.get(type(config), ())
-        if any(
-            model_class.__name__ in architectures for model_class in (found if isinstance(found, tuple) else (found,))
-        ):
-            return auto_class
-    raise Refusal(
-        f"cannot load {name!r}: no Auto class knows its architecture {architectures} "
-        f"(model type {config.model_type!r}).\n{OWN_ARCHITECTURE}"
-    )
 
 
 def example_inputs(model: PreTrainedModel, length: int) -> dict[str, Tensor]:

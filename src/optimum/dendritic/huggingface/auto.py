@@ -8,7 +8,7 @@ from transformers.models.auto import modeling_auto
 from ..errors import invalid
 
 
-def auto_class_for(config: PretrainedConfig) -> type:
+def auto_class_for(config: PretrainedConfig) -> Any:
     """The Auto class that builds the architecture that `config` names.
 
     Raises:
@@ -28,7 +28,12 @@ def auto_class_for(config: PretrainedConfig) -> type:
     raise invalid("architectures", architectures, f"no Auto class knows it ({config.model_type!r})", remedy)
 
 
-def load(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The model in a folder or on the Hub, built as the architecture that its config names."""
-    config = AutoConfig.from_pretrained(name, **kwargs)
-    return auto_class_for(config).from_pretrained(name, config=config, **kwargs)
+def load(name: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in a folder or on the Hub, built as the architecture that its config names.
+
+    Raises:
+        DendriticError: no Auto class builds it.
+        OSError, ValueError, RuntimeError: it is not there, or its files do not fit; from transformers.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return auto_class_for(config).from_pretrained(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
