@@ -129,7 +129,7 @@ def test_a_plan_names_every_run_once():
 
 
 def test_claims_follow_the_numbers():
-    verdicts = {c.text: c.holds for c in claims.claims(Table(table(), [], metric.ACCURACY), "params", {LEVEL: 1.0})}
+    verdicts = {c.text: c.holds for c in claims.claims(Table(table(), [], metric.ACCURACY), "params", {LEVEL: 1.0}, {})}
     assert verdicts == {
         "dendritic at 50% removes 50% of the parameters of the target modules": True,
         "dendritic at 50% loses at most 1 points against dense": False,

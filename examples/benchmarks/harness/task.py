@@ -35,6 +35,7 @@ class Card:
     Attributes:
         script: file name of the task.
         tolerances: level -> loss against dense that the card claims to stay within.
+        latencies: level -> share of dense's time that the card claims to stay within; 1 where none is given.
         selects: options, also in the recipe, that the time and render phases need.
     """
 
@@ -56,6 +57,7 @@ class Card:
     unit_of_examples: str = "sentences"
     shape: str = ""
     selects: tuple[str, ...] = ()
+    latencies: dict[float, float] = field(default_factory=dict)
 
     def texts(self) -> dict[str, str]:
         """The fields that the template names."""
