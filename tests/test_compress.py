@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FACTORIES, Inputs, PlainCNN, build, outputs, pixels, roughen, vectors
@@ -358,7 +359,9 @@ def test_packing_is_verified_in_full_precision_inside_a_mixed_precision_training
     model, inputs = injected("resnet_basic")
     draw_masks(model, 1)
     stock = model.forward
+    AcceleratorState._reset_state()  # whichever test came before may have chosen another precision for the process
     prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    AcceleratorState._reset_state()
     assert prepared is model and model.forward != stock
     wrapped = model.forward
     seen = []

@@ -6,9 +6,9 @@ import pytest
 import torch
 from checkpoints import saved
 from models import build
+from optimum.utils import logging as optimum_logging
 from torch import nn
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as hf_logging
 
 from optimum.dendritic import DendriticConfig, compress_, describe, inject_
 from optimum.dendritic.description import DENSE, together
@@ -69,12 +69,13 @@ def test_matrices_outside_of_layers_are_named_and_tables_are_not():
 
 @pytest.fixture
 def logged(caplog):
-    hf_logging.set_verbosity_info()
-    hf_logging.enable_propagation()
+    """What the package logs, also where a command has configured the logger of the `optimum` namespace."""
+    optimum_logging.set_verbosity_info()
+    optimum_logging.enable_propagation()
     caplog.set_level(logging.INFO)
     yield caplog
-    hf_logging.disable_propagation()
-    hf_logging.set_verbosity_warning()
+    optimum_logging.disable_propagation()
+    optimum_logging.set_verbosity_warning()
 
 
 def test_packing_logs_what_became_of_each_layer_and_why(logged):
