@@ -70,6 +70,9 @@ class Sst2(SentenceTask):
         second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
         return {**shared, **first}, {**shared, **second}
 
+    def processing(self) -> Any:
+        return self._tokenizer
+
     def control(self) -> dict[str, Any]:
         return {"learning_rate": self.args.learning_rate}
 

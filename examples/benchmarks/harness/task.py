@@ -141,6 +141,10 @@ class Task(ABC):
         """Class and arguments of an optimizer that `TrainingArguments` cannot name."""
         return None
 
+    def processing(self) -> Any:
+        """The tokenizer or image processor that is saved beside every model, if any."""
+        return None
+
     def trained_form(self, model: nn.Module) -> nn.Module:
         """The model in the memory layout that trains fastest."""
         return model

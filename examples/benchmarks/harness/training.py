@@ -117,6 +117,7 @@ def _trainer(
         args=TrainingArguments(output_dir=str(folder), **settings, **task.stages()[stage] | control),
         train_dataset=dataset,
         data_collator=collator,
+        processing_class=task.processing(),
         callbacks=callbacks,
         optimizer_cls_and_kwargs=task.optimizer(stage),
     )
