@@ -218,3 +218,27 @@ def test_a_copy_of_a_model_is_pruned_on_its_own():
     score_(twin)
     update_(twin, 0.5)
     assert pruning_of(model).sparsity == 0 and pruning_of(twin).sparsity >= 0.5
+
+
+def test_magnitude_counts_the_rows_that_die_with_a_neuron():
+    model, _ = prepared("residual_mlp", importance="magnitude", target_modules=["down.0", "up.0"], segment_size=16)
+    with torch.no_grad():
+        model.down[0].weight.fill_(1.0)
+        model.up[0].weight.copy_(torch.arange(24.0)[:, None].expand(-1, 16))
+    score_(model)
+    update_(model, 0.5)
+    kept = model.down[0].dendrite_mask[0].nonzero().flatten().tolist()
+    assert len(kept) > 8 and kept == list(range(24 - len(kept), 24))
+
+
+def test_at_random_dear_segments_go_as_often_as_cheap_ones():
+    kept = {"heads": 0.0, "neurons": 0.0}
+    for seed in range(20):
+        model, _ = prepared("bert", importance="random", seed=seed, segment_size=4096, floor=0.0)
+        update_(model, 0.5)
+        for name, density in pruning_of(model).density.items():
+            if name.endswith("attention.output.dense"):
+                kept["heads"] += density / 40
+            elif name.endswith("output.dense"):
+                kept["neurons"] += density / 40
+    assert abs(kept["heads"] - kept["neurons"]) < 0.1

@@ -41,7 +41,8 @@ def movement(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
 
 
 def magnitude(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """`||W||^2`; divided by the cost it ranks by the mean square weight (Han et al. 2015, by groups)."""
+    """`||W||^2`; divided by the cost it ranks by the mean square weight (Han et al. 2015). Along a wire the rows that
+    die with a segment count too (Fang et al. 2023, DepGraph, section 3.3)."""
     return sum_tiles(wide(weight).square())
 
 
@@ -54,20 +55,30 @@ def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Score
 
 @dataclass(frozen=True)
 class Importance:
-    """How a score is made: `measure` reads one step, `running` folds the readings into a moving average."""
+    """How a score is made and ranked.
+
+    Attributes:
+        measure: reads one step; None for scores that are drawn once.
+        running: whether the readings are folded into a moving average.
+        needs_activity: whether the inputs of the layer are observed.
+        grouped: whether the norm of the rows that die with a segment is part of its score.
+        per_cost: whether the score is divided by what the segment costs.
+    """
 
     measure: Measure | None
     running: bool = False
     needs_activity: bool = False
+    grouped: bool = False
+    per_cost: bool = True
 
 
 IMPORTANCE: dict[str, Importance] = {
     "dendritic": Importance(fisher, running=True),
     "taylor": Importance(taylor, running=True),
     "movement": Importance(movement, running=True),
-    "magnitude": Importance(magnitude),
+    "magnitude": Importance(magnitude, grouped=True),
     "activation": Importance(activation, needs_activity=True),
-    "random": Importance(None),  # drawn once at injection, never measured
+    "random": Importance(None, per_cost=False),  # every segment goes with the same chance, dear or cheap
 }
 
 

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .config import DendriticConfig
-from .costs import LayerCost
+from .costs import Cost, LayerCost
 from .errors import invalid
+from .importance import IMPORTANCE, Importance
 from .inject import layer_costs
 from .nn import DendriticLayer, DendriticWeight
 from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .selection import choose_regrown, select, total_cost
+from .segments import wide
+from .selection import choose_regrown, select, total_cost, unit_cost
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     """
     layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
-    scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
+    scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
     chosen = select(scores, masks, costs, (1 - sparsity) * layout.dense_cost, layout.config.floor, regrown)
@@ -115,6 +117,29 @@ def pruning_of(model: nn.Module) -> Pruning:
     """How much of an injected model is pruned at present."""
     masks = {name: layer.dendrite_mask.cpu() for name, layer in dendritic_layers(model).items()}
     return Pruning(1 - total_cost(masks, layer_costs(model)) / injected_layout(model).dense_cost, _density(masks))
+
+
+def _ranked(
+    layers: dict[str, DendriticLayer], masks: dict[str, Tensor], costs: dict[str, Cost], rule: Importance
+) -> dict[str, Tensor]:
+    """The scores as `select` ranks them by their cost: see `Importance`."""
+    scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
+    for name, cost in costs.items() if rule.grouped else ():
+        layer = layers[name]
+        if (
+            isinstance(layer, DendriticWeight)
+            and isinstance(cost, LayerCost)
+            and cost.reader
+            and cost.reached is not None
+        ):
+            norms, dies = wide(layer.tiles).square().sum((2, 3, 4)).flatten().cpu(), cost.reached >= 0
+            arbors, segments = scores[cost.reader].shape
+            rows = torch.zeros(segments).index_add(0, cost.reached[dies], norms[dies].float())
+            scores[cost.reader] = scores[cost.reader] + rows / arbors
+    if rule.per_cost:
+        return scores
+    units = unit_cost(masks, costs)
+    return {name: score * units[name] / len(score) for name, score in scores.items()}
 
 
 def _density(masks: dict[str, Tensor]) -> dict[str, float]:
