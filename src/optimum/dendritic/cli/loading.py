@@ -46,7 +46,7 @@ def import_modules(names: list[str]) -> None:
 def load_model(name: str, args: Namespace) -> PreTrainedModel:
     """The model of a folder or Hub id, on the device and in the dtype that the arguments ask for."""
     try:
-        model = load(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+        model: Any = load(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refusal(f"cannot load {name!r}: {error}\n{OWN_ARCHITECTURE}") from error
     try:
