@@ -12,7 +12,7 @@ from optimum.dendritic.record import injected_layout, set_layout
 
 
 def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -> tuple[PreTrainedModel, Inputs]:
-    """Prune half of a model by magnitude and save it.
+    """Prune a model by magnitude, half of it unless `fields` say otherwise, and save it.
 
     Args:
         form: `"injected"` or `"packed"`.
@@ -27,7 +27,7 @@ def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -
         layout = injected_layout(model)
         set_layout(model, replace(layout, bundles=tuple(replace(bundle, cut=False) for bundle in layout.bundles)))
     score_(model)
-    update_(model, 0.5)
+    update_(model, config.sparsity)
     if form == "packed":
         compress_(model, inputs)
     model.save_pretrained(folder)

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bert, uncut": {"name": "bert", "cut": False},
     "gpt2": {"name": "gpt2"},
     "vit": {"name": "vit", "importance": "activation"},
-    "resnet": {"name": "resnet_basic", "floor": 0.0},
+    "resnet": {"name": "resnet_basic", "floor": 0.02, "sparsity": 0.8},
     "mobilenet": {"name": "mobilenet"},
     "convnext": {"name": "convnext"},
 }
