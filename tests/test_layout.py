@@ -140,3 +140,17 @@ def test_a_long_bad_value_is_shortened_in_the_message():
     with pytest.raises(CheckpointError) as error:
         Layout.from_dict(GOOD | {"bundles": "x" * 10_000})
     assert len(str(error.value)) < 600
+
+
+def test_a_layout_from_before_sprouts_reads_as_one_without():
+    layout = Layout(DendriticConfig(), {"a": Segments(1, 4), "b": Form(4, 4, 2, (4,), gather=True, scatter=False)})
+    data = layout.to_dict()
+    for record in data["modules"].values():
+        for fields in record.values():
+            del fields["sprout"]
+    assert Layout.from_dict(data) == layout
+    for name in ("arbors", "activity"):
+        broken = json.loads(json.dumps(data))
+        del broken["modules"]["a"]["segments"][name]
+        with pytest.raises(CheckpointError, match="modules.a"):
+            Layout.from_dict(broken)

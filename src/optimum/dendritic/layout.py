@@ -10,7 +10,7 @@ from typing import Any
 
 from .config import DendriticConfig
 from .errors import CheckpointError, DendriticError, invalid
-from .strict import REMEDY, bad, only, read
+from .strict import LATER, REMEDY, bad, only, read
 
 METHOD = "dendritic"
 VERSION = 1
@@ -24,7 +24,7 @@ class Segments:
     arbors: int
     segments: int
     activity: bool = False
-    sprout: int = 0
+    sprout: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if min(self.arbors, self.segments) < 1:
@@ -51,7 +51,7 @@ class Form:
     arbors: tuple[int, ...]
     gather: bool
     scatter: bool
-    sprout: int = 0
+    sprout: int = field(default=0, metadata=LATER)
 
     @property
     def plain(self) -> bool:

@@ -6,13 +6,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from .errors import CheckpointError, invalid
 
 LARGEST = 2**31 - 1
+LATER = {"later": True}  # metadata of a field that earlier releases did not write; its default says what they meant
 REMEDY = "The file is damaged or was not written by optimum-dendritic; save the model again."
 Record = TypeVar("Record")
 
 
 def read(kind: type[Record], value: object, where: str) -> Record:
-    """`value` as a `kind`: a dataclass with exactly its fields, `bool`, `int` in [0, 2^31), `str`, `tuple[X, ...]` or
-    `dict[str, X]` of these.
+    """`value` as a `kind`: a dataclass with exactly its fields (those marked `LATER` may be absent), `bool`, `int` in
+    [0, 2^31), `str`, `tuple[X, ...]` or `dict[str, X]` of these.
 
     Raises:
         CheckpointError: `value` is anything else; `where` names the place.
@@ -39,7 +40,8 @@ def only(fields: object, names: set[str], where: str) -> dict[str, Any]:
 def _dataclass(kind: type, value: object, where: str) -> object:
     hints = get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}
-    fields = only(value, names, where)
+    later = {field.name: field.default for field in dataclasses.fields(kind) if field.metadata == LATER}
+    fields = only({**later, **value} if isinstance(value, dict) else value, names, where)
     return kind(**{name: read(hints[name], fields[name], f"{where}.{name}") for name in names})
 
 
