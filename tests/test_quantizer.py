@@ -1,5 +1,6 @@
 """Saved by one process, loaded by another: the same tensors, the same outputs, the same bytes when saved again."""
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
+    BertForSequenceClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
     PreTrainedModel,
@@ -260,6 +262,14 @@ def test_a_packed_model_trains(checkpoints, name, tmp_path):
     optimizer.step()
     again.save_pretrained(tmp_path)
     assert not same(again, model) and same(type(model).from_pretrained(tmp_path), again)
+
+
+def test_a_loaded_model_with_emptied_layers_can_be_pickled(tmp_path):
+    fields = {"sparsity": 0.95, "segment_size": 4096, "floor": 0.0, "exclude_modules": ["pooler.dense"]}
+    saved(tmp_path, "bert", "packed", **fields)
+    model = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert any(parameter.numel() == 0 for parameter in model.parameters())
+    torch.save(model, io.BytesIO())
 
 
 def test_trainer_takes_a_loaded_model(checkpoints, tmp_path):

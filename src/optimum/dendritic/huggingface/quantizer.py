@@ -102,6 +102,7 @@ class DendriticLoader(HfQuantizer):
             if "_hf_hook" not in module.__dict__:  # accelerate's dispatch makes new tensors without the mark
                 _check_loaded(name, tensors)
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
+            _part_from_neighbours(tensors)
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 part.config.__dict__.pop("_is_quantized", None)
@@ -198,6 +199,13 @@ def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if not tensor.__dict__.get("_is_hf_initialized", False):
             raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
+
+
+def _part_from_neighbours(tensors: Mapping[str, Tensor]) -> None:
+    """An empty tensor of a mapped file has the address of the next one, and `torch.save` refuses two kinds at one."""
+    for tensor in tensors.values():
+        if not tensor.numel():
+            tensor.data = tensor.data.clone()
 
 
 register_quantization_config(METHOD)(DendriticLayoutConfig)
