@@ -55,21 +55,6 @@ class Sst2Lstm(SentenceTask):
         names += ("learning_rate1", "distillation", "max_length", "bf16", "max_steps")
         return {name: getattr(self.args, name) for name in names}
 
-    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        shared = {
-            "per_device_train_batch_size": self.args.batch_size,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 0.06,
-            "weight_decay": 0.01,
-            "optim": "adamw_torch_fused",
-            "bf16": self.args.bf16,
-            "train_sampling_strategy": "group_by_length",
-            "max_steps": self.args.max_steps or -1,
-        }
-        first = {"num_train_epochs": self.args.epochs0, "learning_rate": self.args.learning_rate}
-        second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
-        return {**shared, **first}, {**shared, **second}
-
     def pruning(self) -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 

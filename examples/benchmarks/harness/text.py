@@ -57,7 +57,8 @@ class Pad:
 
 
 class SentenceTask(Task):
-    """Classification of sentences. A task says how they become ids and what model reads them."""
+    """Classification of sentences. A task says how they become ids and what model reads them; its options name the
+    epochs and the learning rates of both stages."""
 
     @staticmethod
     def add_sentence_options(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,21 @@ class SentenceTask(Task):
     @abstractmethod
     def pad(self) -> Pad:
         """The collator."""
+
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        shared = {
+            "per_device_train_batch_size": self.args.batch_size,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.06,
+            "weight_decay": 0.01,
+            "optim": "adamw_torch_fused",
+            "bf16": self.args.bf16,
+            "train_sampling_strategy": "group_by_length",
+            "max_steps": self.args.max_steps or -1,
+        }
+        first = {"num_train_epochs": self.args.epochs0, "learning_rate": self.args.learning_rate}
+        second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
+        return {**shared, **first}, {**shared, **second}
 
     def load(self, folder: Path) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
