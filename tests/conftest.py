@@ -1,8 +1,10 @@
-"""Every test runs with the annotations checked, shapes too; hypothesis draws the same examples every time."""
+"""Every test runs with the annotations checked, shapes too; hypothesis draws the same examples every time, unless
+`--hypothesis-profile=fuzz` asks for new ones, and many."""
 
 import importlib.util
 import pkgutil
 
+import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -24,4 +26,13 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+settings.register_profile("fuzz", settings.get_profile("repeatable"), derandomize=False, max_examples=3000)
 settings.load_profile("repeatable")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cases the fuzzers tried."""
+    passed = terminalreporter.getreports("passed")
+    cases = sum(value for report in passed for name, value in report.user_properties if name == "cases")
+    if cases:
+        terminalreporter.write_line(f"{cases} fuzzed cases")
