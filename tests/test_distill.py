@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from models import build, text
 from test_callback import CONFIG, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
 from torch import nn
-from transformers import BertForSequenceClassification, GPT2LMHeadModel
+from transformers import BertForSequenceClassification, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, distill_, distillation_loss
-from optimum.dendritic.distill import distillation_of, divergence, relative_distance
+from optimum.dendritic.distill import distillation_of
+from optimum.dendritic.divergence import divergence, relative_distance
 from optimum.dendritic.record import layout_of
 
 TAUGHT = DendriticConfig(**CONFIG.to_dict() | {"distillation": 2.0})
@@ -49,6 +50,30 @@ def test_the_loss_is_the_tasks_plus_the_weighted_term(name):
     together.loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not teacher.training
+
+
+class Terse(PreTrainedModel):
+    """Its `forward` cannot be asked for hidden states."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.linear = nn.Linear(6, 3)
+        self.post_init()
+
+    def forward(self, x, labels=None):
+        logits = self.linear(x)
+        return {"loss": None if labels is None else F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_model_without_hidden_states_is_taught_by_logits_alone():
+    student, teacher = Terse(PretrainedConfig()).train(), Terse(PretrainedConfig())
+    batch = {"x": torch.randn(4, 6), "labels": torch.tensor([0, 1, 2, 0])}
+    alone = student(**batch)
+    distill_(student, teacher)
+    expected = alone["loss"] + divergence(alone["logits"], teacher(**batch)["logits"]).mean()
+    torch.testing.assert_close(student(**batch)["loss"], expected)
 
 
 def test_a_model_that_learns_by_distillation_alone_becomes_its_teacher():

@@ -10,7 +10,7 @@ import optimum.dendritic
 HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a package (`name.`) its own files may
     {"errors", "schedules"},
-    {"config", "strict"},
+    {"config", "strict", "divergence"},
     {"layout"},
     {"segments", "surgery", "costs", "least_squares"},
     {"importance"},

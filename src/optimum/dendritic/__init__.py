@@ -8,7 +8,7 @@ from .config import DendriticConfig as DendriticConfig
 from .description import describe as describe
 from .distill import Distillation as Distillation
 from .distill import distill_ as distill_
-from .distill import distillation_loss as distillation_loss
+from .divergence import distillation_loss as distillation_loss
 from .efficiency import EfficiencyReport as EfficiencyReport
 from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
