@@ -9,7 +9,7 @@ import optimum.dendritic
 
 HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a package (`name.`) its own files may
-    {"errors", "schedules"},
+    {"errors", "schedules", "collectives"},
     {"config", "strict", "divergence"},
     {"layout"},
     {"segments", "surgery", "costs", "least_squares"},

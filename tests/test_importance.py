@@ -95,13 +95,20 @@ def test_magnitude_is_the_present_sum_of_squares_and_needs_no_gradient(kind):
 def test_activation_is_weight_times_the_norm_of_its_input(kind):
     torch.manual_seed(0)
     layer, seen = injected(kind, 2, 3, activity=True).train(), torch.zeros(12)
-    for _ in range(3):
+    for _ in range(3):  # steps of two micro-batches, of 5 samples and of 2
         x = inputs_of(kind)
         layer(x)
+        layer(x[:2])
+        layer.note_activity_(layer.seen)
+        x = torch.cat([x, x[:2]])
         squares = x.square().mean((0, 2, 3)) if kind == "conv" else x.square().mean((0, 1))
         seen = 0.9 * seen + 0.1 * squares
+    layer(inputs_of(kind))
+    layer.mask_()
+    layer.note_activity_(layer.seen)  # of a step that was not scored nothing is left
     assert torch.allclose(layer.dendrite_activity, seen, rtol=1e-5)
     layer.eval()(inputs_of(kind))
+    layer.note_activity_(layer.seen)
     assert torch.allclose(layer.dendrite_activity, seen, rtol=1e-5), "evaluation is not observed"
     layer.weight.grad = torch.zeros_like(layer.weight)
     layer.score_("activation", 0.5)
@@ -116,9 +123,11 @@ def test_activation_is_weight_times_the_norm_of_its_input(kind):
 def test_a_batch_of_nan_spoils_neither_the_activity_nor_the_score():
     layer = injected("linear", 2, 3, activity=True).train()
     layer(torch.randn(4, 12))
+    layer.note_activity_(layer.seen)
     before = layer.dendrite_activity.clone()
     layer(torch.full((4, 12), torch.nan))
-    assert torch.equal(layer.dendrite_activity, before)
+    layer.note_activity_(layer.seen)
+    assert not layer.seen.any() and torch.equal(layer.dendrite_activity, before)
     layer.score_("activation", 0.5)
     assert layer.dendrite_score.isfinite().all() and (layer.dendrite_score > 0).all()
 
@@ -141,6 +150,7 @@ def test_a_gradient_that_is_not_finite_leaves_its_tile_alone_and_no_other(import
 def test_scores_are_read_after_the_layer_was_cast_to_half_precision(importance):
     layer = injected("linear", 2, 3, activity=True).train().to(torch.bfloat16)
     layer(torch.randn(4, 12, dtype=torch.bfloat16)).sum().backward()
+    layer.note_activity_(layer.seen)
     layer.score_(importance, 0.5)
     assert (layer.dendrite_score != 0).all()
 

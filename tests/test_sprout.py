@@ -3,8 +3,6 @@
 import copy
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -31,7 +29,6 @@ from optimum.dendritic import (
 from optimum.dendritic.inject import layer_costs
 from optimum.dendritic.layout import Form, Segments
 from optimum.dendritic.nn import DendriticLayer, PackedLayer, Sprout
-from optimum.dendritic.nn import sprout as sprout_module
 from optimum.dendritic.nn.sprout import factorise, sprout_parameters
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
@@ -400,32 +397,6 @@ def test_a_layout_that_lies_about_sprouts_is_refused(form, name, field, value, t
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="sprout|activity"):
         type(model).from_pretrained(tmp_path)
-
-
-RANK = """
-import importlib.util, sys, torch
-file, folder, rank = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("sprout", file)
-sprout = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sprout)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=int(rank), world_size=2)
-grown = sprout.empty_sprout(2, 6, 5, like=torch.zeros(()))
-torch.manual_seed(0)
-lost = torch.randn(5, 6)
-torch.manual_seed(int(rank))
-grown.absorb_(lost, torch.rand(6))
-torch.save({k: v for k, v in grown.state_dict().items()}, f"{folder}/{rank}")
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_every_rank_of_a_distributed_training_has_the_same_factors(tmp_path):
-    command = [sys.executable, "-c", RANK, sprout_module.__file__, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [process.wait(300) for process in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
-    assert first["up"].any()
-    assert_same(first, second)
 
 
 def test_autocast_and_half_precision():

@@ -10,12 +10,15 @@ for step in range(1, max_steps + 1):
     mask_(model)                                                       # pruned means zero
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers.utils import logging
 
+from .collectives import from_first_rank_, mean_over_ranks
 from .config import DendriticConfig
 from .costs import Cost, LayerCost
 from .errors import invalid
@@ -26,6 +29,8 @@ from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .segments import wide
 from .selection import choose_regrown, select, total_cost, unit_cost
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,27 @@ def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
     return {step: Update(sparsity(p), regrow(p)) for step, p in progress.items()}
 
 
+@torch.no_grad()
 def score_(model: nn.Module) -> None:
-    """Take one reading of every segment's importance from the gradients, after backward and before the optimizer."""
-    config = injected_layout(model).config
-    for layer in dendritic_layers(model).values():
-        layer.score_(config.importance, config.decay)
+    """Take one reading of every segment's importance from the gradients, after backward and before the optimizer.
+
+    In a distributed training every rank calls, once the gradients are averaged (and unscaled, under a GradScaler).
+    A step in which any reading is not finite, such as one that a GradScaler skips, is not scored, with a warning.
+    """
+    config, layers = injected_layout(model).config, dendritic_layers(model)
+    observed = [x for x in layers.values() if isinstance(x, DendriticWeight) and x.dendrite_activity is not None]
+    for layer, seen in zip(observed, mean_over_ranks([layer.seen for layer in observed]), strict=True):
+        layer.note_activity_(seen)
+    readings = {name: layer.read(config.importance) for name, layer in layers.items()}
+    found = {name: reading for name, reading in readings.items() if reading is not None}
+    if not _all_finite(found.values()):
+        logger.warning_once(  # the same words each time, or it would not be once
+            "Gradients or weights are not finite: such a step is not scored. A GradScaler skips it and goes on; "
+            "without one, lower the learning rate or look for bad samples."
+        )
+        return
+    for name, reading in found.items():
+        layers[name].note_(reading, config.importance, config.decay)
 
 
 @torch.no_grad()
@@ -83,7 +104,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         optimizer: its state for regrown segments and for sprouts is set to zero.
 
     Sleeping sprouts take up what is pruned. The update that reaches the config's sparsity is the final one: it wakes
-    those that pay, and from then on they learn.
+    those that pay, and from then on they learn. In a distributed training every rank calls, and rank 0 chooses.
     """
     layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
@@ -91,6 +112,9 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
     chosen = select(scores, masks, costs, (1 - sparsity) * layout.dense_cost, layout.config.floor, regrown)
+    chosen = {name: mask.to(layers[name].dendrite_mask.device) for name, mask in chosen.items()}
+    from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
+    chosen = {name: mask.cpu() for name, mask in chosen.items()}
     returned = 0
     for name, layer in layers.items():
         back = (chosen[name] & ~masks[name]).to(layer.dendrite_mask.device)
@@ -142,6 +166,12 @@ def _ranked(
     return {name: score * units[name] / len(score) for name, score in scores.items()}
 
 
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Read off the device at once, since each look at it waits for it."""
+    flags = [tensor.isfinite().all() for tensor in tensors]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+
+
 def _density(masks: dict[str, Tensor]) -> dict[str, float]:
     return {name: mask.float().mean().item() for name, mask in masks.items()}
 
@@ -168,6 +198,7 @@ def _tend(
     awake = bool(layer.dendrite_awake)
     if not awake:
         layer.absorb_(gone, alive.to(gone.device))
+        from_first_rank_(layer.sprout.parameters())
     layer.dendrite_awake.fill_(pays and (awake or final))
     layer.sprout.gate.mul_(layer.dendrite_awake)
     if optimizer is not None and not awake:

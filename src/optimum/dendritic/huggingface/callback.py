@@ -18,6 +18,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from ..collectives import from_first_rank_
 from ..compress import compress_
 from ..config import DendriticConfig
 from ..distill import distill_, distillation_of
@@ -170,6 +171,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         distillation = distillation_of(model)
         if distillation is not None:
             distillation.remove()
+        from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         compress_(model, self.example_inputs)
         self.plan = {}
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from ..collectives import from_first_rank_
 from ..distill import Distillation
 from ..errors import invalid
 from ..record import layout_of
@@ -32,7 +33,8 @@ def teacher_for(model: nn.Module, teacher: Teacher | None) -> nn.Module:
 
 
 def match_trainer(distillation: Distillation, args: TrainingArguments) -> None:
-    """Let the teacher compute, and the term be scaled, as the Trainer does with the model's own loss.
+    """Let the teacher compute, and the term be scaled, as the Trainer does with the model's own loss. Every rank has
+    the teacher of rank 0, as it has its model.
 
     Raises:
         DendriticError: the Trainer keeps the labels from the model.
@@ -44,3 +46,5 @@ def match_trainer(distillation: Distillation, args: TrainingArguments) -> None:
     distillation.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     processes = args.world_size if args.average_tokens_across_devices else 1
     distillation.shares = args.gradient_accumulation_steps * processes
+    teacher = distillation.teacher.to(args.device)
+    from_first_rank_([*teacher.parameters(), *teacher.buffers()])

@@ -27,12 +27,16 @@ class DendriticWeight(DendriticLayer):
     """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs.
 
     A layer may have a sprout. While `dendrite_awake` (a bool) is False, neither outputs nor gradients feel it.
+
+    `seen` holds the sum of squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It
+    is no buffer, since each rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     dendrite_awake: Tensor | None
     sprout: Sprout | None
+    seen: Tensor
     transposed = False
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
@@ -42,6 +46,7 @@ class DendriticWeight(DendriticLayer):
         device = self.weight.device
         if activity:
             self.dendrite_activity = torch.zeros(inputs, dtype=torch.float32, device=device)
+            self.seen = torch.zeros(inputs + 1, dtype=torch.float32, device=device)
         self.register_buffer("dendrite_awake", torch.zeros((), dtype=torch.bool, device=device) if sprout else None)
         grown = empty_sprout(sprout, inputs, outputs, like=self.weight).train(self.training) if sprout else None
         self.register_module("sprout", grown)
@@ -56,12 +61,30 @@ class DendriticWeight(DendriticLayer):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        """Fold the mean square of each input (the channel of a convolution, else the last axis) into the activity."""
-        assert self.dendrite_activity is not None
+        """Add up the squares of each input: of the channels of a convolution, else of the last axis."""
+        if self.seen.device != x.device:
+            self.seen = torch.zeros_like(self.seen, device=x.device)
         channels = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1
-        reading = x.float().square().mean([axis for axis in range(x.dim()) if axis != channels])
-        activity = self.dendrite_activity.float().lerp(reading, 1 - ACTIVITY_DECAY)
+        self.seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
+        self.seen[-1] += x.numel() // x.shape[channels]
+
+    @torch.no_grad()
+    def note_activity_(self, seen: Float[Tensor, " inputs_and_number"]) -> None:
+        """Fold one step's mean square of each input into the activity; one that is not finite is dropped.
+
+        Args:
+            seen: this layer's `seen`, or its mean over the ranks.
+        """
+        assert self.dendrite_activity is not None
+        activity = self.dendrite_activity.float().lerp(seen[:-1] / seen[-1], 1 - ACTIVITY_DECAY)
         self.dendrite_activity.copy_(torch.where(activity.isfinite(), activity, self.dendrite_activity))
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def mask_(self) -> None:
+        super().mask_()
+        if self.dendrite_activity is not None:
+            self.seen.zero_()  # inputs of a step that was not scored
 
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:

@@ -50,14 +50,25 @@ class DendriticLayer(nn.Module):
         """Ascending indices (int64) of what each arbor keeps when it is packed, on the CPU."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def score_(self, importance: str, decay: float) -> None:
         """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
+        reading = self.read(importance)
+        if reading is not None:
+            self.note_(reading, importance, decay)
+
+    @torch.no_grad()
+    def read(self, importance: str) -> Float[Tensor, "arbors segments"] | None:
+        """What this step says of each segment; None where there is nothing to read, such as a gradient."""
         rule = IMPORTANCE[importance]
         if rule.measure is None or (rule.running and not self._has_gradient()):
-            return
-        reading = self.reading(rule.measure, self._gradients())
-        score = self.dendrite_score.float().lerp(reading, 1 - decay) if rule.running else reading
+            return None
+        return self.reading(rule.measure, self._gradients())
+
+    @torch.no_grad()
+    def note_(self, reading: Float[Tensor, "arbors segments"], importance: str, decay: float) -> None:
+        """Make a reading part of the score, as far as the score stays finite."""
+        running = IMPORTANCE[importance].running
+        score = self.dendrite_score.float().lerp(reading, 1 - decay) if running else reading
         self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
 
     @torch.no_grad()
@@ -76,7 +87,7 @@ class DendriticLayer(nn.Module):
 
     @torch.no_grad()
     def mask_(self) -> None:
-        """Set the pruned tiles to zero, in place."""
+        """Set the pruned tiles to zero, in place, and end the step."""
         self.blank_(self.segmented(), ~self.dendrite_mask)
 
     def _has_gradient(self) -> bool:
@@ -87,7 +98,8 @@ class DendriticLayer(nn.Module):
 
 
 def drop_own_buffers(layer: nn.Module) -> None:
-    """Take the buffers that `add_segments` registered off a layer that is packed."""
+    """Take what `add_segments` put there off a layer that is packed."""
+    layer.__dict__.pop("seen", None)
     for name in OWN_BUFFERS:
         layer._buffers.pop(name, None)
         layer._non_persistent_buffers_set.discard(name)

@@ -44,7 +44,7 @@ class Sprout(nn.Module):
 
     @torch.no_grad()
     def absorb_(self, lost: Float[Tensor, "rows inputs"], norms: Float[Tensor, " inputs"]) -> None:
-        """`D U <- D U + lost`, cut back to the rank; the same on every rank of a distributed training.
+        """`D U <- D U + lost`, cut back to the rank.
 
         Args:
             lost: weights that are being pruned.
@@ -54,9 +54,6 @@ class Sprout(nn.Module):
             up, down = factorise(self.up.float() @ self.down.float() + lost, norms, self.rank)
             self.up.copy_(up)
             self.down.copy_(down)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for factor in (self.up, self.down):  # each rank has seen other inputs, and so has other norms
-                torch.distributed.broadcast(factor.data, src=0)
 
 
 def empty_sprout(rank: int, inputs: int, rows: int, like: Tensor) -> Sprout:

@@ -1,0 +1,98 @@
+"""Several processes: every rank has the same masks at every update, and the model is the one that one process makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import BAD_SAMPLE, CASES, STEPS, run
+from safetensors.torch import load_file
+from torch import Tensor
+
+TESTS = Path(__file__).parent
+ON_TWO = list(CASES)
+ON_FOUR = ["plain", "activation"]
+Ranks = dict[str, list[dict[str, Tensor]]]
+
+
+def launch(processes: int, script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As in the README. Neither `accelerate launch --cpu` nor `--num_processes` alone starts a second process."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(script), *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done
+
+
+def ranks(processes: int, names: list[str], folder: Path) -> tuple[Ranks, str]:
+    """What each rank wrote, case by case, and what they said."""
+    said = launch(processes, TESTS / "ranks.py", str(folder), *names, cwd=folder).stderr
+    who = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    assert [one["rank"] for one in who] == list(range(processes))
+    assert {one["world"] for one in who} == {processes} and len({one["pid"] for one in who}) == processes
+    files = {name: [folder / f"{name} {rank}.safetensors" for rank in range(processes)] for name in names}
+    return {name: [load_file(file) for file in found] for name, found in files.items()}, said
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Ranks, str]:
+    return ranks(2, ON_TWO, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> tuple[Ranks, str]:
+    return ranks(4, ON_FOUR, tmp_path_factory.mktemp("four"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
+    names = [name for name in CASES if CASES[name].exact]
+    return {name: run(CASES[name], str(tmp_path_factory.mktemp("alone")), world=1) for name in names}
+
+
+def assert_every_rank_is_the_same(found: list[dict[str, Tensor]]) -> None:
+    """Bit for bit, NaN included."""
+    first, *others = found
+    for other in others:
+        assert first.keys() == other.keys()
+        for name, tensor in first.items():
+            assert torch.equal(tensor.flatten().view(torch.uint8), other[name].flatten().view(torch.uint8)), name
+
+
+def assert_updates_are_sound(found: dict[str, Tensor]) -> None:
+    masks = {name: tensor for name, tensor in found.items() if "/mask/" in name}
+    scores = [tensor for name, tensor in found.items() if "/score/" in name]
+    assert len({name.split("/")[0] for name in masks}) >= 4, "updates"
+    assert all(score.isfinite().all() for score in scores)
+    assert not all(mask.all() for mask in masks.values())
+
+
+def assert_same_as_alone(found: dict[str, Tensor], alone: dict[str, Tensor]) -> None:
+    assert found.keys() == alone.keys()
+    for name, tensor in alone.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: name + m)
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+def test_two_ranks_have_the_same_masks_scores_and_model(two, name):
+    assert_every_rank_is_the_same(two[0][name])
+    assert_updates_are_sound(two[0][name][0])
+
+
+@pytest.mark.parametrize("name", [name for name in ON_TWO if CASES[name].exact])
+def test_two_ranks_make_the_model_that_one_process_makes(two, alone, name):
+    assert_same_as_alone(two[0][name][0], alone[name])
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_ranks_do_too(four, alone, name):
+    assert_every_rank_is_the_same(four[0][name])
+    assert_same_as_alone(four[0][name][0], alone[name])
