@@ -26,6 +26,7 @@ from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
+from .optimizers import check_learns_sprouts
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
 from .teaching import Teacher, match_trainer, teacher_for
@@ -96,6 +97,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             rule = "differs from the config that the model was injected with"
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
         self.plan = {} if layout.packed else update_plan(self.config, state.max_steps)
+        if not layout.packed:
+            check_learns_sprouts(model, kwargs["optimizer"])
         if 0 < len(self.plan) < self.config.updates:
             logger.warning(
                 f"max_steps = {state.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
