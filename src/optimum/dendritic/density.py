@@ -1,0 +1,195 @@
+"""The density map: what is left of each layer that was touched, and, where that is known, which of its places.
+
+A layer `y = W x + b` has places on two sides: the inputs that it reads and the outputs that it makes. Along a wire
+that packing has cut, the tensor itself is narrower: the number of places is known, and no longer which they were.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .description import DENSE, describe
+from .errors import invalid
+from .layout import Follower, Layout, Segments
+from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
+from .packing import pack_modules
+from .record import dendritic_layers, layout_of
+
+
+@dataclass(frozen=True)
+class Side:
+    """The inputs or the outputs of a layer.
+
+    Attributes:
+        size: places in the dense layer.
+        kept: places that are left; of inputs, those that each arbor reads.
+        places: for each of the `size` places the share of the arbors that have it (0 or 1 where there is one arbor), of
+            a recurrent layer the share of its directions; None where only their number is known.
+    """
+
+    size: int
+    kept: int
+    places: Float[Tensor, " size"] | None
+
+    @property
+    def share(self) -> float:
+        """What part of the places is left."""
+        return self.kept / self.size
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """What is left of one layer; `words` are those of `describe`."""
+
+    name: str
+    words: str
+    parameters: int
+    dense_parameters: int
+    inputs: Side
+    outputs: Side
+
+    @property
+    def share(self) -> float:
+        """What part of the parameters is left; above 1 where a sprout costs more than what was pruned."""
+        return self.parameters / self.dense_parameters
+
+
+@dataclass(frozen=True)
+class Density:
+    """The density map of a model.
+
+    Attributes:
+        model: the name of its class.
+        packed: whether it is packed; one that is not is described as it would be packed now, layer by layer.
+        layers: those that were touched, in the model's order.
+        untouched: names of other layers that multiply by a weight.
+        parameters, dense_parameters: of the whole model, at present and before it was pruned.
+    """
+
+    model: str
+    packed: bool
+    layers: tuple[LayerDensity, ...]
+    untouched: tuple[str, ...]
+    parameters: int
+    dense_parameters: int
+
+    def target_parameters(self) -> tuple[int, int]:
+        """Parameters of the touched layers, at present and before they were pruned."""
+        return sum(layer.parameters for layer in self.layers), sum(layer.dense_parameters for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; places are left out."""
+        return {
+            "model": self.model,
+            "packed": self.packed,
+            "parameters": self.parameters,
+            "dense_parameters": self.dense_parameters,
+            "layers": {
+                layer.name: {
+                    "form": layer.words,
+                    "parameters": layer.parameters,
+                    "dense_parameters": layer.dense_parameters,
+                    "inputs": {"dense": layer.inputs.size, "kept": layer.inputs.kept},
+                    "outputs": {"dense": layer.outputs.size, "kept": layer.outputs.kept},
+                }
+                for layer in self.layers
+            },
+            "untouched": list(self.untouched),
+        }
+
+
+def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
+    """The density map of a stock (nothing is touched), injected, packed or loaded model; it is left as it is.
+
+    Args:
+        dense: the model before it was pruned, for its shapes; only needed for a packed model that is no
+            `PreTrainedModel`. It may be on the meta device.
+
+    Raises:
+        DendriticError: the dense shapes are not known.
+    """
+    layout, words = layout_of(model), describe(model)
+    if layout is None:
+        total = _parameters(model)
+        return Density(type(model).__name__, False, (), tuple(words), total, total)
+    if layout.packed:
+        dense = _dense(model) if dense is None else dense
+        layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
+        modules = {name: model.get_submodule(name) for name in layers}
+        total, dense_total = _parameters(model), _parameters(dense)
+    else:
+        dense, modules = model, _packed_alone(model, layout)
+        sprouts = sum(_parameters(layer) - _own(layer) for layer in dendritic_layers(model).values())
+        dense_total = _parameters(model) - sprouts
+        total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
+    found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
+    untouched = tuple(name for name, word in words.items() if word == DENSE)
+    return Density(type(model).__name__, layout.packed, tuple(found), untouched, total, dense_total)
+
+
+def _dense(model: nn.Module) -> nn.Module:
+    """The stock model that the config describes, on the meta device."""
+    if not isinstance(model, PreTrainedModel):
+        remedy = "Pass dense=, the model before it was pruned."
+        raise invalid(
+            "model", type(model).__name__, "only a PreTrainedModel tells its dense shapes once packed", remedy
+        )
+    with torch.device("meta"):
+        return type(model)(copy.deepcopy(model.config))
+
+
+def _packed_alone(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
+    """The layers of an injected model, packed with nothing cut, so that every place is still known."""
+    kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
+    assert all(isinstance(record, Segments) for record in layout.modules.values())
+    return pack_modules(model, kept, [replace(bundle, cut=False) for bundle in layout.bundles])
+
+
+def _layer(name: str, module: nn.Module, dense: nn.Module, words: str) -> LayerDensity:
+    if isinstance(module, RecurrentLayer):
+        assert isinstance(dense, RecurrentLayer)
+        sides = _known(module.input_size, module.input_size), _units(module, dense.hidden_size)
+    else:
+        assert isinstance(module, WeightLayer)
+        sides = _sides(module, *widths(dense))
+    return LayerDensity(name, words, _parameters(module), _own(dense), *sides)
+
+
+def _sides(module: WeightLayer, inputs: int, outputs: int) -> tuple[Side, Side]:
+    """Of a layer of one weight, given the widths of the dense layer."""
+    if not isinstance(module, PackedLayer):
+        present_inputs, present_outputs = widths(module)
+        return _known(inputs, present_inputs), _known(outputs, present_outputs)
+    form = module.form
+    read, made = _known(inputs, form.kept), _known(outputs, sum(form.arbors))
+    if module.inputs is not None and form.inputs == inputs:
+        counts = torch.bincount(module.inputs.flatten().cpu(), minlength=inputs)
+        read = replace(read, places=counts / len(form.arbors))
+    if module.outputs is not None and form.outputs == outputs:
+        made = replace(made, places=torch.bincount(module.outputs.cpu(), minlength=outputs).float())
+    return read, made
+
+
+def _units(module: RecurrentLayer, hidden: int) -> Side:
+    if not isinstance(module, PackedRecurrent):
+        return _known(hidden, module.hidden_size)
+    counts = torch.bincount(module.outputs.flatten().cpu(), minlength=hidden)
+    return Side(hidden, module.form.kept, counts / len(module.outputs))
+
+
+def _known(size: int, kept: int) -> Side:
+    """Which places are left is plain where all are, or none."""
+    return Side(size, kept, torch.full((size,), kept / size) if kept in (0, size) else None)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _own(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))

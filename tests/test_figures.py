@@ -1,0 +1,67 @@
+"""The density map as a figure: every layer has its row, and what is drawn is what is left."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from models import build
+from PIL import Image
+from test_density import pruned
+
+from optimum.dendritic import DendriticError, compress_, figures
+from optimum.dendritic.density import density
+from optimum.dendritic.figures import COUNTED, GONE, KEPT, density_figure, save_density_figure, short_names
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_layer_has_its_row_and_its_strips_show_its_share(packed: bool):
+    model, _, inputs = pruned("bert")
+    if packed:
+        compress_(model, inputs)
+    found = density(model)
+    figure = density_figure(found)
+    reads, makes, bars = figure.axes
+    names = [label.get_text() for label in reads.get_yticklabels()]
+    assert names == short_names([layer.name for layer in found.layers])
+    for axes, sides in ((reads, [x.inputs for x in found.layers]), (makes, [x.outputs for x in found.layers])):
+        assert [text.get_text() for text in axes.texts] == [f"{side.kept} / {side.size}" for side in sides]
+        pixels = np.asarray(axes.images[0].get_array())
+        for row, side in zip(pixels, sides, strict=True):
+            full = COUNTED if side.places is None else KEPT
+            towards = (row - to_rgb(GONE)) @ (np.subtract(to_rgb(full), to_rgb(GONE)))
+            drawn = towards.mean() / np.square(np.subtract(to_rgb(full), to_rgb(GONE))).sum()
+            assert drawn == pytest.approx(side.share, abs=0.01)
+    assert [bar.get_width() for bar in bars.containers[1]] == [layer.share for layer in found.layers]
+    left, dense = found.target_parameters()
+    words = f"{round(100 * left / dense)} % of the parameters of 13 layers left ({left:,} of {dense:,})"
+    assert figure.get_suptitle() == f"BertForSequenceClassification: {words}"
+
+
+def test_it_is_saved_as_a_picture_that_can_be_read(tmp_path):
+    model, _, _ = pruned("resnet_basic")
+    path = save_density_figure(model, tmp_path / "new" / "density.png")
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 1500 and image.height > 60 * len(density(model).layers) / 3
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}  # pyright: ignore
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in (GONE, KEPT)} <= colours
+
+
+def test_many_layers_stay_on_one_page():
+    model, _, _ = pruned("gpt2")
+    found = density(model)
+    many = type(found)(found.model, False, found.layers * 40, (), found.parameters, found.dense_parameters)
+    figure = density_figure(many)
+    assert figure.get_figheight() < 25 and len(figure.axes[0].get_yticklabels()) < 100
+
+
+def test_a_stock_model_has_no_density():
+    with pytest.raises(DendriticError, match="none of its layers was touched"):
+        density_figure(build("plain_cnn")[0])
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    tree = ast.parse(Path(figures.__file__).read_text())
+    names = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not any(str(name).startswith("matplotlib") for name in names)
