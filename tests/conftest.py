@@ -3,6 +3,7 @@
 
 import importlib.util
 import pkgutil
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +17,7 @@ names = [m.name for m in pkgutil.iter_modules(package.submodule_search_locations
 install_import_hook([f"optimum.dendritic.{name}" for name in names], "typechecker.check")
 
 import torch  # noqa: E402
+from optimum.commands.optimum_cli import main  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -36,3 +38,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     cases = sum(value for report in passed for name, value in report.user_properties if name == "cases")
     if cases:
         terminalreporter.write_line(f"{cases} fuzzed cases")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Run `optimum-cli` in this process, in a folder of its own: arguments -> (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            code = stop.code
+        return (code, *capsys.readouterr())
+
+    return run

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from optimum.commands.optimum_cli import main
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -72,25 +71,6 @@ def save_bert(folder: Path, hidden_size: int, kind: type = BertForSequenceClassi
     )
     kind(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Run `optimum-cli` in this process, in a folder of its own: arguments -> (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 class TestStart:

@@ -90,30 +90,46 @@ class CompressCommand(Command):
         parser.add_argument("--output", required=True, metavar="DIR", help="Where the packed model is saved.")
 
 
+class ShowCommand(Command):
+    COMMAND = CommandInfo(name="show", help="Draw what is left of each layer of a compressed model.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        parser.description = (
+            "Draw what is left of each layer of a compressed model: inputs, outputs and parameters, and whether it is "
+            "a plain smaller layer, gathers its inputs, scatters its outputs, or was never touched."
+        )
+        _add_model(parser, runs=False)
+        parser.add_argument("--figure", metavar="FILE", help="Also draw the map into this .png, .svg or .pdf file.")
+
+
 class DendriticCommand(BaseOptimumCLICommand):
-    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models and measure them.")
+    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure and show them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (BenchCommand, CompressCommand)
+        for command in (CompressCommand, BenchCommand, ShowCommand)
     )
 
 
 REGISTER_COMMANDS = [DendriticCommand]
 
 
-def _add_model(parser: ArgumentParser) -> None:
-    """What every command asks for: a model, how to load it, and where the figures go."""
+def _add_model(parser: ArgumentParser, runs: bool = True) -> None:
+    """What every command asks for: a model, how to load it (and, where it `runs`, on what), where the figures go."""
     parser.add_argument("model", metavar="MODEL", help="A folder or the id of a model on the Hub.")
-    parser.add_argument(
-        "--sequence-length", type=_positive(int), default=128, metavar="N", help="Tokens per text sample (128)."
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="What to load the weights as (auto: as they are stored).",
-    )
-    parser.add_argument("--device", default="cpu", help="Where to run the model, for example cuda:0 (cpu).")
+    if runs:
+        parser.add_argument(
+            "--sequence-length", type=_positive(int), default=128, metavar="N", help="Tokens per text sample (128)."
+        )
+        parser.add_argument(
+            "--dtype",
+            choices=["auto", "float32", "bfloat16", "float16"],
+            default="auto",
+            help="What to load the weights as (auto: as they are stored).",
+        )
+        parser.add_argument("--device", default="cpu", help="Where to run the model, for example cuda:0 (cpu).")
+    else:
+        parser.set_defaults(dtype="auto", device="cpu")
     parser.add_argument("--json", metavar="FILE", help="Also write the figures to this file.")
     parser.add_argument(
         "--import",

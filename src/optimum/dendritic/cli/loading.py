@@ -23,8 +23,13 @@ class Refusal(Exception):
 
 def check_json(args: Namespace) -> None:
     """Refuse `--json` before anything is computed that could then not be written."""
-    if args.json is not None and not Path(args.json).absolute().parent.is_dir():
-        raise Refusal(f"--json {args.json}: its folder does not exist. Create the folder first.")
+    check_folder("--json", args.json)
+
+
+def check_folder(option: str, file: str | None) -> None:
+    """Refuse a file to write whose folder does not exist."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise Refusal(f"{option} {file}: its folder does not exist. Create the folder first.")
 
 
 def write_json(args: Namespace, figures: dict[str, Any]) -> None:
