@@ -27,6 +27,7 @@ from transformers import (
 
 from convnet import ConvNetConfig, ConvNetForImageClassification
 from optimum.dendritic import DendriticCallback, DendriticConfig, measure
+from optimum.dendritic.metrics import Accuracy
 
 
 @dataclass
@@ -61,8 +62,8 @@ def with_pixels(dataset: Dataset, processor: BaseImageProcessor) -> Dataset:
     )
 
 
-def accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+def accuracy(found) -> dict[str, float] | None:
+    return Accuracy(keep_in_memory=True).compute(predictions=found.predictions.argmax(-1), references=found.label_ids)
 
 
 def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImageProcessor, callbacks: list) -> Trainer:
@@ -137,7 +138,6 @@ def main() -> None:
     scores = [trainer.evaluate()["eval_accuracy"] for trainer in (dense, packed)]
     if not packed.is_world_process_zero():
         return
-
     pixels = with_pixels(data["test"], processor)[:64]["pixel_values"]
     model, baseline = (trainer.accelerator.unwrap_model(trainer.model).cpu().eval() for trainer in (packed, dense))
     difference = check_reload(model, f"{args.output_dir}/packed", pixels)

@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, measure
+from optimum.dendritic.metrics import Accuracy
 
 LIBRARIES = ["matplotlib", "numpy", "pandas", "sklearn"]
 
@@ -89,8 +90,8 @@ def load_model(name: str | None, data: DatasetDict) -> tuple[PreTrainedModel, Pr
     return BertForSequenceClassification(config), tokenizer
 
 
-def accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+def accuracy(found) -> dict[str, float] | None:
+    return Accuracy(keep_in_memory=True).compute(predictions=found.predictions.argmax(-1), references=found.label_ids)
 
 
 def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, tokenizer, callbacks: list) -> Trainer:
@@ -131,7 +132,6 @@ def main() -> None:
     data = load_texts(args.dataset)
     model, tokenizer = load_model(args.model, data)
     data = data.map(lambda rows: tokenizer(rows["sentence"], truncation=True, max_length=64), batched=True)
-
     tuned = train("tuned", model, args, data, tokenizer, []).model
     assert tuned is not None
     dense = train("dense", copy.deepcopy(tuned), args, data, tokenizer, [])  # the control, trained as long in all
@@ -140,7 +140,6 @@ def main() -> None:
     scores = [trainer.evaluate()["eval_accuracy"] for trainer in (dense, packed)]
     if not packed.is_world_process_zero():
         return
-
     model, baseline = (trainer.accelerator.unwrap_model(trainer.model).cpu().eval() for trainer in (packed, dense))
     batch = tokenizer(data["validation"]["sentence"][:32], padding=True, truncation=True, return_tensors="pt")
     print(measure(model, dict(batch), baseline=baseline).table())

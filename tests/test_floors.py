@@ -25,6 +25,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"compress", "oneshot", "density"},
     {"figures"},
     {"efficiency."},
+    {"metrics"},
     {"huggingface."},
     {"cli."},
     {""},
