@@ -11,6 +11,7 @@ from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
 from .layout import Bundle, Follower, Form, Layout, Record, Recurrent
+from .native import native_
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
@@ -37,7 +38,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     What became of each layer is logged at info level, and told by `describe(model)`.
 
     Returns:
-        `model`; `model.config.quantization_config` describes it.
+        `model`; `model.config.quantization_config` describes it. With `native` it is a stock model of a stock config.
 
     Raises:
         DendriticError: the model is not injected, or packing changes its outputs; it is then as it was.
@@ -45,6 +46,8 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     layout = injected_layout(model)
     inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
     mask_(model)
+    if layout.dials:
+        return native_(model, inputs)
     with quiet(model):
         packed = _verified(model, list(layout.bundles), inputs)
     sizes = {name: _size(layer) for name, layer in dendritic_layers(model).items()}

@@ -43,6 +43,8 @@ class DendriticConfig:
         sprout_rank: rank of the nonlinear sprouts that linear layers grow in place of what was pruned; 0 for none. They
             are paid for out of the same budget.
         distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
+        native: prune only what the model's own config can say (the same FFN width and heads in every layer, fewer
+            layers), so that the result is a stock model with a stock config.json, which loads without this package.
         version: format version of the JSON form.
 
     Raises:
@@ -66,6 +68,7 @@ class DendriticConfig:
     seed: int = 0
     sprout_rank: int = 0
     distillation: float = 0.0
+    native: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -85,6 +88,11 @@ class DendriticConfig:
         _check_choice("budget", self.budget, BUDGETS)
         _check_choice("importance", self.importance, IMPORTANCES)
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        if not isinstance(self.native, bool):
+            raise invalid("native", self.native, "must be True or False", "Leave it out for the finest pruning.")
+        for field, value, stock in (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0)):
+            if self.native and value != stock:
+                raise invalid(field, value, "no stock config can say it", f"Leave it at {stock} with native=True.")
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
         if type(self.version) is not int or self.version != VERSION:

@@ -26,7 +26,7 @@ class Cost(ABC):
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
         """For each layer whose mask matters here, what one more pruned unit of it (a segment of every arbor) saves now.
 
-        Positive for the layer itself, so that scores can be divided by it.
+        Positive for the layer itself, so that scores can be divided by it, unless it goes with its block.
         """
 
 
@@ -43,6 +43,8 @@ class LayerCost(Cost):
         reached: for each row the reader's segment that it reaches, -1 where it cannot die.
         sprout: cost of the layer's sprout, without
         sprout_row: its cost for each living row; both 0 for none.
+        stack: the stack that it belongs to, if any, in the block at
+        place: the layer goes with its block.
     """
 
     rows: int
@@ -53,8 +55,12 @@ class LayerCost(Cost):
     reached: Int[Tensor, " rows"] | None = None
     sprout: int = 0
     sprout_row: int = 0
+    stack: str | None = None
+    place: int = 0
 
     def cost(self, masks: Masks, name: str) -> int:
+        if not self.exists(masks):
+            return 0
         rows = self._alive_of_arbors(masks, name)
         pairs = int((masks[name].sum(1) * self.segment_size * rows).sum())
         return pairs * self.per_weight + int(rows.sum()) * self.per_row + self.sprout_cost(masks, name)
@@ -66,14 +72,22 @@ class LayerCost(Cost):
         pruned = int(((~masks[name]).sum(1) * self.segment_size * rows).sum()) * self.per_weight
         return sprout if sprout < pruned else 0
 
+    def exists(self, masks: Masks) -> bool:
+        """Whether its block, if it is part of one, is kept."""
+        return self.stack is None or bool(masks[self.stack][0, self.place])
+
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        """Its own columns, and of the reader the rows that die with them."""
+        """Its own columns; of the reader, the rows that die with them; of the stack, its share of a mean block."""
+        if not self.exists(masks):
+            return {}
         rows = max(1, int(self.alive_rows(masks).sum()))
         saved = {name: float(self.segment_size * self.per_weight * rows)}
         if self.reader is not None:
             dying = self.rows / masks[self.reader].shape[1]
             kept = int(masks[name][0].sum()) * self.segment_size
             saved[self.reader] = dying * (kept * self.per_weight + self.per_row)
+        if self.stack is not None:
+            saved[self.stack] = self.cost(masks, name) / int(masks[self.stack].sum())
         return saved
 
     def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
@@ -85,6 +99,17 @@ class LayerCost(Cost):
     def _alive_of_arbors(self, masks: Masks, name: str) -> Tensor:
         """How many outputs of each arbor are alive, `[arbors]`."""
         return self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
+
+
+@dataclass(frozen=True)
+class StackCost(Cost):
+    """A stack costs nothing beside its layers, which tell themselves what one block less saves."""
+
+    def cost(self, masks: Masks, name: str) -> int:
+        return 0
+
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        return {}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from .dye import READERS
-from .layout import Bundle, Follower, Form, Record, Recurrent, Segments
+from .layout import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
 from .nn import DendriticLayer
 from .record import layout_of
 
@@ -81,6 +81,9 @@ def _words(module: nn.Module, record: Record) -> str:
         case Segments():
             assert isinstance(module, DendriticLayer)
             return f"injected: {int(module.dendrite_mask.sum())} of {module.dendrite_mask.numel()} segments"
+        case Stack():
+            assert isinstance(module, DendriticLayer)
+            return f"injected: {int(module.dendrite_mask.sum())} of {module.dendrite_mask.numel()} blocks"
         case Follower():
             return f"plain: {record.channels} channels"
         case Recurrent():

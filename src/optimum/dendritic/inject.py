@@ -1,5 +1,6 @@
 """`inject_`: give a stock model dendritic segments. Exact: the outputs and the parameters stay what they were."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -8,14 +9,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
 
 from .config import DendriticConfig
-from .costs import Cost, LayerCost, RecurrentCost
+from .costs import Cost, LayerCost, RecurrentCost, StackCost
+from .dials import find_dials
 from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
-from .inputs import example_inputs_for
-from .layout import Bundle, Layout, Segments
+from .inputs import as_mapping, example_inputs_for
+from .layout import Bundle, Dial, Layout, Record, Segments, Stack
 from .nn import (
     DendriticLayer,
     DendriticRecurrent,
+    DendriticStack,
     DendriticWeight,
     PrunableLayer,
     RecurrentLayer,
@@ -23,6 +26,7 @@ from .nn import (
     directions,
     gates,
     inject_layer,
+    inject_stack,
     prunable_layer,
     states,
     widths,
@@ -33,6 +37,7 @@ from .segments import largest_divisor
 from .selection import select, total_cost
 from .surgery import swap
 from .targets import target_names
+from .uniform import select_uniform
 from .wiring import Wiring, trace_wiring
 
 logger = logging.get_logger(__name__)
@@ -55,7 +60,8 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
 
     Raises:
         DendriticError: `model` is wrapped, injected with another config, or packed; a pattern matches nothing; floors
-            forbid the sparsity; no inputs can be made; MACs cannot be counted. The model is then as it was.
+            forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is asked of a model whose config
+            cannot say what pruning would do. The model is then as it was.
     """
     _refuse_wrapped(model)
     present = layout_of(model)
@@ -65,30 +71,38 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         state = "packed" if present.packed else "injected with another config"
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     targets = target_names(model, config)
-    wiring = trace_wiring(model, _inputs(model, example_inputs), targets=targets) if targets else Wiring()
+    inputs = _inputs(model, example_inputs)
+    wiring = trace_wiring(model, inputs, targets=targets) if targets else Wiring()
     if config.budget == "macs" and not wiring.positions:
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
-    readers = {bundle.reader: bundle for bundle in wiring.bundles}
+    dials = find_dials(model, as_mapping(model, inputs), config, targets, wiring.bundles) if config.native else ()
+    turned = {member for dial in dials for member in dial.members}
+    bundles = tuple(b for b in wiring.bundles if not config.native or b.reader in turned)
+    readers = {bundle.reader: bundle for bundle in bundles}
     shapes = {name: _segments(name, prunable_layer(model, name), readers.get(name), config) for name in targets}
-    replacements = {
+    stacks = {name: module for name in turned if isinstance(module := model.get_submodule(name), nn.ModuleList)}
+    replacements: dict[str, DendriticLayer] = {
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = _layer_costs(replacements, wiring.bundles, wiring.positions, config)
+    costs = _layer_costs(replacements, bundles, wiring.positions, config, stacks)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
+    dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
-    _check_reachable(dense, costs, dense_cost, config)
+    _check_reachable(dense, costs, dense_cost, config, dials)
+    replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():
-            layer.dendrite_score.copy_(random_scores(shapes[name].arbors, shapes[name].segments, config.seed, name))
+            layer.dendrite_score.copy_(random_scores(*layer.dendrite_mask.shape, config.seed, name))
     swap(model, replacements)
-    set_layout(model, Layout(config, {**shapes}, wiring.bundles, wiring.positions, dense_cost))
+    records: dict[str, Record] = {**shapes, **{name: Stack(len(stack)) for name, stack in stacks.items()}}
+    set_layout(model, Layout(config, records, bundles, wiring.positions, dense_cost, dials))
     for name in shapes:
         if shapes[name].sprout < config.sprout_rank:
             logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in readers)}")
-    cut = sum(bundle.cut for bundle in wiring.bundles)
+    cut = sum(bundle.cut for bundle in bundles)
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
     return model
 
@@ -96,15 +110,23 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:
     """What each injected layer of `model` costs, in units of its config's budget."""
     layout = injected_layout(model)
-    return _layer_costs(dendritic_layers(model), layout.bundles, layout.positions, layout.config)
+    layers = dendritic_layers(model)
+    stacks = [name for name, layer in layers.items() if isinstance(layer, DendriticStack)]
+    return _layer_costs(layers, layout.bundles, layout.positions, layout.config, stacks)
 
 
 def _layer_costs(
-    layers: dict[str, DendriticLayer], bundles: tuple[Bundle, ...], positions: dict[str, int], config: DendriticConfig
+    layers: dict[str, DendriticLayer],
+    bundles: tuple[Bundle, ...],
+    positions: dict[str, int],
+    config: DendriticConfig,
+    stacks: Collection[str],
 ) -> dict[str, Cost]:
     fed = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
-    macs, costs = config.budget == "macs", {}
+    macs, costs = config.budget == "macs", {name: StackCost() for name in stacks}
     for name, layer in layers.items():
+        if name in stacks:
+            continue
         products = positions[name] if macs else 1
         if isinstance(layer, DendriticRecurrent):
             per_row = 2 if layer.bias and not macs else 0
@@ -121,8 +143,9 @@ def _layer_costs(
             rank = 0 if layer.sprout is None else layer.sprout.rank
             sprout = rank * widths(layer)[0] * products
             sprout_row = rank * products + (0 if macs or not rank else 1)  # its gate is no product of a matrix
+            block = next(((s, int(name[len(s) + 1 :].split(".")[0])) for s in stacks if name.startswith(f"{s}.")), ())
             costs[name] = LayerCost(
-                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row
+                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row, *block
             )
     return costs
 
@@ -137,6 +160,8 @@ def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: De
             remedy = "Choose another importance, or name it in exclude_modules."
             raise invalid("importance", config.importance, rule, remedy)
         return Segments(states(layer), layer.hidden_size)
+    if config.native and bundle is None:
+        return Segments(1, 1, activity)  # no stock config says that it reads less
     inputs, outputs = widths(layer)
     sprout = config.sprout_rank if bundle is None and can_sprout(layer, config.sprout_rank) else 0
     activity = activity or sprout > 0
@@ -176,10 +201,15 @@ def _called(targets: list[str], wiring: Wiring) -> list[str]:
 
 
 def _check_reachable(
-    dense: dict[str, torch.Tensor], costs: dict[str, Cost], dense_cost: int, config: DendriticConfig
+    dense: dict[str, torch.Tensor],
+    costs: dict[str, Cost],
+    dense_cost: int,
+    config: DendriticConfig,
+    dials: tuple[Dial, ...],
 ) -> None:
     scores = {name: mask.float() for name, mask in dense.items()}
-    least = total_cost(select(scores, dense, costs, -1, config.floor), costs)
+    fewest = select_uniform(scores, dense, costs, -1, config.floor, dials) if dials else None
+    least = total_cost(fewest or select(scores, dense, costs, -1, config.floor), costs)
     if least > (1 - config.sparsity) * dense_cost:
         rule = f"at most {1 - least / dense_cost:.4f} of the {config.budget} can go with floor = {config.floor}"
         raise invalid(

@@ -109,9 +109,21 @@ class Recurrent:
             raise bad("recurrent", dataclasses.asdict(self), "kept must not exceed hidden")
 
 
-Record = Segments | Form | Recurrent | Follower
+@dataclass(frozen=True)
+class Stack:
+    """An injected stack (`ModuleList`) of `blocks` that can be skipped whole."""
+
+    blocks: int
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise bad("stack.blocks", self.blocks, "must be positive")
+
+
+Record = Segments | Stack | Form | Recurrent | Follower
 _KINDS: dict[str, type[Record]] = {
     "segments": Segments,
+    "stack": Stack,
     "form": Form,
     "recurrent": Recurrent,
     "follower": Follower,
@@ -166,14 +178,33 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Dial:
+    """What a stock config can turn: numbers in it that say how many units each of some modules has.
+
+    Attributes:
+        fields: the numbers, by dotted path; they scale with the units that are kept.
+        members: readers of cut bundles (units: blocks of inputs) or stacks (units: blocks); all keep equally many.
+        counts: the ascending numbers of units that the config admits; empty for every number.
+        lists: lists in the config with one entry for each unit of a stack, by dotted path.
+    """
+
+    fields: tuple[str, ...]
+    members: tuple[str, ...]
+    counts: tuple[int, ...]
+    lists: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
-    """`config`, the touched `modules`, the `bundles`, and `positions`: products per sample of each weight, for MACs."""
+    """`config`, the touched `modules`, the `bundles`, `positions` (products per sample of each weight, for MACs), and the
+    `dials`, if only what a stock config can say is pruned."""
 
     config: DendriticConfig
     modules: dict[str, Record]
     bundles: tuple[Bundle, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
     dense_cost: int = 0
+    dials: tuple[Dial, ...] = ()
 
     @property
     def packed(self) -> bool:
@@ -182,7 +213,7 @@ class Layout:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
         kinds = {kind: name for name, kind in _KINDS.items()}
-        return {
+        fields = {
             "quant_method": METHOD,
             "version": VERSION,
             "config": self.config.to_dict(),
@@ -191,6 +222,7 @@ class Layout:
             "positions": dict(self.positions),
             "dense_cost": self.dense_cost,
         }
+        return fields | ({"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
@@ -200,7 +232,7 @@ class Layout:
             rule = f"this release reads layout version {VERSION}"
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
         names = {field.name for field in dataclasses.fields(cls)} | {"quant_method", "version"}
-        fields = only(data, names, "quantization_config")
+        fields = only({"dials": [], **data}, names, "quantization_config")
         if fields["quant_method"] != METHOD:
             raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
         if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:
@@ -213,6 +245,7 @@ class Layout:
             bundles=read(tuple[Bundle, ...], fields["bundles"], "bundles"),
             positions=read(dict[str, int], fields["positions"], "positions"),
             dense_cost=fields["dense_cost"],
+            dials=read(tuple[Dial, ...], fields["dials"], "dials"),
         )
 
 

@@ -29,6 +29,7 @@ from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .segments import wide
 from .selection import choose_regrown, select, total_cost, unit_cost
+from .uniform import select_uniform
 
 logger = logging.get_logger(__name__)
 
@@ -111,7 +112,11 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
-    chosen = select(scores, masks, costs, (1 - sparsity) * layout.dense_cost, layout.config.floor, regrown)
+    budget, floor = (1 - sparsity) * layout.dense_cost, layout.config.floor
+    if layout.dials:
+        chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
+    else:
+        chosen = select(scores, masks, costs, budget, floor, regrown)
     chosen = {name: mask.to(layers[name].dendrite_mask.device) for name, mask in chosen.items()}
     from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
     chosen = {name: mask.cpu() for name, mask in chosen.items()}

@@ -18,7 +18,9 @@ def layout_of(model: nn.Module) -> Layout | None:
 def set_layout(model: nn.Module, layout: Layout) -> None:
     """Record the present shape of `model`."""
     model.__dict__[ATTRIBUTE] = layout
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and layout.config.native and layout.packed:
+        model.config.__dict__.pop("quantization_config", None)  # it is a stock model, and its config a stock config
+    elif isinstance(model, PreTrainedModel):
         model.config.quantization_config = layout.to_dict()
 
 

@@ -14,13 +14,14 @@ from torch import nn
 
 from ..importance import IMPORTANCE
 from ..inject import layer_costs
-from ..layout import Bundle, Follower, Form, Layout, Record, Recurrent, Segments, Wire
+from ..layout import Bundle, Dial, Follower, Form, Layout, Record, Recurrent, Segments, Stack, Wire
 from ..nn import (
     RecurrentLayer,
     WeightLayer,
     can_sprout,
     follower_channels,
     inject_layer,
+    inject_stack,
     is_prunable,
     is_recurrent_layer,
     is_weight_layer,
@@ -101,6 +102,10 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
         case Segments():
             layer = prunable_layer(model, name)
             return inject_layer(layer, record.arbors, record.segments, record.activity, record.sprout)
+        case Stack():
+            stack = model.get_submodule(name)
+            assert isinstance(stack, nn.ModuleList)
+            return inject_stack(stack)
         case Form():
             return packed_skeleton(weight_layer(model, name), record)
         case Recurrent():
@@ -114,16 +119,17 @@ Fault = tuple[str, object, str]
 
 def _faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     """Field, value and rule of whatever is wrong; the first is raised, so later rules may rely on earlier ones."""
-    injected = [isinstance(record, Segments) for record in layout.modules.values()]
+    injected = [isinstance(record, Segments | Stack) for record in layout.modules.values()]
     if len(set(injected)) > 1:
         yield "modules", sorted(layout.modules), "must be all injected or all packed"
     for name, record in layout.modules.items():
         for rule in _record_faults(model.get_submodule(name), record, layout):
             yield f"modules.{name}", dataclasses.asdict(record), rule
-    if not all(injected) and (layout.bundles or layout.positions):
-        yield "bundles", len(layout.bundles), "a packed model has no bundles and no positions left"
-    unknown = layout.positions.keys() - layout.modules.keys()
-    unplaced = layout.modules.keys() - layout.positions.keys()
+    if not all(injected) and (layout.bundles or layout.positions or layout.dials):
+        yield "bundles", len(layout.bundles), "a packed model has no bundles, positions and dials left"
+    stacks = {name for name, record in layout.modules.items() if isinstance(record, Stack)}
+    unknown = layout.positions.keys() - (layout.modules.keys() - stacks)
+    unplaced = layout.modules.keys() - stacks - layout.positions.keys()
     if unknown or (unplaced and all(injected) and layout.config.budget == "macs"):
         yield "positions", sorted(unknown or unplaced), "must belong to the recorded modules, one to each"
     ends = [[b.reader for b in layout.bundles], [p.name for b in layout.bundles for p in b.producers]]
@@ -132,12 +138,22 @@ def _faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     for i, bundle in enumerate(layout.bundles):
         for rule in _bundle_faults(model, layout, bundle):
             yield f"bundles[{i}]", bundle.reader, rule
+    members = [member for dial in layout.dials for member in dial.members]
+    if len(members) != len(set(members)) or not stacks <= set(members) or bool(members) != layout.config.native:
+        yield "dials", members, "native has dials, no module has two of them, and each stack has one"
+    for i, dial in enumerate(layout.dials):
+        for rule in _dial_faults(layout, dial):
+            yield f"dials[{i}]", dial.members, rule
 
 
 def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterator[str]:
     if isinstance(record, Follower):
         if not 0 < record.channels <= (follower_channels(module) or 0):
             yield f"must have 1 to {follower_channels(module) or 0} channels of {module}"
+        return
+    if isinstance(record, Stack):
+        if type(module) is not nn.ModuleList or len(module) != record.blocks:
+            yield f"is no record of a {type(module).__name__}"
         return
     kinds = {Segments: is_prunable, Form: is_weight_layer, Recurrent: is_recurrent_layer}
     if not kinds[type(record)](module):
@@ -196,6 +212,22 @@ def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator
         if channels != sum(run.count * run.size for run in follower.runs):
             yield f"the runs of {follower.name} must cover its {channels} channels"
         yield from _run_faults(follower, channels or 0, inputs, bundle.block)
+
+
+def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
+    readers, sizes = {bundle.reader for bundle in layout.bundles if bundle.cut}, set()
+    for member in dial.members:
+        record = layout.modules.get(member)
+        if isinstance(record, Stack):
+            sizes.add(record.blocks)
+        elif isinstance(record, Segments) and member in readers:
+            sizes.add(record.segments)
+        else:
+            yield f"{member} must be a recorded stack or the reader of a cut bundle"
+    if not dial.fields or len(sizes) != 1:
+        yield "must name fields of the config, and members of equally many units"
+    if any(not below < count <= max(sizes) for below, count in zip((0, *dial.counts), dial.counts, strict=False)):
+        yield f"counts must ascend within {sizes}"
 
 
 def _run_faults(wire: Wire, outputs: int, inputs: int, block: int) -> Iterator[str]:

@@ -39,3 +39,7 @@ from .recurrent import recurrent_layer as recurrent_layer
 from .recurrent import states as states
 from .segmented import DendriticLayer as DendriticLayer
 from .sprout import Sprout as Sprout
+from .stack import DendriticStack as DendriticStack
+from .stack import block_input as block_input
+from .stack import inject_stack as inject_stack
+from .stack import with_output as with_output

@@ -1,0 +1,80 @@
+"""The native form: an injected model becomes a smaller stock model with a stock config.
+
+Every dial of the layout has as many units in each of its members (`select_uniform` sees to it), so the pruned tensors
+have exactly the shapes that the config asks for once its numbers are set. The model is built anew from its class and that
+config, the tensors are put in, and when it answers like the masked one, `model` becomes it, in place. What is saved from
+then on has no trace of this package; the layout stays on the model object alone, for `describe` and for reports.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .errors import invalid
+from .layout import Form, Layout, Record, Recurrent
+from .nn import DendriticStack, RecurrentLayer, WeightLayer, widths
+from .packing import pack_modules
+from .probing import outputs_differ, probe, quiet, tolerance
+from .record import dendritic_layers, injected_layout, set_layout
+from .surgery import swap
+from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
+
+logger = logging.get_logger(__name__)
+REMEDY = "It is still injected; please report it with its config."
+
+
+@torch.no_grad()
+def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
+    """Make an injected model whose layout has dials the stock model that is left of it, in place; see `compress_`.
+
+    Raises:
+        DendriticError: the masks are not uniform, the config cannot say them, or the outputs change. The model is then
+            as it was.
+    """
+    assert isinstance(model, PreTrainedModel), "only these have dials"
+    layout, layers = injected_layout(model), dendritic_layers(model)
+    dials = []
+    for dial in layout.dials:
+        masks = [layers[member].dendrite_mask[0].cpu() for member in dial.members]
+        if len({int(mask.sum()) for mask in masks}) > 1:
+            counts = [int(mask.sum()) for mask in masks]
+            raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
+        dials.append((dial, masks[0].nonzero().flatten().tolist()))
+    kept = {name: layer.kept() for name, layer in layers.items() if not isinstance(layer, DendriticStack)}
+    stacks = stacks_kept(dials, model)
+    with quiet(model):
+        expected = probe(model, inputs, ())
+        injected = swap(model, pack_modules(model, kept, layout.bundles))
+        try:
+            values: dict[str, Any] = {}
+            for dial, left in dials:
+                values |= turned(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
+            stock = assemble(model, changed(model.config, values), stacks)
+        except NoSuchModel as error:
+            raise invalid("native", True, str(error), REMEDY) from error
+        finally:
+            swap(model, injected)
+        if outputs_differ(expected, probe(stock, inputs, ())) > tolerance(next(model.parameters()).dtype):
+            raise invalid("model", type(model).__name__, "packing changes its outputs beyond rounding", REMEDY)
+    modules = dict(model.named_modules())
+    pairs = [(module, stock_name, source_name(stock_name, stacks)) for stock_name, module in stock.named_modules()]
+    for module, _, source in pairs:
+        module.training = modules[source].training  # it was built while the model was quiet
+    records = {name: _record(module) for module, name, source in pairs if source in kept}
+    become_(model, stock)
+    set_layout(model, Layout(layout.config, records, dense_cost=layout.dense_cost))
+    said = ", ".join(f"{path} = {value}" for path, value in values.items())
+    logger.info(f"{type(model).__name__} is a stock model again, with {said}.")
+    return model
+
+
+def _record(layer: nn.Module) -> Record:
+    if isinstance(layer, RecurrentLayer):
+        return Recurrent(layer.hidden_size, layer.hidden_size)
+    assert isinstance(layer, WeightLayer)
+    inputs, outputs = widths(layer)
+    return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

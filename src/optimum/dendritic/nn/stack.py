@@ -1,0 +1,111 @@
+"""A stack of blocks that can be skipped whole: whole layers as units of pruning, exact for every kind of block.
+
+Block `i` computes `y_i`; what leaves it is `x_i + g_i (y_i - x_i)` with a gate `g_i` in {0, 1}: at 1 the block as it is,
+at 0 what came in, which is just what a model without the block computes, pre-LN or post-LN. (Zeroing the two products
+that write to the residual stream would do for pre-LN blocks only.) The gate's gradient `<dL/dout, y - x>` is that of a
+segment, `<W, dL/dW>`, for the block as a whole, so that the same scores rank blocks (Fan et al. 2020 drop them at
+random, LayerDrop; Molchanov et al. 2019, eq. 8, for the score). The gate is a parameter, so that the engine averages its
+gradient over ranks; `mask_` puts it back to 0 or 1 after every step of the optimizer, before the next forward pass.
+
+A skipped block still runs, so that its gate has a gradient and it can return; its weights stay what they were.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..importance import Measure, Tiles, magnitude
+from ..segments import wide
+from ..surgery import shallow_copy
+from .segmented import DendriticLayer
+
+GATE = "dendrite_gate"
+
+
+class DendriticStack(DendriticLayer, nn.ModuleList):
+    """A `ModuleList` whose segments are its blocks: `dendrite_mask` is `[1, blocks]`, `dendrite_gate` `[blocks]`."""
+
+    dendrite_gate: nn.Parameter
+
+    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
+        assert arbors == 1 and segments == len(self) and not activity and not sprout
+        super().add_segments(arbors, segments, activity, sprout)
+        first = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
+        self.register_parameter(GATE, nn.Parameter(first.new_ones(segments)))
+        for index, block in enumerate(self):
+            # before every other hook, those of transformers that collect hidden states too
+            block.register_forward_hook(partial(_gate, self, index), prepend=True, with_kwargs=True)
+
+    def segmented(self) -> dict[str, nn.Parameter]:
+        return {GATE: self.dendrite_gate}
+
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
+        return [tensors[GATE][None, None, :, None, None]]
+
+    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
+        for tensor in tensors.values():
+            tensor.masked_fill_(chosen[0], 0)
+
+    def kept(self) -> list[Tensor]:
+        return [self.dendrite_mask[0].cpu().nonzero().flatten()]
+
+    @torch.no_grad()
+    def reading(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
+        if measure is magnitude:
+            norms = [torch.stack([wide(p).square().sum() for p in block.parameters()]).sum() for block in self]
+            return torch.stack(norms)[None].float()
+        (gradient,) = self.gated(gradients)
+        return measure(torch.ones_like(gradient), gradient, None).float()
+
+    @torch.no_grad()
+    def mask_(self) -> None:
+        """Put the gates to 0 and 1."""
+        self.dendrite_gate.copy_(self.dendrite_mask[0])
+
+
+def inject_stack(stack: nn.ModuleList) -> DendriticStack:
+    """A dendritic stack of the *same* blocks, which from now on obey its gates."""
+    injected = shallow_copy(stack, DendriticStack)
+    injected.add_segments(1, len(stack), activity=False, sprout=0)
+    return injected
+
+
+def block_output(output: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states among what a block is given."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def with_output(output: Any, hidden: Tensor) -> Any:
+    """What a block returns, with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _gate(stack: DendriticStack, index: int, block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    x, y = block_input(args, kwargs), block_output(output)
+    return with_output(output, _Gate.apply(x, y, stack.dendrite_gate[index]))
+
+
+class _Gate(torch.autograd.Function):
+    """`x + g (y - x)` for a gate of 0 or 1, bit for bit `x` or `y`; with its derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, gate)
+        return torch.where(gate > 0.5, y, x.to(y.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,), (x, y, gate) = gradients, ctx.saved_tensors
+        opened, zero = gate > 0.5, torch.zeros_like(gradient)
+        of_gate = (wide(gradient) * (wide(y) - wide(x))).sum().to(gate.dtype)
+        return torch.where(opened, zero, gradient).to(x.dtype), torch.where(opened, gradient, zero), of_gate

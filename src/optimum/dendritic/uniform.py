@@ -1,0 +1,140 @@
+"""Scores + costs + budget -> masks that a stock config can say: one number of units for every member of a dial.
+
+A rung of a dial takes the weakest units that are left of each of its members at once (one neuron of every layer; one
+block of a stack; as many heads as the config admits). Rungs of all dials are ranked together by score per cost, and the
+first that meet the budget are taken. Since a rung may be as large as a block, the finest dial then makes up the
+difference: the budget is met, and missed by less than one rung of the finest dial, unless a floor stops it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .costs import Masks
+from .layout import Dial
+from .selection import Costs, Scores, smallest_kept, total_cost, unit_cost
+
+Chosen = dict[str, Bool[Tensor, "arbors segments"]]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A dial at this update: `pruned[r]` units of each member are gone on rung `r`; rungs below `first` would bring
+    pruned units back. `values[r]`: score per cost of the step from rung `first + r`; `step`: what a rung saves."""
+
+    dial: Dial
+    pruned: tuple[int, ...]
+    first: int
+    values: tuple[float, ...]
+    step: float
+
+
+def select_uniform(
+    scores: Scores,
+    masks: Masks,
+    costs: Costs,
+    budget: float,
+    floor: float,
+    dials: Sequence[Dial],
+    regrown: Masks | None = None,
+) -> Chosen:
+    """The masks with `total_cost <= budget` that keep the highest scores per cost with as many units in every member of
+    a dial.
+
+    Masks of modules outside the dials stay as they are. Pruned units go first, those in `regrown` last; a pruned one
+    returns only where the finest dial has to give units back.
+
+    Args:
+        scores: higher is more important; CPU tensors.
+        masks: the present masks; members of a dial have one arbor and equally many segments.
+        budget: largest cost allowed.
+        floor: fraction of its units (at least one) that a member keeps.
+    """
+    nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    back = regrown or nothing
+    orders = {m: _order(scores[m], masks[m], back[m]) for dial in dials for m in dial.members}
+    units = unit_cost(masks, costs)
+    ladders = [_ladder(dial, scores, masks, back, orders, units, floor) for dial in dials]
+    steps = [(value, index) for index, ladder in enumerate(ladders) for value in ladder.values]
+    steps.sort(key=lambda step: step[0])  # stable, and values ascend within a dial
+
+    def rungs_after(count: int) -> list[int]:
+        taken = [index for _, index in steps[:count]]
+        return [ladder.first + taken.count(index) for index, ladder in enumerate(ladders)]
+
+    def masks_at(rungs: Sequence[int]) -> Chosen:
+        chosen = dict(masks)
+        for ladder, rung in zip(ladders, rungs, strict=True):
+            for member in ladder.dial.members:
+                mask = torch.ones_like(masks[member])
+                mask[0, orders[member][: ladder.pruned[rung]]] = False
+                chosen[member] = mask
+        return chosen
+
+    def fits(rungs: Sequence[int]) -> bool:
+        return total_cost(masks_at(rungs), costs) <= budget
+
+    enough = bisect_left(range(len(steps)), True, key=lambda count: fits(rungs_after(count)))
+    rungs = rungs_after(enough)
+    last = steps[enough - 1][1] if enough else None
+    return masks_at(_settled(rungs, last, ladders, fits))
+
+
+def _settled(
+    rungs: list[int], last: int | None, ladders: Sequence[Ladder], fits: Callable[[Sequence[int]], bool]
+) -> list[int]:
+    """The finest dial gives back what a coarse `last` step took too much; where it has nothing to give, that step is
+    undone and the finest dial goes as far as it needs."""
+    finest = min(range(len(ladders)), key=lambda index: ladders[index].step)
+    if last is None or last == finest or not fits(rungs):
+        return rungs
+
+    def at(base: list[int], rung: int) -> list[int]:
+        return [rung if index == finest else value for index, value in enumerate(base)]
+
+    given = at(rungs, bisect_left(range(rungs[finest]), True, key=lambda rung: fits(at(rungs, rung))))
+    if given[finest] > 0:
+        return given
+    undone = [rung - (index == last) for index, rung in enumerate(rungs)]
+    top = len(ladders[finest].pruned) - 1
+    further = at(undone, bisect_left(range(top), True, key=lambda rung: fits(at(undone, rung))))
+    return further if fits(further) else given
+
+
+def _order(
+    scores: Tensor, mask: Bool[Tensor, "arbors segments"], back: Bool[Tensor, "arbors segments"]
+) -> Int[Tensor, " segments"]:
+    """Units of a member in the order in which they go: pruned ones, live ones, regrown ones; the weakest first."""
+    by_score = scores[0].double().argsort(stable=True)
+    kind = torch.where(back[0], 2, mask[0].long())
+    return by_score[kind[by_score].argsort(stable=True)]
+
+
+def _ladder(
+    dial: Dial,
+    scores: Scores,
+    masks: Masks,
+    back: Masks,
+    orders: Mapping[str, Tensor],
+    units: Mapping[str, float],
+    floor: float,
+) -> Ladder:
+    size = masks[dial.members[0]].shape[1]
+    least = max(1, smallest_kept(size, floor))
+    kept = [count for count in dial.counts or range(1, size + 1) if least <= count < size]
+    pruned = (0, *(size - count for count in reversed(kept)))
+    dead = max(int((~masks[m] & ~back[m]).sum()) for m in dial.members)
+    first = min(bisect_left(pruned, dead), len(pruned) - 1)
+    live = [m for m in dial.members if units[m] > 0]  # others stand in skipped blocks
+    saved = sum(units[m] for m in live)
+    ordered = torch.stack([scores[m][0].double()[orders[m]] for m in live]).sum(0) if live else torch.zeros(size)
+    sums = [0.0, *ordered.cumsum(0).tolist()]
+    pairs = zip(pruned[first:-1], pruned[first + 1 :], strict=True)
+    values = ((sums[more] - sums[less]) / (max(saved, 1e-9) * (more - less)) for less, more in pairs)
+    ascending = tuple(accumulate(values, max))  # those of regrown units, which go last, may be lower
+    return Ladder(dial, pruned, first, ascending, saved * size / len(pruned))
