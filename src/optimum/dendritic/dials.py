@@ -36,7 +36,7 @@ from .vanilla import NoSuchModel, Shapes, alike, assemble, changed, fields_of, s
 logger = logging.get_logger(__name__)
 
 Change = dict[str, torch.Size | None]  # tensor -> its new shape, None where it goes
-COUNTED = 256  # of so many units each number is tried on the config; wider ones (neurons) are taken to be free
+COUNTED = 128  # of so many units each number is tried on the config; wider ones (neurons) are taken to be free
 REMEDY = "Leave out native=True: the packed model then loads after import optimum.dendritic."
 
 

@@ -232,7 +232,7 @@ class Layout:
             rule = f"this release reads layout version {VERSION}"
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
         names = {field.name for field in dataclasses.fields(cls)} | {"quant_method", "version"}
-        fields = only({"dials": [], **data}, names, "quantization_config")
+        fields = only({"dials": [], **data} if isinstance(data, dict) else data, names, "quantization_config")
         if fields["quant_method"] != METHOD:
             raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
         if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:

@@ -87,6 +87,9 @@ class CompressCommand(Command):
         pruning.add_argument(
             "--no-reconstruct", action="store_true", help="Leave out the least-squares reconstruction."
         )
+        pruning.add_argument(
+            "--native", action="store_true", help="Prune evenly, to a stock model that loads without this package."
+        )
         parser.add_argument("--output", required=True, metavar="DIR", help="Where the packed model is saved.")
 
 

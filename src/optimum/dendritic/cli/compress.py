@@ -63,12 +63,15 @@ def run(args: Namespace) -> str:
         "seconds": time.perf_counter() - started,
     }
     write_json(args, figures)
-    return _table(before, after) + f"\n\nSaved in {output}; load it after `import optimum.dendritic`."
+    loading = "it loads in stock transformers" if args.native else "load it after `import optimum.dendritic`"
+    return _table(before, after) + f"\n\nSaved in {output}; {loading}."
 
 
 def _config(args: Namespace) -> DendriticConfig:
     try:
-        return DendriticConfig(sparsity=args.sparsity, budget=args.budget, importance=args.importance, seed=args.seed)
+        return DendriticConfig(
+            sparsity=args.sparsity, budget=args.budget, importance=args.importance, seed=args.seed, native=args.native
+        )
     except DendriticError as error:
         raise Refusal(f"--{error}") from error
 

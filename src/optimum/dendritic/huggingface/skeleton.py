@@ -61,6 +61,10 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         modules={kept[name]: record for name, record in layout.modules.items() if name in kept},
         bundles=tuple(_with_names(b, kept) for b in layout.bundles if all(name in kept for name in _members(b))),
         positions={kept[name]: count for name, count in layout.positions.items() if name in kept},
+        dials=tuple(
+            dataclasses.replace(dial, members=tuple(kept[name] for name in dial.members if name in kept))
+            for dial in layout.dials
+        ),
     )
 
 
