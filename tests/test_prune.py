@@ -139,6 +139,69 @@ def test_a_bad_gradient_does_not_poison_the_scores_or_the_selection(bad):
     assert update_(model, 0.5, regrow=0.5).sparsity >= 0.5
 
 
+@pytest.mark.parametrize("update", [False, True])
+def test_a_step_that_a_grad_scaler_skips_is_neither_scored_nor_harmful(update):
+    model, inputs = prepared("bert")
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(overflow: bool, sparsity: float | None) -> None:
+        optimizer.zero_grad()
+        scaler.scale(model(**inputs)["logits"].square().mean()).backward()
+        if overflow:
+            next(iter(dendritic_layers(model).values())).weight.grad[0, 0] = torch.inf
+        scaler.unscale_(optimizer)
+        score_(model)
+        if sparsity is not None:
+            update_(model, sparsity, regrow=0.5, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        mask_(model)
+
+    def scores() -> list[torch.Tensor]:
+        return [layer.dendrite_score.clone() for layer in dendritic_layers(model).values()]
+
+    step(overflow=False, sparsity=0.3)
+    before, weights = scores(), [parameter.detach().clone() for parameter in model.parameters()]
+    step(overflow=True, sparsity=0.5 if update else None)
+    assert scaler.get_scale() == 512.0, "the scaler skipped the step"
+    assert all((new == old).all() or update for new, old in zip(scores(), before, strict=True))
+    for parameter, old in zip(model.parameters(), weights, strict=True):
+        assert ((parameter == old) | ((parameter == 0) & update)).all()
+    assert (pruned_weights(model) == 0).all() and all(score.isfinite().all() for score in scores())
+    before = scores()
+    step(overflow=False, sparsity=None)
+    assert not all(torch.equal(new, old) for new, old in zip(scores(), before, strict=True))
+
+
+def test_one_gradient_that_is_not_finite_keeps_the_whole_step_from_being_scored():
+    model, inputs = prepared()
+    for bad in (torch.nan, -torch.inf):
+        backward(model, inputs)
+        score_(model)
+        scores = {name: layer.dendrite_score.clone() for name, layer in dendritic_layers(model).items()}
+        next(iter(dendritic_layers(model).values())).weight.grad[0, 0] = bad
+        score_(model)
+        assert all(torch.equal(layer.dendrite_score, scores[name]) for name, layer in dendritic_layers(model).items())
+
+
+def test_activity_is_of_the_whole_step_however_it_is_cut_into_micro_batches():
+    whole, inputs = prepared("bert", importance="activation", sprout_rank=0)
+    parts, _ = prepared("bert", importance="activation", sprout_rank=0)
+    for module in [*whole.modules(), *parts.modules()]:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for _ in range(2):
+        whole(**inputs)
+        for sample in range(2):
+            parts(**{key: value[sample : sample + 1] for key, value in inputs.items()})
+        score_(whole)
+        score_(parts)
+    for name, layer in dendritic_layers(whole).items():
+        assert torch.allclose(layer.dendrite_score, dendritic_layers(parts)[name].dendrite_score, rtol=1e-4)
+        assert layer.dendrite_score.any() and not layer.seen.any()
+
+
 def test_without_gradients_nothing_returns():
     model, inputs = prepared()
     backward(model, inputs)
