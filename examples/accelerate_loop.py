@@ -39,9 +39,8 @@ def digits() -> tuple[list[Batch], list[Batch]]:
     """Samples for training and for testing: pixels `[1, 8, 8]` in [-1, 1] and their label."""
     rows, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(rows).float().view(-1, 1, 8, 8) / 8 - 1
-    samples = [
-        {"pixel_values": image, "labels": torch.tensor(label)} for image, label in zip(pixels, labels, strict=True)
-    ]
+    pairs = zip(pixels, torch.from_numpy(labels), strict=True)
+    samples = [{"pixel_values": image, "labels": label} for image, label in pairs]
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
     return [samples[i] for i in order[:-360]], [samples[i] for i in order[-360:]]
 
