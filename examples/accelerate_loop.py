@@ -51,7 +51,7 @@ def accuracy(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     right, seen = 0, 0
     for batch in loader:
         guesses = model(batch["pixel_values"]).logits.argmax(-1)
-        hits = accelerator.gather_for_metrics(guesses == batch["labels"])
+        hits: torch.Tensor = accelerator.gather_for_metrics(guesses == batch["labels"])  # pyright: ignore
         right, seen = right + int(hits.sum()), seen + len(hits)
     return right / seen
 

@@ -8,6 +8,7 @@ The tests call `run` themselves for one process with the same batches.
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,17 @@ def run(case: Case, folder: str, world: int) -> dict[str, torch.Tensor]:
     assert isinstance(packed, nn.Module) and layout is not None and layout.packed
     tensors = {f"packed/{name}": tensor.detach().clone() for name, tensor in packed.state_dict().items()}
     return recorder.seen | tensors
+
+
+def launch(processes: int, script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As in the README. Neither `accelerate launch --cpu` nor `--num_processes` alone starts a second process."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [script, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done
 
 
 def agreement(rank: int) -> dict[str, torch.Tensor]:

@@ -1,17 +1,15 @@
 """Several processes: every rank has the same masks at every update, and the model is the one that one process makes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import CASES, STEPS, Case, run
+from ranks import CASES, STEPS, Case, launch, run
 from safetensors.torch import load_file
 from torch import Tensor
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker, or each would start the processes anew
 TESTS = Path(__file__).parent
 AGREEMENT = "agreement"
 ON_TWO = list(CASES)
@@ -19,20 +17,9 @@ ON_FOUR = ["plain", "activation"]
 Ranks = dict[str, list[dict[str, Tensor]]]
 
 
-def launch(processes: int, script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """As in the README. Neither `accelerate launch --cpu` nor `--num_processes` alone starts a second process."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(script), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done
-
-
 def ranks(processes: int, names: list[str], folder: Path) -> tuple[Ranks, str]:
     """What each rank wrote, case by case, and what they said."""
-    said = launch(processes, TESTS / "ranks.py", str(folder), *names, cwd=folder).stderr
+    said = launch(processes, str(TESTS / "ranks.py"), str(folder), *names, cwd=folder).stderr
     who = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
     assert [one["rank"] for one in who] == list(range(processes))
     assert {one["world"] for one in who} == {processes} and len({one["pid"] for one in who}) == processes

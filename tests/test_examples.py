@@ -5,6 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from ranks import launch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,3 +47,24 @@ def test_language_modeling_writes_with_the_packed_model(tmp_path):
     assert "bits per character: dense" in printed
     assert "the packed model writes: 'The " in printed
     assert smaller(tmp_path / "runs/language_modeling", 0.6)
+
+
+def test_a_plain_accelerate_loop_makes_the_same_model_on_one_process_and_on_two(tmp_path):
+    arguments = ["--steps", "40", "--dropout", "0", "--output_dir"]
+    alone = run("accelerate_loop.py", *arguments, "one", cwd=tmp_path)
+    script = str(ROOT / "examples/accelerate_loop.py")
+    together = launch(2, script, *arguments, "two", "--accumulate", "2", cwd=tmp_path).stdout
+    assert alone == together.replace("processes: 2", "processes: 1") and "processes: 2" in together
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples/accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_the_config_files(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 2 and config.compute_environment == "LOCAL_MACHINE"
+    assert (config.distributed_type, config.fsdp_config.get("fsdp_version")) == {
+        "ddp": (DistributedType.MULTI_GPU, None),
+        "fsdp2": (DistributedType.FSDP, 2),
+    }[file.stem]
