@@ -203,6 +203,17 @@ class TestCompress:
             right = model(**encoded).logits.argmax(-1) == torch.tensor(list(texts["label"]))
         assert figures["after"]["accuracy"] == right.double().mean().item()
 
+    def test_a_native_model_is_a_stock_one(self, cli, tmp_path):
+        save_classifier(tmp_path / "bert")
+        save_reviews(tmp_path / "data")
+        arguments = ["bert", "--dataset", "data", "--output", "small", "--native", *self.options]
+        code, output, errors = cli("dendritic", "compress", *arguments)
+        assert code == 0 and output.rstrip().endswith("Saved in small; it loads in stock transformers."), errors
+        config, dense = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("small", "bert"))
+        assert config.keys() == dense.keys() and "dendrit" not in json.dumps(config)
+        turned = {key for key in config if config[key] != dense[key]}
+        assert turned and turned <= {"intermediate_size", "num_hidden_layers", "architectures", "dtype"}
+
     def test_the_same_seed_gives_the_same_model(self, cli, tmp_path):
         save_classifier(tmp_path / "bert")
         save_reviews(tmp_path / "data")

@@ -17,7 +17,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"nn."},
     {"inputs", "record", "packing", "targets", "selection"},
     {"probing", "distill", "calibration", "uniform", "vanilla"},
-    {"dye"},
+    {"dye", "trials"},
     {"wiring", "dials"},
     {"inject"},
     {"prune", "reconstruct"},

@@ -24,6 +24,7 @@ HUGE = 2**31 - 1
 QUERY = "bert.encoder.layer.0.attention.self.query"
 DENSE = "bert.encoder.layer.0.intermediate.dense"
 OUTPUT = "bert.encoder.layer.0.output.dense"
+STACK = "bert.encoder.layer"
 STAGE = "resnet.encoder.stages.0.layers.0.layer"
 
 
@@ -35,6 +36,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
         "injected": saved(root / "injected", "bert", "injected", arbors=2, importance="activation"),
         "gathered": saved(root / "gathered", "bert", "packed", arbors=2, target_modules=["query"]),
         "scattered": saved(root / "scattered", "bert", "packed", cut=False),
+        "native": saved(root / "native", "bert", "injected", native=True, sparsity=0.3),
         "cut": saved(root / "cut", "resnet_basic", "packed"),
     }
     return {key: (root / key, model) for key, (model, _) in models.items()}
@@ -165,6 +167,27 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("injected", at("bundles", 0, "producers", 0, "runs", 0, "start", to=1), "start"),
     ("injected", at("bundles", 0, "producers", 0, "runs", 0, "reach", to=HUGE), "reach"),
     ("injected", at("bundles", 0, "followers", to=[{"name": DENSE, "runs": []}]), "bundles"),
+    (
+        "injected",
+        edited(lambda d: d.update(dials=[{"fields": ["a"], "members": [OUTPUT], "counts": [], "lists": []}])),
+        "dials",
+    ),
+    ("native", edited(lambda d: d.pop("dials")), "dials"),
+    ("native", edited(lambda d: d["dials"].pop()), "dials"),
+    ("native", edited(lambda d: d["dials"].append(d["dials"][0])), "dials"),
+    ("native", at("config", "native", to=False), "dials"),
+    ("native", at("dials", 0, "fields", to=[]), "dials"),
+    ("native", at("dials", 0, "fields", to=[1]), "fields"),
+    ("native", at("dials", 0, "members", to=[]), "dials"),
+    ("native", at("dials", 0, "members", 0, to=QUERY), "dials"),
+    ("native", at("dials", 0, "members", 0, to="new"), "dials"),
+    ("native", at("dials", 0, "counts", to=[2, 1]), "dials"),
+    ("native", at("dials", 0, "counts", to=[0]), "dials"),
+    ("native", at("dials", 0, "counts", to=[HUGE]), "dials"),
+    ("native", at("modules", STACK, to={"stack": {"blocks": 3}}), "stack|blocks"),
+    ("native", at("modules", STACK, to={"stack": {"blocks": 0}}), "blocks"),
+    ("native", at("modules", QUERY, to={"stack": {"blocks": 1}}), "Linear"),
+    ("native", edited(lambda d: d["positions"].update({STACK: 1})), "positions"),
 ]
 
 

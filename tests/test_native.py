@@ -53,7 +53,9 @@ print("loaded without optimum.dendritic")
 
 
 def native(name: str, **fields) -> DendriticConfig:
-    return DendriticConfig(**{"sparsity": SPARSITY.get(name, 0.45), "native": True, "updates": 3, "floor": 0.0, **fields})
+    return DendriticConfig(
+        **{"sparsity": SPARSITY.get(name, 0.45), "native": True, "updates": 3, "floor": 0.0, **fields}
+    )
 
 
 @functools.cache
@@ -76,7 +78,9 @@ def wide() -> tuple[hf.PreTrainedModel, dict]:
     family = FAMILIES["BERT"]
     config = copy.deepcopy(build(family).config)
     config.num_hidden_layers = 4
-    return build(Family("wide", lambda: hf.BertForSequenceClassification(config), family.batch, family.load)), inputs_of(family)
+    return build(
+        Family("wide", lambda: hf.BertForSequenceClassification(config), family.batch, family.load)
+    ), inputs_of(family)
 
 
 @pytest.fixture(scope="session")
@@ -167,7 +171,9 @@ def test_widths_and_layers_go_together(budget, sparsity):
     compress_(model, inputs)
     assert close(logits(model, inputs), expected, rtol=1e-4)
     assert left <= (1 - sparsity) * layout.dense_cost
-    assert left > (1 - sparsity) * layout.dense_cost - 4 * 34 * (max(layout.positions.values()) if budget == "macs" else 1)
+    assert left > (1 - sparsity) * layout.dense_cost - 4 * 34 * (
+        max(layout.positions.values()) if budget == "macs" else 1
+    )
     config = model.config
     assert 1 <= config.num_hidden_layers == len(model.bert.encoder.layer) <= dense.num_hidden_layers
     assert all(layer.intermediate.dense.out_features == config.intermediate_size for layer in model.bert.encoder.layer)
@@ -209,7 +215,10 @@ def test_the_outer_model_keeps_what_was_set_on_it():
 @pytest.mark.parametrize("name", ["GPT-2", "Llama"])
 def test_generation_with_a_cache(name):
     model, prompt = packed(name), {k: v[:2] for k, v in inputs_of(FAMILIES[name]).items()}
-    tokens = [model.generate(**prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=c) for c in (True, False)]
+    tokens = [
+        model.generate(**prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=c)
+        for c in (True, False)
+    ]
     assert torch.equal(*tokens)
 
 
@@ -240,7 +249,10 @@ class TestTrainer:
         checkpoint = tmp_path / "parts" / "checkpoint-10"
         loaded = hf.ViTForImageClassification.from_pretrained(checkpoint)
         assert isinstance(loaded.get_submodule("vit.layers"), DendriticStack)
-        assert injected_layout(loaded).dials and json.loads((checkpoint / "config.json").read_text())["quantization_config"]
+        assert (
+            injected_layout(loaded).dials
+            and json.loads((checkpoint / "config.json").read_text())["quantization_config"]
+        )
         resumed = self.trainer(tmp_path / "parts")
         resumed.train(resume_from_checkpoint=str(checkpoint))
         expected, found = whole.model.state_dict(), resumed.model.state_dict()

@@ -60,8 +60,8 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
 
     Raises:
         DendriticError: `model` is wrapped, injected with another config, or packed; a pattern matches nothing; floors
-            forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is asked of a model whose config
-            cannot say what pruning would do. The model is then as it was.
+            forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is asked of a model whose
+            config cannot say what pruning would do. The model is then as it was.
     """
     _refuse_wrapped(model)
     present = layout_of(model)
@@ -95,7 +95,8 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():
-            layer.dendrite_score.copy_(random_scores(*layer.dendrite_mask.shape, config.seed, name))
+            arbors, segments = layer.dendrite_mask.shape
+            layer.dendrite_score.copy_(random_scores(arbors, segments, config.seed, name))
     swap(model, replacements)
     records: dict[str, Record] = {**shapes, **{name: Stack(len(stack)) for name, stack in stacks.items()}}
     set_layout(model, Layout(config, records, bundles, wiring.positions, dense_cost, dials))
@@ -123,7 +124,7 @@ def _layer_costs(
     stacks: Collection[str],
 ) -> dict[str, Cost]:
     fed = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
-    macs, costs = config.budget == "macs", {name: StackCost() for name in stacks}
+    macs, costs = config.budget == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
     for name, layer in layers.items():
         if name in stacks:
             continue
@@ -143,9 +144,10 @@ def _layer_costs(
             rank = 0 if layer.sprout is None else layer.sprout.rank
             sprout = rank * widths(layer)[0] * products
             sprout_row = rank * products + (0 if macs or not rank else 1)  # its gate is no product of a matrix
-            block = next(((s, int(name[len(s) + 1 :].split(".")[0])) for s in stacks if name.startswith(f"{s}.")), ())
+            stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+            place = int(name[len(stack) + 1 :].split(".")[0]) if stack else 0
             costs[name] = LayerCost(
-                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row, *block
+                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row, stack, place
             )
     return costs
 

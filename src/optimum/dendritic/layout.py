@@ -196,8 +196,8 @@ class Dial:
 
 @dataclass(frozen=True)
 class Layout:
-    """`config`, the touched `modules`, the `bundles`, `positions` (products per sample of each weight, for MACs), and the
-    `dials`, if only what a stock config can say is pruned."""
+    """`config`, the touched `modules`, the `bundles`, `positions`: products per sample of each weight, for MACs,
+    and the `dials`, where only what a stock config can say is pruned."""
 
     config: DendriticConfig
     modules: dict[str, Record]

@@ -1,14 +1,15 @@
 """The stock model that a changed stock config describes: its skeleton, and the same model with tensors put in.
 
 A model's class and its config are all that is used, as `from_pretrained` does: what can be built here from a config can
-be loaded anywhere from its config.json. Every changed config is written out and read back before it is believed, so that
-its own validation has a say.
+be loaded anywhere from its config.json. Every changed config is written out and read back before it is believed, so
+that its own validation has a say.
 """
 
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import CRITICAL
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class NoSuchModel(ValueError):
 def hushed() -> Iterator[None]:
     """Without what transformers says about every config and model that is only tried."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -138,10 +139,11 @@ def assemble(
         source = modules.get(source_name(name, kept or {}))
         if source is None:
             raise NoSuchModel(f"{name} is no module of the model")
-        for own, theirs in ((module._parameters, source._parameters), (module._buffers, source._buffers)):
+        registries: Any = ((module._parameters, source._parameters), (module._buffers, source._buffers))
+        for own, theirs in registries:
             for key, tensor in own.items():
                 found = theirs.get(key)
-                if (found is None) != (tensor is None) or (tensor is not None and found.shape != tensor.shape):
+                if (found is None) != (tensor is None) or (found is not None and found.shape != tensor.shape):
                     raise NoSuchModel(f"{name}.{key} does not fit")
                 own[key] = found
     return stock
@@ -158,7 +160,7 @@ def become_(model: PreTrainedModel, stock: PreTrainedModel) -> None:
         vars(model)[registry].update(vars(stock)[registry])
     derived = {key: value for key, value in vars(stock).items() if type(value) in (int, float, str)}
     vars(model).update(derived, config=stock.config)
-    # transformers notes here that hooks stand on the submodules, which are new; it sets them anew where they are missing
+    # here transformers notes that it has set its hooks on the submodules; these are new, so it must set them again
     vars(model).pop("_output_capturing_hooks_installed", None)
 
 

@@ -1,0 +1,128 @@
+"""A dial on trial: does the stock model of a turned config compute what the pruned model does?
+
+Half of the units of each member are taken away, then the other half, so that every block of a stack is missing once.
+The pruned model is the same one with gathers and scatters instead of smaller tensors, and with hooks that let blocks be
+skipped; the stock model is built from the turned config on the sliced tensors.
+"""
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .layout import Bundle, Dial
+from .nn import block_input, weight_layer, widths, with_output
+from .packing import pack_modules
+from .probing import outputs_differ, probe, tolerance
+from .surgery import swap
+from .vanilla import alike, assemble, changed, stacks_kept, turned
+
+logger = logging.get_logger(__name__)
+
+
+def kept_of(model: nn.Module, bundle: Bundle, units: Sequence[int]) -> dict[str, list[torch.Tensor]]:
+    """What the layers of a bundle keep when its reader keeps some units."""
+    inputs = torch.arange(widths(weight_layer(model, bundle.reader))[0]).unflatten(0, (-1, bundle.block))
+    kept = {p.name: [torch.arange(widths(weight_layer(model, p.name))[0])] for p in bundle.producers}
+    return kept | {bundle.reader: [inputs[list(units)].flatten()]}
+
+
+def together(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    dials: Sequence[Dial],
+    readers: Mapping[str, Bundle],
+    units: Mapping[str, int],
+) -> tuple[Dial, ...]:
+    """As many of the dials, from the first on, as hold when they are turned together."""
+    if len(dials) < 2 or holds(model, inputs, dials, readers, units):
+        return tuple(dials)
+    chosen: list[Dial] = []
+    for dial in dials:
+        if holds(model, inputs, [*chosen, dial], readers, units):
+            chosen.append(dial)
+        else:
+            logger.info(f"{'/'.join(dial.fields)} is left alone: it does not go together with the others")
+    return tuple(chosen)
+
+
+def holds(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    dials: Sequence[Dial],
+    readers: Mapping[str, Bundle],
+    units: Mapping[str, int],
+) -> bool:
+    """Whether the turned stock model computes what the pruned one does; each unit of a stack is missing once."""
+    parts = [[(dial, _part(dial, units, odd)) for dial in dials] for odd in (0, 1)]
+    return all(_holds_at(model, inputs, part, readers, units) for part in parts)
+
+
+def _part(dial: Dial, units: Mapping[str, int], odd: int) -> list[int]:
+    """Every other unit, or as near to it as the config admits."""
+    size = units[dial.members[0]]
+    half = list(range(odd, size, 2)) or [0]
+    if not dial.counts or len(half) in dial.counts:
+        return half
+    return list(range(size))[-max(count for count in dial.counts if count < size) :]
+
+
+def _holds_at(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    dials: Sequence[tuple[Dial, list[int]]],
+    readers: Mapping[str, Bundle],
+    units: Mapping[str, int],
+) -> bool:
+    chosen = {member: kept for dial, kept in dials for member in dial.members}
+    stacks, bundles = stacks_kept(dials, model), [readers[name] for name in chosen if name in readers]
+    producing = {name: kept for b in bundles for name, kept in kept_of(model, b, chosen[b.reader]).items()}
+    kept = producing | {b.reader: kept_of(model, b, chosen[b.reader])[b.reader] for b in bundles}
+    skipped = [f"{name}.{i}" for name, left in stacks.items() for i in set(range(units[name])) - set(left)]
+    try:
+        values = {dial: turned(model.config, dial, units[dial.members[0]], left) for dial, left in dials}
+        fewer = [value for dial, value in values.items() if dial.members[0] in stacks]
+        if stacks and not alike(model, assemble(model, changed(model.config, dict(ChainMap(*fewer))), stacks), stacks):
+            logger.info(f"The blocks of {', '.join(stacks)} are not made alike")
+            return False
+        with _swapped(model, pack_modules(model, kept, [])), _skipping(model, skipped):
+            expected = probe(model, inputs, ())
+        with _swapped(model, pack_modules(model, kept, bundles)):
+            small = assemble(model, changed(model.config, dict(ChainMap(*values.values()))), stacks)
+        return outputs_differ(expected, probe(small, inputs, ())) <= tolerance(next(model.parameters()).dtype)
+    except Exception as error:  # whatever a model raises on a smaller config, it is not that model
+        logger.info(
+            f"Turning {', '.join(chain(*(d.fields for d, _ in dials)))} failed: {type(error).__name__}: {error}"
+        )
+        return False
+
+
+@contextmanager
+def _swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    stock = swap(model, modules)
+    try:
+        yield
+    finally:
+        swap(model, stock)
+
+
+@contextmanager
+def _skipping(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+    """Let what comes into these blocks out of them again."""
+    blocks_ = [model.get_submodule(name) for name in blocks]
+    hooks = [block.register_forward_hook(_skip, prepend=True, with_kwargs=True) for block in blocks_]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _skip(block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    return with_output(output, block_input(args, kwargs))

@@ -1,0 +1,92 @@
+"""Uniform selection: as many units in every member of a dial, the budget met within one rung of the finest dial."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum.dendritic.costs import LayerCost, StackCost
+from optimum.dendritic.layout import Dial
+from optimum.dendritic.selection import total_cost
+from optimum.dendritic.uniform import select_uniform
+
+WIDTH, DEPTH, HEADS = (
+    Dial(("width",), ("0.down", "1.down", "2.down"), (), ()),
+    Dial(("layers",), ("stack",), (), ()),
+    Dial(("heads",), ("0.out", "1.out", "2.out"), (1, 2, 4), ()),
+)
+NEURONS, BLOCKS, GROUPS = 12, 3, 4
+
+
+def problem(seed: int, dials=(WIDTH, DEPTH, HEADS)):
+    """Three blocks of a FFN (12 neurons) and four heads of 2; scores are random."""
+    draw = torch.Generator().manual_seed(seed)
+    masks, costs = {"stack": torch.ones(1, BLOCKS, dtype=torch.bool)}, {"stack": StackCost()}
+    for i in range(BLOCKS):
+        place = {"stack": "stack", "place": i}
+        for reader, producer, units, size in (("down", "up", NEURONS, 1), ("out", "value", GROUPS, 2)):
+            rows = torch.arange(units).repeat_interleave(size)
+            costs[f"{i}.{reader}"] = LayerCost(8, size, 1, 1, **place)
+            costs[f"{i}.{producer}"] = LayerCost(units * size, 8, 1, 1, f"{i}.{reader}", rows, **place)
+            masks[f"{i}.{reader}"] = torch.ones(1, units, dtype=torch.bool)
+            masks[f"{i}.{producer}"] = torch.ones(1, 1, dtype=torch.bool)
+    scores = {name: torch.rand(mask.shape, generator=draw) for name, mask in masks.items()}
+    return scores, masks, costs, dials
+
+
+def counts(masks, dial) -> set[int]:
+    return {int(masks[member].sum()) for member in dial.members}
+
+
+@given(st.integers(0, 999), st.floats(0.15, 1), st.floats(0.1, 1))
+def test_uniform_and_as_close_to_the_budget_as_one_neuron_everywhere(seed, first, second):
+    scores, masks, costs, dials = problem(seed)
+    dense = total_cost(masks, costs)
+    for left in (first, min(first, second)):  # two updates, the second from what the first left
+        masks = select_uniform(scores, masks, costs, left * dense, 0.0, dials)
+        assert all(len(counts(masks, dial)) == 1 for dial in dials)
+        assert counts(masks, HEADS) <= set(HEADS.counts) and min(*counts(masks, WIDTH), *counts(masks, DEPTH)) >= 1
+        assert all(bool(mask.all()) for name, mask in masks.items() if name.endswith(("up", "value")))
+        (blocks,), (width,) = counts(masks, DEPTH), counts(masks, WIDTH)
+        step = blocks * (8 + 8 + 1)  # a neuron: its row with a bias, and its column
+        cost = total_cost(masks, costs)
+        assert cost <= left * dense or (blocks, width) == (1, 1)
+        assert cost > left * dense - step or width == NEURONS
+
+
+def test_the_weakest_of_each_layer_go():
+    scores, masks, costs, dials = problem(0, (WIDTH,))
+    chosen = select_uniform(scores, masks, costs, 0.7 * total_cost(masks, costs), 0.0, dials)
+    for member in WIDTH.members:
+        kept, gone = scores[member][chosen[member]], scores[member][~chosen[member]]
+        assert len(gone) and kept.min() > gone.max()
+
+
+def test_a_block_that_matters_least_goes_first():
+    scores, masks, costs, dials = problem(0)
+    scores["stack"] = torch.tensor([[3.0, 1e-6, 2.0]])
+    chosen = select_uniform(scores, masks, costs, 0.6 * total_cost(masks, costs), 0.0, dials)
+    assert chosen["stack"].tolist() == [[True, False, True]]
+
+
+def test_pruned_units_stay_pruned_unless_they_are_regrown():
+    scores, masks, costs, dials = problem(0, (WIDTH,))
+    budget = 0.7 * total_cost(masks, costs)
+    masks = select_uniform(scores, masks, costs, budget, 0.0, dials)
+    loud = {name: torch.where(masks[name], score, score + 9) for name, score in scores.items()}
+    again = select_uniform(loud, masks, costs, budget, 0.0, dials)
+    assert all(torch.equal(again[name], mask) for name, mask in masks.items())
+    back = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    for member in WIDTH.members:
+        back[member][0, int((~masks[member][0]).nonzero()[0])] = True
+    regrown = select_uniform(scores, masks, costs, budget, 0.0, dials, back)
+    for member in WIDTH.members:
+        assert regrown[member][back[member]].all() and regrown[member].sum() == masks[member].sum()
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_a_floor_holds_in_every_dial(floor):
+    scores, masks, costs, dials = problem(0)
+    chosen = select_uniform(scores, masks, costs, -1, floor, dials)
+    least = {0.0: [{1}, {1}, {1}], 0.5: [{6}, {2}, {2}]}[floor]
+    assert [counts(chosen, dial) for dial in dials] == least
