@@ -2,10 +2,11 @@
 
 Pruning can take from a model whatever its wiring allows; a stock config can say only a few things: one FFN width for
 all layers, the number of heads where the width of a head is a number of its own, the number of layers. To find out,
-every number of the config that could mean it is changed, one at a time, and the model is built from it on the meta device. A
-number is a dial for some readers (or stacks of blocks) when exactly the tensors change that pruning them would change,
-and exactly to those shapes. Several numbers are one dial when only together they do that (query heads and key-value
-heads); one that is None counts, too (GPT-2's `n_inner`). Lists with one entry for each layer lose entries with it.
+every number of the config that could mean it is changed, one at a time, and the model is built from it on the meta
+device. A number is a dial for some readers (or stacks of blocks) when exactly the tensors change that pruning them
+would change, and exactly to those shapes. Several numbers are one dial when only together they do that (query heads and
+key-value heads); one that is None counts, too (GPT-2's `n_inner`). Lists with one entry for each layer lose entries
+with it.
 
 Then each dial is proved: part of it is turned on the real tensors, and the outputs must be those of the pruned model;
 of blocks that are left, the numbers inside must be the same, too. What proves wrong is no dial. A model without dials

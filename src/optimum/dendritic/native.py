@@ -3,7 +3,8 @@
 Every dial of the layout has as many units in each of its members (`select_uniform` sees to it), so the pruned tensors
 have exactly the shapes that the config asks for once its numbers are set. The model is built anew from its class and
 that config, the tensors are put in, and when it answers like the masked one, `model` becomes it, in place. What is
-saved from then on has no trace of this package; the layout stays on the model object alone, for `describe` and for reports.
+saved from then on has no trace of this package; the layout stays on the model object alone, for `describe` and for
+reports.
 """
 
 from collections.abc import Mapping
