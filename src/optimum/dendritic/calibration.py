@@ -71,7 +71,7 @@ def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], 
     finite = 0
     for batch in batches:
         gradients = _gradients(model, layers, batch)
-        scores = {name: layer.reading(rule.measure, gradients[name]) for name, layer in layers.items()}
+        scores = {name: layer.reading(rule, gradients[name]) for name, layer in layers.items()}
         if all(score.isfinite().all() for score in scores.values()):
             finite += 1
             totals = {name: total + scores[name] for name, total in totals.items()}

@@ -1,9 +1,11 @@
 """`compress_`: make an injected model physically small. What was zero is gone; the outputs stay."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from .description import DENSE, describe, summary
@@ -17,7 +19,9 @@ from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout
+from .shards import reshard, worst
 from .surgery import swap
+from .unshard import unshard_
 
 logger = logging.get_logger(__name__)
 
@@ -30,6 +34,10 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is
     not cut, and that is logged. A model that could not be traced has no wires to cut; where it does not run on the
     inputs either, it is packed layer by layer, with a warning.
+
+    Every process of a model that FSDP2 has sharded calls this with the same inputs, and ends with the same stock model
+    of small layers. A layer is gathered, packed and dropped before the next one; what is no target is gathered last. So
+    a process holds its shards, the packed model and one layer at most.
 
     Args:
         model: a model that `inject_` prepared.
@@ -49,51 +57,87 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     if layout.dials:
         return native_(model, inputs)
     with quiet(model):
-        packed = _verified(model, list(layout.bundles), inputs)
-    sizes = {name: _size(layer) for name, layer in dendritic_layers(model).items()}
-    for name, injected in swap(model, packed).items():
-        packed[name].train(injected.training)  # they were packed while the model was quiet
+        packed, replaced = _pack_verified_(model, list(layout.bundles), inputs)
+    for name, old in replaced.items():
+        packed[name].train(old.training)  # they were packed while the model was quiet
     records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = [name for name, words in describe(model).items() if words == DENSE]
-    shrunk = [name for name in forms if _size(packed[name]) < sizes[name]]
+    shrunk = [name for name in forms if _size(packed[name]) < _size(replaced[name])]
     logger.info(f"Packed {type(model).__name__}: {summary(forms, shrunk, layout.bundles, dense)}")
     return model
 
 
-def _verified(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> dict[str, nn.Module]:
-    """The packed modules, with every wire cut that can be; the model itself is as it was."""
+Modules = dict[str, nn.Module]
+
+
+def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> tuple[Modules, Modules]:
+    """Pack with every wire cut that can be. Returns the packed modules, and those whose places they took."""
     kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
-    readers = last_readers(bundles)
+    readers, shard = last_readers(bundles), next(model.parameters())
     try:
         expected = probe(model, inputs, readers)
     except Exception as error:
         if bundles:  # they were traced, so the model can run, and cutting them unverified is no option
             raise
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
-        return pack_modules(model, kept, bundles)
-
-    def attempt(bundles: list[Bundle]) -> dict[str, nn.Module] | None:
+        reshard(model)
         packed = pack_modules(model, kept, bundles)
-        injected = swap(model, packed)
-        try:
-            differ = outputs_differ(expected, probe(model, inputs, readers))
-        except Exception as error:  # whatever a model raises on a shrunken tensor, it cannot be cut there
-            logger.info(f"Packing broke the forward pass: {error}")
-            return None
-        finally:
-            swap(model, injected)
-        return packed if differ <= tolerance(next(model.parameters()).dtype) else None
+        return packed, _replace_(model, packed)[0]
+    reshard(model)
+    allowed = max(tolerance(t.dtype) for t in [shard, *expected] if t.is_floating_point())
 
-    packed = attempt(bundles)
-    if packed is None:
-        bundles = [_uncut(bundle) if attempt([bundle]) is None else bundle for bundle in bundles]
-        packed = attempt(bundles)
-    if packed is None:
+    def attempt(bundles: list[Bundle]) -> tuple[Modules, Modules, Callable[[], None]] | None:
+        packed = pack_modules(model, kept, bundles)
+        replaced, undo = _replace_(model, packed)
+        try:
+            differ = _differ(model, inputs, readers, expected)
+        except BaseException:
+            undo()
+            raise
+        if worst(differ, shard) > allowed:
+            undo()
+            return None
+        return packed, replaced, undo
+
+    def can_be_cut(bundle: Bundle) -> bool:
+        alone = attempt([bundle])
+        if alone is not None:
+            alone[2]()
+        return alone is not None
+
+    found = attempt(bundles)
+    if found is None:
+        found = attempt([bundle if can_be_cut(bundle) else _uncut(bundle) for bundle in bundles])
+    if found is None:
         rule = "packing changes its outputs beyond rounding"
         raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
-    return packed
+    return found[:2]
+
+
+def _replace_(model: nn.Module, packed: Modules) -> tuple[Modules, Callable[[], None]]:
+    """Put the packed modules in; a sharded model is a stock one from then on. Returns the old ones, and a way back."""
+    replaced = swap(model, packed)
+    try:
+        shard_again = unshard_(model)
+    except BaseException:
+        swap(model, replaced)
+        raise
+
+    def undo() -> None:
+        shard_again()
+        swap(model, replaced)
+
+    return replaced, undo
+
+
+def _differ(model: nn.Module, inputs: dict[str, Any], readers: list[str], expected: list[Tensor]) -> float:
+    try:
+        return outputs_differ(expected, probe(model, inputs, readers))
+    except Exception as error:  # whatever a model raises on a shrunken tensor, it cannot be cut there
+        logger.info(f"Packing broke the forward pass: {error}")
+        return math.inf
 
 
 def _uncut(bundle: Bundle) -> Bundle:

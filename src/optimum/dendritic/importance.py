@@ -18,36 +18,27 @@ from .segments import sum_tiles, wide
 
 Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
 Scores = Float[Tensor, "arbors segments"]
-Measure = Callable[[Tiles, Tiles, Tensor | None], Scores]  # weights, gradients, activity of the inputs
+# weights, gradients, activity of the inputs -> a sum over each tile, so that the sums over parts of a tile add up
+Measure = Callable[[Tiles, Tiles, Tensor | None], Scores]
 
 
-def gate_gradient(weight: Tiles, gradient: Tiles) -> Scores:
+def gate_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
     """`dL/dm[a, s] = <W[a, s], dL/dW[a, s]>`."""
     return sum_tiles(wide(weight) * gradient)
 
 
-def fisher(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    return gate_gradient(weight, gradient).square()
-
-
-def taylor(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """First-order change of the loss, `|<W, dL/dW>|` (Molchanov et al. 2017, eq. 6)."""
-    return gate_gradient(weight, gradient).abs()
-
-
-def movement(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """`-<W, dL/dW>`: positive where training moves weights away from zero (Sanh et al. 2020, eq. 5)."""
-    return -gate_gradient(weight, gradient)
-
-
-def magnitude(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """`||W||^2`; divided by the cost it ranks by the mean square weight (Han et al. 2015). Along a wire the rows that
-    die with a segment count too (Fang et al. 2023, DepGraph, section 3.3)."""
+def square_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+    """`||W||^2`."""
     return sum_tiles(wide(weight).square())
 
 
-def activation(weight: Tiles, gradient: Tiles, activity: Tensor | None) -> Scores:
-    """`sum |W| ||x||`, from the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1, by groups)."""
+def square_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+    """`||dL/dW||^2`."""
+    return sum_tiles(wide(gradient).square())
+
+
+def weighted_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+    """`sum |W| ||x||`, from the running `E[x^2]` of each input."""
     assert activity is not None, "layers are injected with an activity buffer for this importance"
     norm = activity.sqrt().unflatten(0, (weight.shape[2], -1))
     return sum_tiles(wide(weight).abs() * norm[None, None, :, :, None])
@@ -58,7 +49,8 @@ class Importance:
     """How a score is made and ranked.
 
     Attributes:
-        measure: reads one step; None for scores that are drawn once.
+        measure: reads one step, as a sum over each tile; None for scores that are drawn once.
+        score: of the sum over the whole tile.
         running: whether the readings are folded into a moving average.
         needs_activity: whether the inputs of the layer are observed.
         grouped: whether the norm of the rows that die with a segment is part of its score.
@@ -66,6 +58,7 @@ class Importance:
     """
 
     measure: Measure | None
+    score: Callable[[Tensor], Tensor] = torch.positive
     running: bool = False
     needs_activity: bool = False
     grouped: bool = False
@@ -73,11 +66,16 @@ class Importance:
 
 
 IMPORTANCE: dict[str, Importance] = {
-    "dendritic": Importance(fisher, running=True),
-    "taylor": Importance(taylor, running=True),
-    "movement": Importance(movement, running=True),
-    "magnitude": Importance(magnitude, grouped=True),
-    "activation": Importance(activation, needs_activity=True),
+    "dendritic": Importance(gate_gradient, torch.square, running=True),
+    # the first-order change of the loss, |<W, dL/dW>| (Molchanov et al. 2017, eq. 6)
+    "taylor": Importance(gate_gradient, torch.abs, running=True),
+    # positive where training moves weights away from zero (Sanh et al. 2020, eq. 5)
+    "movement": Importance(gate_gradient, torch.neg, running=True),
+    # divided by the cost it ranks by the mean square weight (Han et al. 2015); along a wire the rows that die with a
+    # segment count too (Fang et al. 2023, DepGraph, section 3.3)
+    "magnitude": Importance(square_norm, grouped=True),
+    # Sun et al. 2024, Wanda, eq. 1, by groups
+    "activation": Importance(weighted_norm, needs_activity=True),
     "random": Importance(None, per_cost=False),  # every segment goes with the same chance, dear or cheap
 }
 

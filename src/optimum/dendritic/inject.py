@@ -134,7 +134,7 @@ def _layer_costs(
             shape = (layer.input_size, layer.num_layers, directions(layer), gates(layer))
             costs[name] = RecurrentCost(*shape, products, per_row)
         elif isinstance(layer, DendriticWeight):
-            rows, kernel = widths(layer)[1], layer.tiles.shape[4]
+            rows, kernel = widths(layer)[1], layer.weight.shape[2:].numel()
             reader, runs = fed.get(name, (None, ()))
             reading = layers[reader] if reader else None
             reached = (

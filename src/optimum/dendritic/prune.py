@@ -27,8 +27,8 @@ from .inject import layer_costs
 from .nn import DendriticLayer, DendriticWeight
 from .record import dendritic_layers, injected_layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .segments import wide
 from .selection import choose_regrown, select, total_cost, unit_cost
+from .shards import local, reshard
 from .uniform import select_uniform
 
 logger = logging.get_logger(__name__)
@@ -79,6 +79,7 @@ def score_(model: nn.Module) -> None:
     A step in which any reading is not finite, such as one that a GradScaler skips, is not scored, with a warning.
     """
     config, layers = injected_layout(model).config, dendritic_layers(model)
+    reshard(model)
     observed = [x for x in layers.values() if isinstance(x, DendriticWeight) and x.dendrite_activity is not None]
     for layer, seen in zip(observed, mean_over_ranks([layer.seen for layer in observed]), strict=True):
         layer.note_activity_(seen)
@@ -108,6 +109,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     those that pay, and from then on they learn. In a distributed training every rank calls, and rank 0 chooses.
     """
     layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
+    reshard(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
     scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
@@ -138,6 +140,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
 
 def mask_(model: nn.Module) -> None:
     """Set every pruned segment to zero, after the optimizer's step."""
+    reshard(model)
     for layer in dendritic_layers(model).values():
         layer.mask_()
 
@@ -161,9 +164,9 @@ def _ranked(
             and cost.reader
             and cost.reached is not None
         ):
-            norms, dies = wide(layer.tiles).square().sum((2, 3, 4)).flatten().cpu(), cost.reached >= 0
+            norms, dies = layer.row_norms().cpu(), cost.reached >= 0
             arbors, segments = scores[cost.reader].shape
-            rows = torch.zeros(segments).index_add(0, cost.reached[dies], norms[dies].float())
+            rows = torch.zeros(segments).index_add(0, cost.reached[dies], norms[dies])
             scores[cost.reader] = scores[cost.reader] + rows / arbors
     if rule.per_cost:
         return scores
@@ -203,9 +206,8 @@ def _tend(
     awake = bool(layer.dendrite_awake)
     if not awake:
         layer.absorb_(gone, alive.to(gone.device))
-        from_first_rank_(layer.sprout.parameters())
     layer.dendrite_awake.fill_(pays and (awake or final))
-    layer.sprout.gate.mul_(layer.dendrite_awake)
+    local(layer.sprout.gate).mul_(layer.dendrite_awake)
     if optimizer is not None and not awake:
         for parameter in layer.sprout.parameters():
             for moment in optimizer.state.get(parameter, {}).values():

@@ -142,7 +142,7 @@ def _sums(known: list[Moments] | None, new: list[Moments]) -> list[Moments]:
 
 def kept_columns(layer: DendriticWeight) -> list[Tensor]:
     """Ascending indices of the kept ones among `columns`, for each arbor."""
-    size = layer.segment_size * layer.tiles.shape[4]
+    size = layer.segment_size * layer.weight.shape[2:].numel()
     return [arbor.repeat_interleave(size).nonzero().flatten() for arbor in layer.dendrite_mask]
 
 

@@ -4,16 +4,20 @@ A layer has `A` arbors (equal groups of outputs) and `S` segments (equal groups 
 weights from segment `s` to arbor `a`; a mask, a score and a gate have one entry for each tile, shape `[A, S]`.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from .shards import held, local
 
 
 def rows_first(weight: Tensor, transposed: bool) -> Float[Tensor, "outputs inputs kernel"]:
     """View of a Linear (`[out, in]`), Conv (`[out, in, *kernel]`) or Conv1D (`[in, out]`, `transposed`) weight."""
     if transposed:
         return weight.t().unsqueeze(-1)
-    return weight.view(*weight.shape[:2], -1)  # view, never a copy: callers write through it
+    return weight.view(*weight.shape[:2], weight.shape[2:].numel())  # view, never a copy: callers write through it
 
 
 def tiles(
@@ -21,7 +25,52 @@ def tiles(
 ) -> Float[Tensor, "arbors rows segments inputs kernel"]:
     """View of `weight` as tiles; writing to it writes to the weight. `arbors` divides out, `segments` divides in."""
     rows = rows_first(weight, transposed)
-    return rows.unflatten(1, (segments, -1)).unflatten(0, (arbors, -1))
+    outputs, inputs = (width // max(1, parts) for width, parts in zip(rows.shape[:2], (arbors, segments), strict=True))
+    return rows.unflatten(1, (segments, inputs)).unflatten(0, (arbors, outputs))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tiles of a layer, or of the part of it that this process holds; a shard is cut finer, so that no tile crosses
+    its edge.
+
+    Attributes:
+        tiles: a view, `[a, rows, s, inputs, kernel]`.
+        arbors: for each of the `a` the arbor of the layer that it is part of; None where they are the layer's.
+        segments: likewise for each of the `s`.
+        inputs: indices of the inputs along the tiles, where they are not all.
+    """
+
+    tiles: Float[Tensor, "a rows s inputs kernel"]
+    arbors: Tensor | None = None
+    segments: Tensor | None = None
+    inputs: Tensor | None = None
+
+    def add_to(self, total: Float[Tensor, "arbors segments"], sums: Float[Tensor, "a s"]) -> None:
+        """Add the sum over each of these tiles to the layer's tile that it is part of."""
+        arbors, segments = total.shape
+        if self.arbors is not None:
+            sums = sums.new_zeros(arbors, sums.shape[1]).index_add(0, self.arbors, sums)
+        if self.segments is not None:
+            sums = sums.new_zeros(arbors, segments).index_add(1, self.segments, sums)
+        total.add_(sums)
+
+    def blank_(self, chosen: Bool[Tensor, "arbors segments"]) -> None:
+        """Set what is part of the layer's `chosen` tiles to zero."""
+        chosen = chosen if self.arbors is None else chosen[self.arbors]
+        chosen = chosen if self.segments is None else chosen[:, self.segments]
+        self.tiles.masked_fill_(over_tiles(chosen), 0)
+
+
+def piece(weight: Tensor, arbors: int, segments: int, transposed: bool = False) -> Piece:
+    """The tiles of `weight`; of a shard of rows each row as an arbor, of one of inputs each input as a segment."""
+    own, part = held(weight), local(weight)
+    if own is None:
+        return Piece(tiles(part, arbors, segments, transposed))
+    if transposed:
+        fine = tiles(part, arbors, len(own), transposed)
+        return Piece(fine, segments=own // (weight.shape[0] // segments), inputs=own)
+    return Piece(tiles(part, len(own), segments), arbors=own // (weight.shape[0] // arbors))
 
 
 def wide(values: Tensor) -> Tensor:

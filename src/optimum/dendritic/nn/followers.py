@@ -3,6 +3,7 @@
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from ..shards import whole
 from ..surgery import shallow_copy
 
 
@@ -12,7 +13,7 @@ def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Mod
     for registry in (small._parameters, small._buffers):
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
-                part = tensor.detach().index_select(0, keep.to(tensor.device))
+                part = whole(tensor).index_select(0, keep.to(tensor.device))
                 registry[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
     for attribute in ("num_features", "num_parameters", "groups", "in_channels", "out_channels"):
         if attribute in small.__dict__:

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..importance import Tiles
-from ..segments import kept_inputs, over_tiles, tiles, wide
+from ..importance import square_norm
+from ..segments import Piece, kept_inputs, over_tiles, piece, tiles, wide
+from ..shards import summed, whole
 from ..surgery import shallow_copy
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
 from .segmented import DendriticLayer
@@ -98,17 +99,25 @@ class DendriticWeight(DendriticLayer):
 
     @property
     def segment_size(self) -> int:
-        return self.tiles.shape[3]
+        return widths(self)[0] // self.dendrite_mask.shape[1]
 
     def segmented(self) -> dict[str, nn.Parameter]:
         return {"weight": self.weight}
 
-    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
-        return [self.as_tiles(tensors["weight"])]
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return [piece(tensors["weight"], *self.dendrite_mask.shape, self.transposed)]
 
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         for tensor in tensors.values():
-            self.as_tiles(tensor).masked_fill_(over_tiles(chosen), 0)
+            piece(tensor, *self.dendrite_mask.shape, self.transposed).blank_(chosen)
+
+    @torch.no_grad()
+    def row_norms(self) -> Float[Tensor, " outputs"]:
+        """`||W||^2` of each output."""
+        outputs = widths(self)[1]
+        part, total = piece(self.weight, outputs, 1, self.transposed), self.dendrite_score.new_zeros(outputs, 1).float()
+        part.add_to(total, square_norm(part.tiles, part.tiles).float())
+        return summed(total, like=self.weight).flatten()
 
     def kept(self) -> list[Tensor]:
         """Ascending input indices (int64) that each arbor reads, on the CPU."""
@@ -116,9 +125,12 @@ class DendriticWeight(DendriticLayer):
 
     @torch.no_grad()
     def absorb_(self, gone: Bool[Tensor, "arbors segments"], alive: Bool[Tensor, " outputs"]) -> None:
-        """Fold the weights of tiles that are being pruned into the sprout, as far as their outputs are alive."""
+        """Fold the weights of tiles that are being pruned into the sprout, as far as their outputs are alive.
+
+        A sharded weight is gathered for it: the factors need all of what is lost at once.
+        """
         assert self.sprout is not None and self.dendrite_activity is not None
-        lost = torch.where(over_tiles(gone), wide(self.tiles), 0).flatten(0, 1).flatten(1)
+        lost = torch.where(over_tiles(gone), wide(self.as_tiles(whole(self.weight))), 0).flatten(0, 1).flatten(1)
         self.sprout.absorb_(torch.where(alive[:, None], lost, 0).float(), self.dendrite_activity.float().sqrt())
 
     def awake_sprout(self, rows: Tensor) -> Sprout | None:
@@ -152,7 +164,7 @@ INJECTED: dict[type[nn.Module], type[DendriticLayer]] = {
 
 def stock_type(layer: nn.Module) -> type[nn.Module]:
     """The stock class of an injected or stock layer."""
-    return next((stock for stock, injected in INJECTED.items() if type(layer) is injected), type(layer))
+    return next((stock for stock, injected in INJECTED.items() if isinstance(layer, injected)), type(layer))
 
 
 def is_weight_layer(module: nn.Module) -> bool:

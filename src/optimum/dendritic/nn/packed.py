@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import invalid
 from ..layout import Form
+from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import DendriticWeight, WeightLayer, stock_type
 from .segmented import drop_own_buffers
@@ -113,7 +114,7 @@ def pack_layer(
         arrives: ascending inputs (of `in`) that the incoming tensor still has.
         cut: True when the outgoing tensor has only `keep_outputs`, False when the others are scattered in as zeros.
     """
-    weight = layer.weight.detach()
+    weight = whole(layer.weight)  # of a sharded model this one alone, until the end of this function
     transposed = stock_type(layer) is Conv1D
     weight = weight.t() if transposed else weight
     device, outputs = weight.device, weight.shape[0]
@@ -143,7 +144,7 @@ def pack_layer(
         layer,
         form,
         weight=torch.cat(parts).t().contiguous() if transposed else torch.cat(parts),
-        bias=None if bias is None else bias.detach().index_select(0, keep_outputs.to(device)),
+        bias=None if bias is None else whole(bias).index_select(0, keep_outputs.to(device)),
         inputs=torch.stack([torch.searchsorted(arrives, keep) for keep in keep_inputs]).to(device) if gather else None,
         outputs=keep_outputs.to(device) if scatter else None,
         sprout=sprout,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..layout import Recurrent
+from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import stock_type
 from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states
@@ -109,7 +110,7 @@ def pack_recurrent(layer: RecurrentLayer, keep: list[Tensor]) -> nn.Module:
         arrive = [way * hidden + units for way, units in enumerate(keep[max(0, first - ways) : first])]
         columns = [torch.cat(arrive) if arrive else None, keep[arbor], None, None]
         for name, column in zip(names, columns, strict=False):
-            part = layer.get_parameter(name).detach().index_select(0, rows)
+            part = whole(layer.get_parameter(name)).index_select(0, rows)
             tensors[name] = part if column is None else part.index_select(1, column.to(device))
     return _build(layer, Recurrent(hidden, len(keep[0])), tensors, torch.stack(keep).to(device))
 

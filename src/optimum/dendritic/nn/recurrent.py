@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import invalid
-from ..importance import Tiles
+from ..segments import Piece
+from ..shards import held, local
 from .segmented import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU
@@ -55,34 +56,45 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
     def segmented(self) -> dict[str, nn.Parameter]:
         return {name: self.get_parameter(name) for name in self._flat_weights_names}
 
-    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
         parts = [self._rows(tensors, arbor) + self._columns(tensors, arbor) for arbor in range(states(self))]
-        return [torch.cat(part, 3) for part in parts]
+        return [piece for part in parts for piece in part]
 
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for arbor, names in enumerate(self._all_weights):
-            for name in tensors.keys() & set(names):
-                self._by_gate(tensors[name]).masked_fill_(chosen[arbor][:, None], 0)
+        for arbor in range(states(self)):
+            for piece in self._rows(tensors, arbor):
+                piece.blank_(chosen)
 
     def kept(self) -> list[Tensor]:
         """Ascending hidden units (int64) that each direction of each layer keeps, on the CPU."""
         return [arbor.nonzero().flatten() for arbor in self.dendrite_mask.cpu()]
 
-    def _rows(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Tiles]:
-        """Views `[1, gates, hidden, width, 1]`: what drives each unit of one arbor."""
-        return [self._by_gate(tensors[name])[None, ..., None] for name in self._all_weights[arbor]]
+    def _rows(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
+        """What drives each unit of one arbor, of those of its `tensors` that are there: `[1, 1, rows, width, 1]`, the
+        rows of all gates one after another."""
+        pieces = []
+        for name in (name for name in self._all_weights[arbor] if name in tensors):
+            matrix = _matrix(tensors[name])
+            own = held(tensors[name])
+            rows = torch.arange(len(matrix), device=matrix.device) if own is None else own
+            pieces.append(Piece(matrix[None, None, ..., None], rows.new_tensor([arbor]), rows % self.hidden_size))
+        return pieces
 
-    def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Tiles]:
-        """Views `[1, gates, hidden, hidden, 1]`: what its own direction and the next layer read of each unit."""
+    def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
+        """What its own direction and the next layer read of each unit: `[1, 1, hidden, rows, 1]`."""
         ways, width = directions(self), self.hidden_size
         layer, way = divmod(arbor, ways)
-        readers = [self._by_gate(tensors[self._all_weights[arbor][1]])]
+        readers = [_matrix(tensors[self._all_weights[arbor][1]])]
         for name, *_ in self._all_weights[(layer + 1) * ways : (layer + 2) * ways]:
-            readers.append(self._by_gate(tensors[name])[..., way * width : (way + 1) * width])
-        return [reader.transpose(1, 2)[None, ..., None] for reader in readers]
+            readers.append(_matrix(tensors[name])[:, way * width : (way + 1) * width])
+        own = torch.tensor([arbor], device=readers[0].device)
+        return [Piece(reader.t()[None, None, ..., None], own) for reader in readers]
 
-    def _by_gate(self, tensor: Tensor) -> Float[Tensor, "gates hidden width"]:
-        return tensor.view(-1, self.hidden_size, tensor[0].numel())
+
+def _matrix(tensor: Tensor) -> Float[Tensor, "rows width"]:
+    """View of what this process holds of a weight, or of a bias as one column."""
+    part = local(tensor)
+    return part if part.dim() == 2 else part[:, None]
 
 
 class DendriticLSTM(DendriticRecurrent, nn.LSTM):
@@ -95,8 +107,8 @@ class DendriticGRU(DendriticRecurrent, nn.GRU):
 
 def is_recurrent_layer(module: nn.Module) -> bool:
     """Whether a module is exactly an LSTM or a GRU, stock or injected, without a projection of its hidden state."""
-    kinds = (nn.LSTM, nn.GRU, DendriticLSTM, DendriticGRU)
-    return type(module) in kinds and isinstance(module, RecurrentLayer) and module.proj_size == 0
+    kind = isinstance(module, DendriticRecurrent) or type(module) in (nn.LSTM, nn.GRU)
+    return kind and isinstance(module, RecurrentLayer) and module.proj_size == 0
 
 
 def recurrent_layer(model: nn.Module, name: str) -> RecurrentLayer:

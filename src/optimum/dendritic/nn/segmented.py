@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..importance import IMPORTANCE, Measure, Tiles
-from ..segments import sum_tiles, wide
+from ..importance import IMPORTANCE, Importance, Measure, square_gradient
+from ..segments import Piece
+from ..shards import summed
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 
@@ -34,8 +35,8 @@ class DendriticLayer(nn.Module):
         """The parameters that hold the tiles, by name."""
         raise NotImplementedError
 
-    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
-        """For each group of arbors, in order, all that their gates multiply, as tiles.
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        """All that the gates multiply; of sharded parameters, what this process holds of it.
 
         Args:
             tensors: the parameters of `segmented`, or others of their shapes (gradients).
@@ -62,7 +63,7 @@ class DendriticLayer(nn.Module):
         rule = IMPORTANCE[importance]
         if rule.measure is None or (rule.running and not self._has_gradient()):
             return None
-        return self.reading(rule.measure, self._gradients())
+        return self.reading(rule, self._gradients())
 
     @torch.no_grad()
     def note_(self, reading: Float[Tensor, "arbors segments"], importance: str, decay: float) -> None:
@@ -72,23 +73,33 @@ class DendriticLayer(nn.Module):
         self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
 
     @torch.no_grad()
-    def reading(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """What `measure` makes of the present parameters and these gradients of `segmented`."""
-        pairs = zip(self.gated(self.segmented()), self.gated(gradients), strict=True)
-        return torch.cat([measure(w, g, self.dendrite_activity) for w, g in pairs]).float()
+    def reading(self, rule: Importance, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """What `rule` makes of the present parameters and these gradients of `segmented`."""
+        assert rule.measure is not None
+        return rule.score(self._sums(rule.measure, gradients)).float()
 
     @torch.no_grad()
     def growth(self) -> Float[Tensor, "arbors segments"]:
         """`||dL/dW||^2` of each tile: how much a pruned tile wants to come back (Evci et al. 2020)."""
         if not self._has_gradient():
             return torch.zeros_like(self.dendrite_score)
-        norms = torch.cat([sum_tiles(wide(g).square()).float() for g in self.gated(self._gradients())])
+        norms = self._sums(square_gradient, self._gradients()).float()
         return torch.where(norms.isfinite(), norms, torch.zeros_like(norms))
 
     @torch.no_grad()
     def mask_(self) -> None:
         """Set the pruned tiles to zero, in place, and end the step."""
         self.blank_(self.segmented(), ~self.dendrite_mask)
+
+    def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """`measure` summed over all that each gate multiplies, wherever it is held."""
+        parameters, activity = self.segmented(), self.dendrite_activity
+        single = torch.promote_types(next(iter(parameters.values())).dtype, torch.float32)
+        total = torch.zeros_like(self.dendrite_mask, dtype=single)
+        for part, gradient in zip(self.gated(parameters), self.gated(gradients), strict=True):
+            seen = activity if activity is None or part.inputs is None else activity[part.inputs]
+            part.add_to(total, measure(part.tiles, gradient.tiles, seen))
+        return summed(total, like=next(iter(parameters.values())))
 
     def _has_gradient(self) -> bool:
         return any(parameter.grad is not None for parameter in self.segmented().values())

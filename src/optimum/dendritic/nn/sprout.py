@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..collectives import from_first_rank_
+from ..shards import put_, whole
+
 OVERSAMPLING = 8  # directions beyond the rank, and
 POWERS = 4  # rounds of power iteration of the range finder
 
@@ -39,8 +42,8 @@ class Sprout(nn.Module):
     def rows(self, keep: Tensor) -> "Sprout":
         """A sprout of the outputs `keep` (ascending indices) alone."""
         keep = keep.to(self.up.device)
-        up, gate = self.up.detach().index_select(0, keep), self.gate.detach().index_select(0, keep)
-        return Sprout(self.down.detach().clone(), up, gate)
+        up, gate = whole(self.up).index_select(0, keep), whole(self.gate).index_select(0, keep)
+        return Sprout(whole(self.down).clone(), up, gate)
 
     @torch.no_grad()
     def absorb_(self, lost: Float[Tensor, "rows inputs"], norms: Float[Tensor, " inputs"]) -> None:
@@ -50,10 +53,12 @@ class Sprout(nn.Module):
             lost: weights that are being pruned.
             norms: root mean square of each input.
         """
+        up, down = whole(self.up), whole(self.down)
         if bool(lost.any()):
-            up, down = factorise(self.up.float() @ self.down.float() + lost, norms, self.rank)
-            self.up.copy_(up)
-            self.down.copy_(down)
+            up, down = factorise(up.float() @ down.float() + lost, norms, self.rank)
+        from_first_rank_((up, down))  # linear algebra may turn out otherwise on another device
+        put_(self.up, up)
+        put_(self.down, down)
 
 
 def empty_sprout(rank: int, inputs: int, rows: int, like: Tensor) -> Sprout:
