@@ -35,6 +35,7 @@ from .packing import segments_reached
 from .record import dendritic_layers, injected_layout, layout_of, set_layout
 from .segments import largest_divisor
 from .selection import select, total_cost
+from .shards import refuse_sharded
 from .surgery import swap
 from .targets import target_names
 from .uniform import select_uniform
@@ -220,6 +221,7 @@ def _check_reachable(
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
+    refuse_sharded(model, "Inject the model before it is sharded.")
     wrapped = isinstance(model, DataParallel | DistributedDataParallel) or "_orig_mod" in model._modules
     if wrapped:
         remedy = "Inject the inner model before it is wrapped or compiled."

@@ -19,6 +19,7 @@ from .probing import quiet
 from .prune import pruning_of, update_
 from .reconstruct import reconstruct_, stages
 from .record import dendritic_layers, injected_layout
+from .shards import refuse_sharded
 
 logger = logging.get_logger(__name__)
 
@@ -48,10 +49,11 @@ def prune_(
         `model`, in the mode that it was in; gradients and the random state are untouched.
 
     Raises:
-        DendriticError: the model is not injected or is packed; there is no batch, or one that is no mapping; the
+        DendriticError: the model is not injected, is packed or sharded; there is no batch, or one that is no mapping; the
             outputs hold no loss, or the scores are not finite. The model is then as it was.
     """
     config = injected_layout(model).config
+    refuse_sharded(model, "Call prune_ before the model is sharded; while it trains, use score_, update_ and mask_.")
     for field, count in {"rounds": rounds, "passes": passes}.items():
         if type(count) is not int or count < 1:
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")

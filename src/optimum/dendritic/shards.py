@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from .errors import invalid
 
+ZERO3 = "DeepSpeed ZeRO-3 keeps the values of the parameters to itself, so that none can be scored or pruned"
+REMEDY = "Train with FSDP2, which shards as much: examples/accelerate/fsdp2.yaml."
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`."""
@@ -20,6 +23,21 @@ def is_sharded(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor  # here: builds without distributed training lack it
 
     return isinstance(tensor, DTensor)
+
+
+def is_emptied(tensor: Tensor) -> bool:
+    """Whether a parameter is a stand-in of DeepSpeed ZeRO-3, which keeps the values to itself."""
+    return "ds_id" in vars(tensor)
+
+
+def refuse_sharded(model: nn.Module, remedy: str) -> None:
+    """Raise `DendriticError` for a model whose parameters are spread over processes already, by whatever engine."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) or is_emptied(parameter):
+            raise invalid("model", type(model).__name__, f"{name} is sharded over several processes already", remedy)
+    for module in model.modules():
+        if type(module).__name__ == "FullyShardedDataParallel":  # FSDP1, whose flat parameters have no rows left
+            raise invalid("model", type(model).__name__, "is sharded by FSDP1 already", remedy)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -31,9 +49,12 @@ def held(tensor: Tensor) -> Int[Tensor, " held"] | None:
     """Ascending indices (int64) along the first dimension of what `local` holds; None for all of a stock tensor.
 
     Raises:
-        DendriticError: the tensor is cut along another dimension (tensor parallelism), or along several meshes.
+        DendriticError: the tensor is cut along another dimension (tensor parallelism) or along several, or is a
+            parameter that DeepSpeed ZeRO-3 has emptied.
     """
     if not is_sharded(tensor):
+        if is_emptied(tensor):
+            raise invalid("parameter.ds_shape", vars(tensor)["ds_shape"], ZERO3, REMEDY)
         return None
     cut = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]  # type: ignore
     if len(cut) > 1 or any(not tensor.placements[axis].is_shard(0) for axis in cut):  # type: ignore[attr-defined]

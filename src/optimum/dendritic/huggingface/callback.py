@@ -26,6 +26,7 @@ from ..errors import invalid
 from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
+from .engines import check_engine, save_in_whole
 from .optimizers import check_learns_sprouts
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
@@ -80,6 +81,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.saw_init = True
+        check_engine(args)
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:
@@ -176,6 +178,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         compress_(model, self.example_inputs)
+        save_in_whole()
         self.plan = {}
 
     @property
