@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..importance import Measure, Tiles, magnitude
-from ..segments import wide
+from ..importance import Measure, square_norm
+from ..segments import Piece, wide
+from ..shards import local, put_, summed, whole
 from ..surgery import shallow_copy
 from .segmented import DendriticLayer
 
@@ -44,29 +45,32 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
     def segmented(self) -> dict[str, nn.Parameter]:
         return {GATE: self.dendrite_gate}
 
-    def gated(self, tensors: Mapping[str, Tensor]) -> list[Tiles]:
-        return [tensors[GATE][None, None, :, None, None]]
+    def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return [Piece(whole(tensors[GATE])[None, None, :, None, None])]  # a number a block: nothing to spread
 
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         for tensor in tensors.values():
-            tensor.masked_fill_(chosen[0], 0)
+            put_(tensor, whole(tensor).masked_fill(chosen[0], 0))
 
     def kept(self) -> list[Tensor]:
         return [self.dendrite_mask[0].cpu().nonzero().flatten()]
 
     @torch.no_grad()
-    def reading(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
-        if measure is magnitude:
-            norms = [torch.stack([wide(p).square().sum() for p in block.parameters()]).sum() for block in self]
-            return torch.stack(norms)[None].float()
-        (gradient,) = self.gated(gradients)
-        return measure(torch.ones_like(gradient), gradient, None).float()
-
-    @torch.no_grad()
     def mask_(self) -> None:
         """Put the gates to 0 and 1."""
-        self.dendrite_gate.copy_(self.dendrite_mask[0])
+        put_(self.dendrite_gate, self.dendrite_mask[0].to(self.dendrite_gate.dtype))
+
+    def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
+        if measure is square_norm:
+            return torch.stack([_square_norm(block) for block in self])[None]
+        (gradient,) = self.gated(gradients)
+        return measure(torch.ones_like(gradient.tiles), gradient.tiles, None)
+
+
+def _square_norm(block: nn.Module) -> Tensor:
+    norms = [summed(wide(local(p)).square().sum(), like=p) for p in block.parameters()]
+    return torch.stack(norms).sum()
 
 
 def inject_stack(stack: nn.ModuleList) -> DendriticStack:
