@@ -23,6 +23,7 @@ PUBLIC = [
     "distill_",
     "distillation_loss",
     "inject_",
+    "last_checkpoint",
     "mask_",
     "measure",
     "prune_",

@@ -7,7 +7,7 @@ import torch
 from models import build
 from torch import nn
 
-from optimum.dendritic.importance import fisher, magnitude
+from optimum.dendritic.importance import IMPORTANCE
 from optimum.dendritic.nn import DendriticStack, inject_stack
 from optimum.dendritic.surgery import swap
 
@@ -82,9 +82,9 @@ def test_scores():
     _, stack, _ = gated("bert")
     skip_(stack, 1)
     gradient = {"dendrite_gate": torch.tensor([2.0, 3.0])}
-    assert stack.reading(fisher, gradient).tolist() == [[4.0, 9.0]]  # a skipped block is judged, too
+    assert stack.reading(IMPORTANCE["dendritic"], gradient).tolist() == [[4.0, 9.0]]  # a skipped block is judged, too
     norms = [sum(p.square().sum() for p in block.parameters()) for block in stack]
-    assert torch.allclose(stack.reading(magnitude, gradient), torch.stack(norms)[None])
+    assert torch.allclose(stack.reading(IMPORTANCE["magnitude"], gradient), torch.stack(norms)[None])
 
 
 def test_an_optimizer_does_not_move_the_gates():

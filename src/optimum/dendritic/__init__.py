@@ -14,6 +14,7 @@ from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
 from .huggingface import DendriticCallback as DendriticCallback
+from .huggingface import last_checkpoint as last_checkpoint
 from .inject import inject_ as inject_
 from .oneshot import prune_ as prune_
 from .prune import Pruning as Pruning
