@@ -12,7 +12,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"errors", "schedules", "collectives"},
     {"config", "strict", "divergence"},
     {"layout"},
-    {"shards", "surgery", "costs", "least_squares"},
+    {"adapters", "shards", "surgery", "costs", "least_squares"},
     {"segments"},
     {"importance"},
     {"nn."},

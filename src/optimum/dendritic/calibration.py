@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import invalid
 from .importance import IMPORTANCE
+from .inputs import is_empty, shapes
 from .nn import DendriticLayer
 from .record import dendritic_layers, injected_layout
 from .segments import wide
@@ -22,7 +23,8 @@ def as_batches(batches: Any) -> list[Batch]:
     """The batches as a list of keyword arguments.
 
     Raises:
-        DendriticError: `batches` is no iterable, is empty, or holds anything but mappings with tensors.
+        DendriticError: `batches` is no iterable, is empty, or holds anything but mappings with tensors of
+            at least one sample.
     """
     remedy = "Pass a list of batches, each with keyword arguments of model.forward, or a DataLoader of them."
     try:
@@ -34,6 +36,8 @@ def as_batches(batches: Any) -> list[Batch]:
     for batch in found:
         if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
             raise invalid("batches", type(batch).__name__, "every batch must be a mapping with tensors", remedy)
+        if is_empty(batch):
+            raise invalid("batches", shapes(batch), "every batch must hold a sample", "Leave the empty ones out.")
     return found
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
 
+from .adapters import refuse_adapters
 from .config import DendriticConfig
 from .costs import Cost, LayerCost, RecurrentCost, StackCost
 from .dials import find_dials
@@ -60,11 +61,12 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         `model`.
 
     Raises:
-        DendriticError: `model` is wrapped, injected with another config, or packed; a pattern matches nothing; floors
-            forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is asked of a model whose
-            config cannot say what pruning would do. The model is then as it was.
+        DendriticError: `model` is wrapped, carries adapters, is injected with another config, or packed; a pattern
+            matches nothing; floors forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is
+            asked of a model whose config cannot say what pruning would do. The model is then as it was.
     """
     _refuse_wrapped(model)
+    refuse_adapters(model)
     present = layout_of(model)
     if present is not None and not present.packed and present.config == config:
         return model

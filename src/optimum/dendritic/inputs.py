@@ -47,14 +47,27 @@ def as_mapping(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Example inputs as keyword arguments on the model's device, without labels.
 
     Raises:
-        DendriticError: `example_inputs` is no mapping with at least one tensor.
+        DendriticError: `example_inputs` is no mapping with at least one tensor, or holds no samples.
     """
     if not isinstance(example_inputs, Mapping) or not any(isinstance(v, Tensor) for v in example_inputs.values()):
         remedy = "Pass keyword arguments of model.forward, e.g. {'pixel_values': images}."
         raise invalid("example_inputs", type(example_inputs).__name__, "must be a mapping with tensors", remedy)
+    if is_empty(example_inputs):
+        rule = "holds no samples"
+        raise invalid("example_inputs", shapes(example_inputs), rule, "Pass a batch of at least one sample.")
     device = next(model.parameters()).device
     kept = {k: v for k, v in example_inputs.items() if k not in LABELS}
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kept.items()}
+
+
+def is_empty(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch has tensors, but no samples."""
+    return any(isinstance(value, Tensor) and value.dim() > 0 and len(value) == 0 for value in batch.values())
+
+
+def shapes(batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a batch's tensors, for errors."""
+    return {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)}
 
 
 def repeat_first(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:

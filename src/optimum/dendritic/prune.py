@@ -112,6 +112,8 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     reshard(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
     scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
+    if all(bool(mask.all()) for mask in masks.values()):
+        _tell_unscored(layers, IMPORTANCE[layout.config.importance])
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
     budget, floor = (1 - sparsity) * layout.dense_cost, layout.config.floor
@@ -178,6 +180,16 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """Read off the device at once, since each look at it waits for it."""
     flags = [tensor.isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+
+
+def _tell_unscored(layers: dict[str, DendriticLayer], rule: Importance) -> None:
+    """Warn of layers without a gradient so far: what the loss does not feel goes first, though outputs may need it."""
+    unscored = [name for name, layer in layers.items() if not bool(layer.dendrite_score.any())]
+    if rule.running and 0 < len(unscored) < len(layers):
+        logger.warning(
+            f"No gradient has reached {', '.join(unscored)} so far: they count as unimportant and are pruned first. "
+            "Where the model needs them, name them in exclude_modules."
+        )
 
 
 def _density(masks: dict[str, Tensor]) -> dict[str, float]:

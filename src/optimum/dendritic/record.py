@@ -35,6 +35,17 @@ def injected_layout(model: nn.Module) -> Layout:
 
 
 def dendritic_layers(model: nn.Module) -> dict[str, DendriticLayer]:
-    """The injected layers by name, in the layout's order."""
-    layers = {name: model.get_submodule(name) for name in injected_layout(model).modules}
-    return {name: layer for name, layer in layers.items() if isinstance(layer, DendriticLayer)}
+    """The injected layers by name, in the layout's order.
+
+    Raises:
+        DendriticError: `model` is not injected, or another module stands in a layer's place.
+    """
+    layers = {}
+    for name in injected_layout(model).modules:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, DendriticLayer):
+            rule = f"{name} was replaced after the injection, by an adapter of PEFT or another wrapper"
+            remedy = "Take it off, or pack the model first: adapters go on the packed one."
+            raise invalid("model", type(model).__name__, rule, remedy)
+        layers[name] = layer
+    return layers

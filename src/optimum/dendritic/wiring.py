@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .dye import Tracer
+from .dye import Tangled, Tracer
 from .errors import invalid
 from .inputs import as_mapping, repeat_first
 from .layout import Bundle, Run, Wire
@@ -111,11 +111,14 @@ def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
     """Collect what leads to each reader; keep the bundles whose blocks line up and leave something to choose."""
     found: dict[str, dict[str, Tensor]] = {}  # reader -> producer -> [out, in]
     onward: dict[str, dict[str, Tensor]] = {}  # reader -> follower -> [channels, in]
+    failed: dict[str, Exception] = {}
     for name in layers:
         try:
             exclusive = tracer.exclusive(name)
         except Exception as error:  # any model may fail in any way; this producer is left alone
             logger.info(f"{name} stays uncut, its dye could not be read: {error}")
+            if not isinstance(error, Tangled):
+                failed[name] = error
             continue
         if exclusive is None or exclusive[0] == name:
             continue
@@ -125,6 +128,12 @@ def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
             leads = reach[follower].t().float() @ reach[reader].float() > 0
             known = onward.setdefault(reader, {})
             known[follower] = leads | known.get(follower, torch.zeros_like(leads))
+    if failed:
+        name, error = next(iter(failed.items()))
+        logger.warning(
+            f"The forward pass raises when NaN traces the wires of {len(failed)} layers, which are not cut: "
+            f"{name}: {type(error).__name__}: {error}"
+        )
     bundles = [_bundle(name, found[name], onward.get(name, {})) for name in layers if name in found]
     return [bundle for bundle in bundles if bundle is not None]
 

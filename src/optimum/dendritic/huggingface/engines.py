@@ -23,7 +23,9 @@ def check_engine(args: TrainingArguments) -> None:
     if is_deepspeed_zero3_enabled():
         raise invalid("zero_stage", 3, ZERO3, REMEDY)
     if state.distributed_type == DistributedType.DEEPSPEED:
-        rule = "takes the gradients away before a callback sees them, and keeps a copy of the weights that pruning misses"
+        rule = (
+            "takes the gradients away before a callback sees them, and keeps a copy of the weights that pruning misses"
+        )
         raise invalid("distributed_type", "DEEPSPEED", rule, REMEDY)
     if state.distributed_type != DistributedType.FSDP:
         return

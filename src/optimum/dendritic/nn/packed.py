@@ -4,6 +4,8 @@ The weight keeps the name `weight` and holds only live rows and columns: `[rows,
 (Conv1D) `[kept, rows]`. Rows are sorted by output; each arbor owns a run of them and reads `kept` inputs of its own.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,11 @@ class PackedLayer(nn.Module):
     sprout: Sprout | None
     form: Form
     channel_axis = -1
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Packed layers are shaped out of others, never built. PEFT's LoRA of convolutions builds their type."""
+        remedy = "Name only linear layers in the adapter's target_modules."
+        raise invalid("layer", type(self).__name__, "is made by packing alone", remedy)
 
     def gather(self, x: Tensor) -> Tensor:
         """`[..., inputs] -> [..., arbors * kept]`; as is when there is nothing to gather."""
