@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from convnet import ConvNetConfig, ConvNetForImageClassification
-from optimum.dendritic import DendriticCallback, DendriticConfig, measure
+from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, measure
 from optimum.dendritic.metrics import Accuracy
 
 
@@ -43,6 +43,7 @@ class Arguments:
     max_train_samples: int | None = None
     seed: int = 0
     output_dir: str = "runs/image_classification"
+    resume: bool = False  # go on from the last complete checkpoints in output_dir
 
 
 def load_images(name: str) -> DatasetDict:
@@ -86,7 +87,8 @@ def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImagePro
             warmup_steps=0.1,
             seed=args.seed,
             logging_strategy="epoch",
-            save_strategy="no",
+            save_strategy="epoch",
+            save_total_limit=1,
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=False,
@@ -97,7 +99,7 @@ def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImagePro
         compute_metrics=accuracy,
         callbacks=callbacks,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)
     trainer.save_model()
     return trainer
 

@@ -34,7 +34,7 @@ from transformers import (
     set_seed,
 )
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, measure
+from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, measure
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Arguments:
     seed: int = 0
     prompt: str = "The "
     output_dir: str = "runs/language_modeling"
+    resume: bool = False  # go on from the last complete checkpoints in output_dir
 
 
 def load_text(name: str) -> str:
@@ -102,7 +103,9 @@ def train(name: str, model: nn.Module, args: Arguments, data: dict[str, Dataset]
             warmup_steps=0.1,
             seed=args.seed,
             logging_steps=100,
-            save_strategy="no",
+            save_strategy="steps",
+            save_steps=100,
+            save_total_limit=1,
             report_to="none",
             prediction_loss_only=True,
             dataloader_pin_memory=False,
@@ -111,7 +114,7 @@ def train(name: str, model: nn.Module, args: Arguments, data: dict[str, Dataset]
         eval_dataset=data["validation"],
         callbacks=callbacks,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)
     trainer.save_model()
     return trainer
 

@@ -35,7 +35,7 @@ from transformers import (
     set_seed,
 )
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, measure
+from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, measure
 from optimum.dendritic.metrics import Accuracy
 
 LIBRARIES = ["matplotlib", "numpy", "pandas", "sklearn"]
@@ -52,6 +52,7 @@ class Arguments:
     learning_rate: float = 5e-4
     seed: int = 0
     output_dir: str = "runs/text_classification"
+    resume: bool = False  # go on from the last complete checkpoints in output_dir
 
 
 def docstrings(library: str) -> Iterator[str]:
@@ -110,7 +111,8 @@ def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, token
             seed=args.seed,
             train_sampling_strategy="group_by_length",
             logging_strategy="epoch",
-            save_strategy="no",
+            save_strategy="epoch",
+            save_total_limit=1,
             report_to="none",
             dataloader_pin_memory=False,
         ),
@@ -121,7 +123,7 @@ def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, token
         compute_metrics=accuracy,
         callbacks=callbacks,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)
     trainer.save_model()
     return trainer
 

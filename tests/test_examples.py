@@ -68,3 +68,13 @@ def test_accelerate_reads_the_config_files(file):
         "ddp": (DistributedType.MULTI_GPU, None),
         "fsdp2": (DistributedType.FSDP, 2),
     }[file.stem]
+
+
+def test_an_example_that_had_ended_is_resumed_with_the_same_model(tmp_path):
+    arguments = ("language_modeling.py", "--steps", "12", "--batch_size", "4")
+    file = tmp_path / "runs/language_modeling/packed/model.safetensors"
+    run(*arguments, cwd=tmp_path)
+    first = file.read_bytes()
+    file.unlink()
+    run(*arguments, "--resume", cwd=tmp_path)
+    assert file.read_bytes() == first

@@ -175,6 +175,16 @@ class TestWhatARunHasInCommon:
         assert trainer.state.global_step == STEPS
         assert sorted(whole[0].iterdir()) == checkpoints
 
+    def test_its_last_checkpoint_is_not_written_again(self, tmp_path):
+        saving = {"max_steps": -1, "num_train_epochs": 2.5, "save_strategy": "epoch"}
+        undisturbed = make_trainer(tmp_path, **saving)
+        undisturbed.train()
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        trainer = make_trainer(tmp_path, **saving)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
+        assert_same(tensors(undisturbed.model), tensors(trainer.model))
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
     @pytest.mark.parametrize("more", [2 * STEPS, FREEZE + 2])
     def test_other_max_steps_change_the_recovery_alone(self, killed, more, told):
         masks = {}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.deaths import WINDOWS, Death
+from harness.deaths import WINDOWS, Death, Mortal
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -38,10 +38,16 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint
+from optimum.dendritic import DendriticConfig, last_checkpoint
 
 STEPS, SAVE = 12, 3
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 4}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_labels": 4,
+}
 
 
 def bert() -> PreTrainedModel:
@@ -69,6 +75,7 @@ def train(case: str, folder: Path, death: Death) -> None:
     model = make()
     model.accepts_loss_kwargs = False  # pyright: ignore  # a plain mean; two processes would double it
     draw = torch.Generator().manual_seed(1)
+    rows: Any  # a list is all that the Trainer needs
     if case == "vit":
         rows = [{"pixel_values": torch.randn(3, 16, 16, generator=draw), "labels": i % 4} for i in range(20)]
     else:
@@ -90,7 +97,9 @@ def train(case: str, folder: Path, death: Death) -> None:
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
-    trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[death, DendriticCallback(config)])
+    callback = Mortal(config)
+    callback.death = death
+    trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[callback])
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model(str(folder / "packed"))
     death.leave()

@@ -10,12 +10,12 @@ import resource
 import signal
 import sys
 
-from transformers import TrainerCallback
+from optimum.dendritic import DendriticCallback
 
 WINDOWS = ("step", "update", "file", "save", "end")  # where a process may die
 
 
-class Death(TrainerCallback):
+class Death:
     """Counts function calls in a window of one step; at call number `at` the process kills itself."""
 
     def __init__(self, window: str = "", step: int = 0, at: int | None = 0):
@@ -28,7 +28,7 @@ class Death(TrainerCallback):
         if self.seen == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _enter(self, window: str, step: int) -> None:
+    def enter(self, window: str, step: int) -> None:
         if self.at is None:
             self.leave()
         if self.at is None or (window, step) == (self.window, self.step):
@@ -40,22 +40,32 @@ class Death(TrainerCallback):
         sys.setprofile(None)
         self.calls[self.now] = max(self.calls[self.now], self.seen)
 
+
+class Mortal(DendriticCallback):
+    """The callback, whose hooks begin a window each. (It stands first, so that its own work is inside.)"""
+
+    death: Death
+
     def on_step_begin(self, args, state, control, **kwargs):
-        self._enter("step", state.global_step + 1)
+        self.death.enter("step", state.global_step + 1)
+        super().on_step_begin(args, state, control, **kwargs)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self._enter("update", state.global_step + 1)
+        self.death.enter("update", state.global_step + 1)
+        super().on_pre_optimizer_step(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.at and (self.window, self.step) == ("file", state.global_step):
+        if self.death.at and (self.death.window, self.death.step) == ("file", state.global_step):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.at, self.at))
-        self._enter("save", state.global_step)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._enter("end", state.global_step)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.death.at, self.death.at))
+        self.death.enter("save", state.global_step)
+        super().on_step_end(args, state, control, **kwargs)
 
     def on_save(self, args, state, control, **kwargs):
-        if self.at is None:
-            self.leave()
+        if self.death.at is None:
+            self.death.leave()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.death.enter("end", state.global_step)
+        super().on_train_end(args, state, control, **kwargs)

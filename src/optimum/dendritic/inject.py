@@ -61,7 +61,7 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         `model`.
 
     Raises:
-        DendriticError: `model` is wrapped, carries adapters, is injected with another config, or packed; a pattern
+        DendriticError: `model` is wrapped, has adapters, is injected with another config, or is packed; a pattern
             matches nothing; floors forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is
             asked of a model whose config cannot say what pruning would do. The model is then as it was.
     """

@@ -2,4 +2,4 @@
 
 from .callback import DendriticCallback as DendriticCallback
 from .quantizer import DendriticLoader as DendriticLoader
-from .resuming import last_checkpoint as last_checkpoint
+from .torn import last_checkpoint as last_checkpoint

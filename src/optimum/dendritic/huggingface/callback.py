@@ -6,7 +6,7 @@ bit for bit; the callback itself can be thrown away and built again at any time.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
@@ -30,8 +30,9 @@ from .engines import check_engine, save_in_whole
 from .optimizers import check_learns_sprouts
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
-from .resuming import check_length, noted, planned_steps, put_back_, random_states, refuse_other_masks, values_of
+from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, teacher_for
+from .torn import random_states
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +74,6 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.max_steps = 0  # that the plan is made for
         self.random_states: list[str] = []
         self.regrown = 0
-        self.ended: dict[str, Tensor] = {}  # the model of a resumed run that had reached its last step
         self.saw_init = False
         self.console: list[TrainerCallback] = []
 
@@ -104,7 +104,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if layout.config != self.config:
             rule = "differs from the config that the model was injected with"
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
-        notes = {} if layout.packed else noted(self.config, state)
+        notes = {} if layout.packed else noted(type(self).__name__, self.config, state)
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
         self.random_states = random_states(args)
         self.plan = {} if layout.packed else update_plan(self.config, self.max_steps)
@@ -124,8 +124,6 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if state.global_step >= state.max_steps:  # the Trainer takes a step too many when it resumes from the last one
-            self.ended = values_of(model)
         distillation = distillation_of(model)
         if distillation is not None:
             distillation.active = not self._scores(state.global_step + 1)
@@ -143,18 +141,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.ended:
-            put_back_(model, self.ended)
         if self.plan:
             mask_(model)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.ended:
-            self.ended, state.global_step = {}, state.max_steps
-            control.should_log = control.should_evaluate = control.should_save = False
-        elif self.plan and state.global_step == self._freeze:
+        if self.plan and state.global_step == self._freeze:
             self._forget_best(state)
             logger.info(f"Step {state.global_step}: the mask is frozen; the rest of the training is recovery.")
 

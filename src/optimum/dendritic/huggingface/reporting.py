@@ -16,6 +16,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from ..prune import pruning_of
 from ..record import layout_of
+from .resuming import NoStepTooMany
 
 
 class LayerDensity(TrainerCallback):
@@ -37,8 +38,12 @@ class LayerDensity(TrainerCallback):
             state.log_history[-1].update(density)
 
 
+OURS = (LayerDensity, NoStepTooMany)
+
+
 def stand_before_reporters(callback: TrainerCallback) -> list[TrainerCallback]:
-    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, then everyone else. Returns the console.
+    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, everyone else, `NoStepTooMany`. Returns the
+    console.
 
     Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
     values from them. The Trainer hands its callbacks neither itself nor their list, so the list is found on the way
@@ -51,8 +56,12 @@ def stand_before_reporters(callback: TrainerCallback) -> list[TrainerCallback]:
         return []
     handler: CallbackHandler = frame.f_locals["self"]
     console: list[TrainerCallback] = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
-    others = [
-        c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, LayerDensity)
-    ]
-    handler.callbacks = [callback, *console, LayerDensity(), *others]  # a new list: the caller iterates the old one
+    others = [c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, OURS)]
+    handler.callbacks = [
+        callback,
+        *console,
+        LayerDensity(),
+        *others,
+        NoStepTooMany(),
+    ]  # a new list: the caller iterates the old one
     return console
