@@ -24,7 +24,7 @@ FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a
     {"prune", "reconstruct"},
     {"description", "native"},
     {"compress", "oneshot", "density"},
-    {"figures"},
+    {"figures", "export"},
     {"efficiency."},
     {"metrics"},
     {"huggingface."},

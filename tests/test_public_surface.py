@@ -22,6 +22,7 @@ PUBLIC = [
     "describe",
     "distill_",
     "distillation_loss",
+    "export_onnx",
     "inject_",
     "last_checkpoint",
     "mask_",

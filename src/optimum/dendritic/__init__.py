@@ -13,6 +13,7 @@ from .efficiency import EfficiencyReport as EfficiencyReport
 from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
+from .export import export_onnx as export_onnx
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .inject import inject_ as inject_

@@ -106,11 +106,24 @@ class ShowCommand(Command):
         parser.add_argument("--figure", metavar="FILE", help="Also draw the map into this .png, .svg or .pdf file.")
 
 
+class ExportCommand(Command):
+    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        parser.description = (
+            "Export a packed or dense model to ONNX, with batch (and sequence) left open, and check with ONNX Runtime "
+            "that the file answers as the model does. Its config and its tokenizer or image processor go beside it."
+        )
+        _add_model(parser)
+        parser.add_argument("--output", required=True, metavar="DIR", help="Where model.onnx is saved.")
+
+
 class DendriticCommand(BaseOptimumCLICommand):
-    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure and show them.")
+    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and export them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, BenchCommand, ShowCommand)
+        for command in (CompressCommand, BenchCommand, ShowCommand, ExportCommand)
     )
 
 
@@ -124,15 +137,15 @@ def _add_model(parser: ArgumentParser, runs: bool = True) -> None:
         parser.add_argument(
             "--sequence-length", type=_positive(int), default=128, metavar="N", help="Tokens per text sample (128)."
         )
-        parser.add_argument(
-            "--dtype",
-            choices=["auto", "float32", "bfloat16", "float16"],
-            default="auto",
-            help="What to load the weights as (auto: as they are stored).",
-        )
         parser.add_argument("--device", default="cpu", help="Where to run the model, for example cuda:0 (cpu).")
     else:
-        parser.set_defaults(dtype="auto", device="cpu")
+        parser.set_defaults(device="cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="What to load the weights as (auto: as they are stored).",
+    )
     parser.add_argument("--json", metavar="FILE", help="Also write the figures to this file.")
     parser.add_argument(
         "--import",

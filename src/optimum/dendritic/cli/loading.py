@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..huggingface.auto import load
 from ..inputs import example_inputs_for
@@ -58,6 +58,18 @@ def load_model(name: str, args: Namespace) -> PreTrainedModel:
         return model.to(torch.device(args.device))
     except (AssertionError, RuntimeError) as error:  # torch built without CUDA asserts
         raise Refusal(f"--device {args.device}: {error}. Name a device that this machine has, such as cpu.") from error
+
+
+def processor_beside(name: str, args: Namespace) -> Any:
+    """The tokenizer, image processor, ... that is kept beside a model; None where there is none."""
+    try:
+        processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError, ImportError):
+        return None
+    knows_words = not isinstance(processor, PreTrainedTokenizerBase) or len(processor) > len(
+        processor.all_special_tokens
+    )
+    return processor if knows_words else None
 
 
 def example_inputs(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
