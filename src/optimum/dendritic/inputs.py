@@ -43,6 +43,17 @@ def example_inputs_for(model: nn.Module, *, image_size: int = 224) -> dict[str, 
     raise invalid("main_input_name", model.main_input_name, "is neither input_ids nor pixel_values", remedy)
 
 
+def longest_text(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; None where its config names no bound."""
+    name = model.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return model.config.to_dict().get(name)
+
+
+def of_length(inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    """Text `[batch, tokens]`, repeated or cut to `length` tokens."""
+    return {key: value.repeat(1, -(-length // value.shape[1]))[:, :length] for key, value in inputs.items()}
+
+
 def as_mapping(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Example inputs as keyword arguments on the model's device, without labels.
 

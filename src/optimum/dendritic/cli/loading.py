@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..huggingface.auto import load
-from ..inputs import example_inputs_for
+from ..inputs import example_inputs_for, longest_text, of_length
 
 OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"
 
@@ -80,7 +80,7 @@ def example_inputs(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
         raise Refusal(f"{error}\nFor such a model call optimum.dendritic from Python.") from error
     if model.main_input_name != "input_ids":
         return inputs
-    most = model.config.to_dict().get("max_position_embeddings", length)
-    if length > most:
+    most = longest_text(model)
+    if most is not None and length > most:
         raise Refusal(f"--sequence-length {length}: the model takes at most {most} tokens. Give {most} or fewer.")
-    return {key: value.repeat(1, -(-length // value.shape[1]))[:, :length] for key, value in inputs.items()}
+    return of_length(inputs, length)

@@ -7,6 +7,9 @@ from transformers.models.auto import modeling_auto
 
 from ..errors import invalid
 
+# They also know classes that another Auto class names better: AutoModelForCausalLM, AutoModel
+VAGUE = ("AutoModelForPreTraining", "AutoModelForTextEncoding")
+
 
 def auto_class_for(config: PretrainedConfig) -> Any:
     """The Auto class that builds the architecture that `config` names.
@@ -19,7 +22,7 @@ def auto_class_for(config: PretrainedConfig) -> Any:
     for key in config.to_dict().get("auto_map", {}):  # code of its own repository; loading it asks for trust
         if key in auto_classes:
             return auto_classes[key]
-    for auto_class in auto_classes.values():
+    for _, auto_class in sorted(auto_classes.items(), key=lambda item: item[0] in VAGUE):
         found = auto_class._model_mapping.get(type(config), ())
         classes = found if isinstance(found, tuple) else (found,)
         if any(model_class.__name__ in architectures for model_class in classes):
