@@ -33,7 +33,7 @@ from .nn import (
     widths,
 )
 from .packing import segments_reached
-from .record import dendritic_layers, injected_layout, layout_of, set_layout
+from .record import dendritic_layers, injected_layout, layout_of, note_base, set_layout
 from .segments import largest_divisor
 from .selection import select, total_cost
 from .shards import refuse_sharded
@@ -101,6 +101,7 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
             arbors, segments = layer.dendrite_mask.shape
             layer.dendrite_score.copy_(random_scores(arbors, segments, config.seed, name))
     swap(model, replacements)
+    note_base(model)
     records: dict[str, Record] = {**shapes, **{name: Stack(len(stack)) for name, stack in stacks.items()}}
     set_layout(model, Layout(config, records, bundles, wiring.positions, dense_cost, dials))
     for name in shapes:

@@ -1,4 +1,9 @@
-"""Where a model keeps its layout: on the model itself, and mirrored in the config that a `PreTrainedModel` saves."""
+"""What a model keeps of its compression: its layout, on the model itself and mirrored in the config that a
+`PreTrainedModel` saves, and the name of the dense model that it was."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,6 +13,46 @@ from .layout import Layout
 from .nn import DendriticLayer
 
 ATTRIBUTE = "dendritic_layout"
+BASE = "dendritic_base"
+CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # how huggingface_hub names what it downloads
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, fit to be published: an id on the Hub, or the bare name of a folder."""
+
+    name: str
+    on_hub: bool
+
+
+def source_named(name: str | None) -> Source | None:
+    """What to call the model that `from_pretrained(name)` loads; None where there is no name.
+
+    >>> source_named("google/bert_uncased"), source_named("/home/me/runs/bert-sst2/")
+    (Source(name='google/bert_uncased', on_hub=True), Source(name='bert-sst2', on_hub=False))
+    >>> source_named("/home/me/.cache/huggingface/hub/models--google--bert_uncased/snapshots/0123abcd")
+    Source(name='google/bert_uncased', on_hub=True)
+    """
+    if not name:
+        return None
+    cached = CACHED.search(Path(name).as_posix())
+    if cached:
+        return Source("/".join(cached.groups()), on_hub=True)
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not Path(name).exists():
+        return Source(name, on_hub=True)
+    last = Path(name).resolve().name
+    return Source(last, on_hub=False) if last else None
+
+
+def note_base(model: nn.Module) -> None:
+    """Keep the name that `model` was loaded by; it is dense now, and the next `save_pretrained` changes the name."""
+    if isinstance(model, PreTrainedModel):
+        model.__dict__[BASE] = source_named(model.name_or_path)
+
+
+def base_of(model: nn.Module) -> Source | None:
+    """The dense model that `model` was; None where that is unknown, as for one that was loaded compressed."""
+    return model.__dict__.get(BASE)
 
 
 def layout_of(model: nn.Module) -> Layout | None:

@@ -27,11 +27,12 @@ from ..inject import inject_
 from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
 from ..record import layout_of
 from .engines import check_engine, save_in_whole
+from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
-from .teaching import Teacher, match_trainer, teacher_for
+from .teaching import Teacher, match_trainer, name_of, teacher_for
 from .torn import random_states
 
 logger = logging.get_logger(__name__)
@@ -111,6 +112,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
         check_length(self.max_steps, self.plan, state)
         if not layout.packed:
             check_learns_sprouts(model, kwargs["optimizer"])
+        if self.plan:
+            teacher = name_of(model, self.teacher) if self.config.distillation else None
+            note_training(model, args, state, kwargs["train_dataloader"], teacher)
         if 0 < len(self.plan) < self.config.updates:
             logger.warning(
                 f"max_steps = {self.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
@@ -172,6 +176,21 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 if isinstance(console, ProgressCallback) and console.training_bar is not None:
                     console.training_bar.set_postfix(sparsity=summary["sparsity"], phase=PHASES[summary["phase"]])
 
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        metrics: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        layout = layout_of(model)
+        if layout is not None:
+            sparsity = None if layout.packed else pruning_of(model).sparsity
+            data = kwargs["eval_dataloader"]
+            note_evaluation(model, metrics, step=state.global_step, sparsity=sparsity, data=data)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
@@ -187,7 +206,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if distillation is not None:
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
+        masked = fingerprint(model)
         compress_(model, self.example_inputs)
+        hand_on_scores(model, masked)
         save_in_whole()
         self.plan = {}
 

@@ -5,12 +5,12 @@ import os
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..collectives import from_first_rank_
 from ..distill import Distillation
 from ..errors import invalid
-from ..record import layout_of
+from ..record import Source, base_of, layout_of, source_named
 from .auto import load
 
 Teacher = nn.Module | str | os.PathLike[str]
@@ -30,6 +30,15 @@ def teacher_for(model: nn.Module, teacher: Teacher | None) -> nn.Module:
         rule = "is injected or packed already, so there is no dense model to learn from"
         raise invalid("model", type(model).__name__, rule, "Pass DendriticCallback(config, teacher=...).")
     return copy.deepcopy(model)
+
+
+def name_of(model: nn.Module, teacher: Teacher | None) -> Source | None:
+    """What to call the teacher of `model`; None where it has no name."""
+    if teacher is None:
+        return base_of(model)
+    if isinstance(teacher, nn.Module):
+        return source_named(teacher.name_or_path) if isinstance(teacher, PreTrainedModel) else None
+    return source_named(os.fspath(teacher))
 
 
 def match_trainer(distillation: Distillation, args: TrainingArguments) -> None:
