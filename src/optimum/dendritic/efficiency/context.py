@@ -43,10 +43,6 @@ def describe(
 ) -> Context:
     """The present conditions of a measurement of `model`."""
     device = device_of(model)
-    try:
-        own_version = metadata.version("optimum-dendritic")
-    except metadata.PackageNotFoundError:
-        own_version = "not installed"
     return Context(
         device=str(device),
         device_name=_name_of(device),
@@ -56,8 +52,16 @@ def describe(
         input_shapes=input_shapes,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
-        optimum_dendritic=own_version,
+        optimum_dendritic=own_version(),
     )
+
+
+def own_version() -> str:
+    """The version of this package."""
+    try:
+        return metadata.version("optimum-dendritic")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:

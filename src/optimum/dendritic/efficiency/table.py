@@ -42,10 +42,10 @@ def _labels(report: EfficiencyReport) -> dict[str, str]:
 
 def _cells(report: EfficiencyReport) -> dict[str, str]:
     cells = {
-        "parameters": _scaled(report.parameters),
-        "bytes": _scaled(report.bytes, "B"),
-        "macs": _scaled(report.macs),
-        "peak_memory_bytes": ABSENT if report.peak_memory_bytes is None else _scaled(report.peak_memory_bytes, "B"),
+        "parameters": scaled(report.parameters),
+        "bytes": scaled(report.bytes, "B"),
+        "macs": scaled(report.macs),
+        "peak_memory_bytes": ABSENT if report.peak_memory_bytes is None else scaled(report.peak_memory_bytes, "B"),
         "energy_joules": ABSENT if report.energy_joules is None else f"{report.energy_joules:.4g} J",
     }
     for size, latency in report.latency_ms.items():
@@ -54,10 +54,10 @@ def _cells(report: EfficiencyReport) -> dict[str, str]:
     return cells
 
 
-def _scaled(value: int | float, unit: str = "") -> str:
+def scaled(value: int | float, unit: str = "") -> str:
     """Decimal prefixes.
 
-    >>> _scaled(22_713_216), _scaled(90_868_376, "B"), _scaled(12)
+    >>> scaled(22_713_216), scaled(90_868_376, "B"), scaled(12)
     ('22.7 M', '90.9 MB', '12')
     """
     for prefix in ("", "k", "M", "G"):

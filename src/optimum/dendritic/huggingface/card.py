@@ -1,0 +1,197 @@
+"""`write_card`: the model card of a compressed model, with its figures and `efficiency.json`, beside its weights.
+
+All that the card says comes from the content of `efficiency.json`, which is put together first: from the layout in the
+model's config, from what is known of its training, and from a measurement beside its dense twin.
+"""
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..efficiency import EfficiencyReport
+from ..efficiency.context import own_version
+from ..errors import DendriticError, invalid
+from . import card_text as text
+from .auto import auto_class_for
+from .card_data import earlier_metadata, metadata_of, pipeline_of
+from .card_figures import draw
+from .efficiency_json import recall, record_of, report_as_dict, write
+from .facts import note_evaluation
+from .twin import measure_beside_twin
+
+logger = logging.get_logger(__name__)
+
+TEMPLATE = Path(__file__).with_name("card.md")
+TWIN = "a model of the same class and config with random weights: what a forward pass costs does not depend on them"
+GIVEN = "the model that this one was measured beside"
+
+
+def write_card(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    report: EfficiencyReport | None = None,
+    repo_id: str | None = None,
+    example_inputs: Any = None,
+    metrics: Mapping[str, float] | None = None,
+    measuring: Mapping[str, Any] | bool = True,
+) -> dict[str, Any]:
+    """Write `README.md`, `efficiency.json` and `figures/*.png` into a folder that holds the saved model.
+
+    The license, the language and the tags of a card that is there already stay. What is unknown is left out. Figures
+    need matplotlib, the extra `plots`.
+
+    Args:
+        model: injected, packed or (its card then tells of nothing removed) dense; as it was saved.
+        folder: where `model.save_pretrained` wrote it.
+        report: what it costs. Default: as an earlier `efficiency.json` of these very weights has it, else measured now
+            beside the dense twin.
+        repo_id: under which the card will stand on the Hub.
+        example_inputs: to measure with; default: one sample made from the model's config.
+        metrics: scores of these weights, beside those that `DendriticCallback` saw.
+        measuring: options of `measure` with which to measure anew; False measures nothing.
+
+    Returns:
+        The content of `efficiency.json`.
+
+    Raises:
+        DendriticError: the folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise invalid("folder", folder.name, "is no folder", "Call model.save_pretrained(folder) first.")
+    if metrics is not None:
+        note_evaluation(model, metrics)
+    earlier = recall(model, folder)
+    efficiency = earlier.get("efficiency")
+    if report is not None:
+        efficiency = report_as_dict(report, GIVEN)
+    elif measuring is not False and (efficiency is None or measuring is not True):
+        report = measure_beside_twin(model, example_inputs, **({} if measuring is True else measuring))
+        efficiency = efficiency if report is None else report_as_dict(report, TWIN)
+    record = record_of(model, efficiency, earlier)
+    write(record, folder)
+    card = _card(model, record, draw(record, folder), folder, repo_id)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    return record
+
+
+def _card(
+    model: PreTrainedModel,
+    record: Mapping[str, Any],
+    figures: Mapping[str, str],
+    folder: Path,
+    repo_id: str | None,
+) -> ModelCard:
+    title = (repo_id or folder.resolve().name).rpartition("/")[2]
+    auto_class = _auto_class(model)
+    pipeline_tag = pipeline_of(auto_class)
+    metadata = metadata_of(record, name=title, pipeline_tag=pipeline_tag, earlier=earlier_metadata(folder))
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=title,
+        place=repo_id or f"path/to/{title}",
+        model_class=type(model).__name__,
+        auto_class=auto_class,
+        **_code(model),
+        pipeline_tag=pipeline_tag,
+        version=own_version(),
+        **_compression(record),
+        **_costs(record, repo_id),
+        **_scores(record),
+        **_training(record),
+        **{f"{name}_figure": figures.get(name) for name in ("density", "training", "evaluations")},
+    )
+    card.content = re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
+    return card
+
+
+def _compression(record: Mapping[str, Any]) -> dict[str, Any]:
+    base = text.source_words(record.get("base"))
+    compression = record.get("compression")
+    if compression is None:
+        return {"compressed": False, "base": base}
+    config, layers = compression["config"], compression.get("layers", {})
+    return {
+        "compressed": True,
+        "native": config.get("native", False) and compression["packed"],
+        "base": base,
+        "packed": compression["packed"],
+        "removed": text.percent(compression["removed"]) if "removed" in compression else None,
+        "layers": f"its {len(layers)} target layers" if layers else "its target layers",
+        "config": text.config_words(config),
+        "asked": text.percent(config["sparsity"]),
+        "budget": "MACs" if config["budget"] == "macs" else "parameters",
+        "forms": text.form_counts(layers),
+        "gathers": any("gather" in layer["form"] for layer in layers.values()),
+    }
+
+
+def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
+    report = record.get("efficiency")
+    if report is None:
+        return {"costs": None}
+    return {
+        "costs": text.table(text.cost_rows(report)),
+        "dense": report.get("dense"),
+        "context": report["context"],
+        "shapes": text.shapes_of(report),
+        "command": _command(report, repo_id) if report.get("dense") == TWIN and repo_id is not None else None,
+    }
+
+
+def _command(report: Mapping[str, Any], repo_id: str) -> str:
+    """What measures it anew, on another machine."""
+    context = report["context"]
+    text_shape = context["input_shapes"].get("input_ids")
+    options = {
+        "--threads": context["threads"],
+        "--batch-size": text.batches(report)[-1],
+        "--sequence-length": None if text_shape is None else text_shape[-1],
+    }
+    given = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
+    return f"optimum-cli dendritic card {repo_id} --output card {given}"
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
+    rows, dense = text.score_rows(record), text.dense_evaluation(record)
+    return {
+        "scores": text.table(rows) if rows else None,
+        "dense_scored": dense is not None,
+        "dense_step": None if dense is None else dense.get("step"),
+    }
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    training = record.get("training", {})
+    return {
+        "data": text.data_words(training.get("data")),
+        "teacher": text.source_words(training.get("teacher")),
+        "hyperparameters": text.hyperparameter_words(training.get("hyperparameters", {})),
+    }
+
+
+def _auto_class(model: PreTrainedModel) -> str | None:
+    config = copy.copy(model.config)
+    config.architectures = [type(model).__name__]
+    try:
+        return auto_class_for(config).__name__
+    except DendriticError:
+        return None
+
+
+def _code(model: PreTrainedModel) -> dict[str, Any]:
+    """The module of an architecture that transformers does not have; whether it comes with the repository instead."""
+    module = type(model).__module__
+    if module.startswith("transformers."):
+        return {"own_code": None, "options": ""}
+    if module.startswith("transformers_modules."):
+        return {"own_code": None, "options": ", trust_remote_code=True"}
+    return {"own_code": "your_code" if module == "__main__" else module, "options": ""}

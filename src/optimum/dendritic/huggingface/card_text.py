@@ -1,0 +1,182 @@
+"""The words and cells of a card, from the content of `efficiency.json`. What is unknown becomes nothing, not a zero."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import DendriticConfig
+from ..efficiency.table import ABSENT, scaled
+
+Record = Mapping[str, Any]
+
+FIGURES = {
+    "parameters": "parameters",
+    "bytes": "safetensors file",
+    "macs": "MACs, one sample",
+    "peak_memory_bytes": "peak memory, batch 1",
+    "energy_joules": "energy",
+}
+DATA = "evaluated on"  # the name of a column
+FORMS = {
+    "plain": "became plain smaller layers",
+    "gather": "pick their inputs from a tensor that stays wide",
+    "scatter": "put their rows into a tensor that stays wide",
+    "gather, scatter": "do both: they pick inputs and place rows",
+    "whole": "lost nothing",
+    "injected": "are masked",
+}
+WORDS = {
+    "steps": "steps",
+    "epochs": "epochs",
+    "batch_size": "samples a step",
+    "learning_rate": "learning rate",
+    "lr_scheduler": "schedule",
+    "warmup_steps": "warm-up steps",
+    "optimizer": "optimizer",
+    "weight_decay": "weight decay",
+    "precision": "precision",
+    "processes": "processes",
+    "seed": "seed",
+}
+
+
+def batches(report: Record) -> list[str]:
+    """The batch sizes of its latencies, ascending, as JSON keys."""
+    return sorted(report["latency_ms"], key=int)
+
+
+def shapes_of(report: Record) -> str:
+    """The inputs of one sample.
+
+    >>> shapes_of({"context": {"input_shapes": {"input_ids": [1, 128], "attention_mask": [1, 128]}}})
+    'input_ids 1 × 128, attention_mask 1 × 128'
+    """
+    shapes = report["context"]["input_shapes"]
+    return ", ".join(f"{name} {' × '.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def percent(share: float) -> str:
+    """One decimal.
+
+    >>> percent(0.6004)
+    '60.0 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def number(value: float) -> str:
+    """Four digits, as people write them.
+
+    >>> number(0.875612), number(22713216.0), number(2e-5)
+    ('0.8756', '22,713,216', '2e-05')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def cost_rows(report: Record | None) -> list[list[str]]:
+    """Figure, dense, this model, ratio; without a baseline the second and the last are left out. First the header."""
+    if report is None:
+        return []
+    dense, ratios = report.get("baseline"), report.get("ratios", {})
+    own, theirs = _costs(report), {} if dense is None else _costs(dense)
+    rows = [["", "this model"] if dense is None else ["", "dense", "this model", "ratio"]]
+    for name, (label, cell) in own.items():
+        beside = [] if dense is None else [theirs[name][1] if name in theirs else ""]
+        ratio = [] if dense is None else [f"{ratios[name]:.3f}" if name in ratios else ""]
+        rows.append([label, *beside, cell, *ratio])
+    return rows
+
+
+def score_rows(record: Record) -> list[list[str]]:
+    """Step, share removed and scores of the evaluations to compare: the last one of the model while it was dense, and
+    those of its present weights. First the names of the columns."""
+    weights = record["model"]["weights"]
+    own = [entry for entry in record.get("evaluations", []) if entry["weights"] == weights]
+    if not own:
+        return []
+    dense = dense_evaluation(record)
+    metrics = list(dict.fromkeys(name for entry in own for name in entry["metrics"]))
+    rows = [["", DATA, "after step", *metrics]]
+    for label, entry in (("dense", dense), ("this model", own[-1])):
+        if entry is None:
+            continue
+        step = f"{entry['step']:,}" if "step" in entry else ""
+        values = [number(entry["metrics"][name]) if name in entry["metrics"] else "" for name in metrics]
+        rows.append([label, data_words(entry.get("data")), step, *values])
+    return [list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _says(column)), strict=True)]
+
+
+def dense_evaluation(record: Record) -> Record | None:
+    """The last evaluation of the model while nothing of it was removed."""
+    weights = record["model"]["weights"]
+    before = [e for e in record.get("evaluations", []) if e.get("sparsity", 1) <= 0 and e["weights"] != weights]
+    return before[-1] if before else None
+
+
+def data_words(data: Record | None) -> str:
+    """A dataset with its configuration, split and size, linked where the Hub has it."""
+    if data is None:
+        return ""
+    name = f"[{data['name']}](https://huggingface.co/datasets/{data['name']})" if data["on_hub"] else data["name"]
+    config = f" ({data['config']})" if "config" in data else ""
+    split = f", {data['split']} split" if "split" in data else ""
+    samples = f", {data['samples']:,} samples" if "samples" in data else ""
+    return f"{name}{config}{split}{samples}"
+
+
+def source_words(source: Record | None) -> str:
+    """A model, linked where the Hub has it."""
+    if source is None:
+        return ""
+    return f"[{source['name']}](https://huggingface.co/{source['name']})" if source["on_hub"] else f"`{source['name']}`"
+
+
+def config_words(config: Record) -> str:
+    """The config as one would write it: `sparsity`, then what differs from the default."""
+    default = DendriticConfig().to_dict()
+    named = [name for name in config if name == "sparsity" or (name in default and config[name] != default[name])]
+    return f"DendriticConfig({', '.join(f'{name}={config[name]!r}' for name in named)})"
+
+
+def form_counts(layers: Mapping[str, Record]) -> list[str]:
+    """How many layers took which form."""
+    whole = {name for name, of in layers.items() if of["parameters"] == of["dense_parameters"]}
+    forms = Counter("whole" if name in whole else of["form"].partition(":")[0] for name, of in layers.items())
+    return [f"{count} {FORMS.get(form, f'({form})')}" for form, count in forms.most_common()]
+
+
+def hyperparameter_words(hyperparameters: Record) -> str:
+    """One line."""
+    named = [
+        f"{WORDS[name]} {number(value) if isinstance(value, float) else value}"
+        for name, value in hyperparameters.items()
+        if name in WORDS
+    ]
+    return ", ".join(named)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown; the first row is the header, words are to the left, numbers to the right."""
+    rule = ["---" if name in ("", DATA) else "---:" for name in rows[0]]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [rows[0], rule, *rows[1:]]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _says(column: tuple[str, ...]) -> bool:
+    """Whether there is anything in a column under its header; the first holds the labels."""
+    return any(column[1:])
+
+
+def _costs(report: Record) -> dict[str, tuple[str, str]]:
+    """Name of a figure -> its label and its cell."""
+    cells = {"parameters": f"{report['parameters']:,}", "bytes": scaled(report["bytes"], "B")}
+    cells["macs"] = scaled(report["macs"])
+    costs = {name: (FIGURES[name], cell) for name, cell in cells.items()}
+    for size in batches(report):
+        latency = report["latency_ms"][size]
+        cell = f"{latency['median']:.3g} ms (p95 {latency['p95']:.3g})"
+        costs[f"latency_ms_batch_{size}"] = (f"latency, batch {size}", cell)
+    memory, energy = report.get("peak_memory_bytes"), report.get("energy_joules")
+    costs["peak_memory_bytes"] = (FIGURES["peak_memory_bytes"], ABSENT if memory is None else scaled(memory, "B"))
+    costs["energy_joules"] = (FIGURES["energy_joules"], ABSENT if energy is None else f"{energy:.4g} J")
+    return costs

@@ -1,0 +1,119 @@
+"""`efficiency.json`: all that is known of a compressed model, for machines; the card shows the same to people.
+
+Its form is `efficiency.schema.json` beside this file. What was measured or scored earlier is read back from it, for the
+weights that it was measured on and for no others.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from ..density import density
+from ..efficiency import EfficiencyReport
+from ..layout import Layout
+from ..record import base_of, layout_of
+from .facts import ATTRIBUTE, Facts, facts_of, fingerprint, present
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+FILE = "efficiency.json"
+SCHEMA = Path(__file__).with_name("efficiency.schema.json")
+
+
+def record_of(
+    model: PreTrainedModel, efficiency: Mapping[str, Any] | None, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `efficiency.json`: plain JSON types; what is unknown is absent.
+
+    Args:
+        efficiency: an `EfficiencyReport` as a dict, with the field `dense`, which says what its baseline was.
+        earlier: what `recall` found; how a model of the native form was compressed stands nowhere else.
+    """
+    facts = facts_of(model)
+    known = facts.to_dict()
+    training = {name: known.pop(name) for name in ("data", "teacher", "hyperparameters", "history") if name in known}
+    layout = layout_of(model)
+    parts = {
+        "compression": earlier.get("compression") if layout is None else _compression(model, layout),
+        "efficiency": efficiency,
+        "training": training,
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": {"class": type(model).__name__, "weights": fingerprint(model)},
+        **known,
+        **{name: present(part) for name, part in parts.items() if part},
+    }
+
+
+def report_as_dict(report: EfficiencyReport, dense: str) -> dict[str, Any]:
+    """`report` as it is kept; `dense` says what its baseline was."""
+    return report.to_dict() | ({} if report.baseline is None else {"dense": dense})
+
+
+def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """An `efficiency.json` that was written for these very weights, in `folder` or where the model was loaded from;
+    empty where there is none. Its facts are on the model from now on, if there are none."""
+    places: list[tuple[str, str | None]] = [(str(folder), None)]
+    if base_of(model) is None and model.name_or_path:  # it was loaded compressed
+        places.append((model.name_or_path, model.config.__dict__.get("_commit_hash")))
+    weights = fingerprint(model)
+    earlier = next((record for place in places if (record := _read(*place, weights)) is not None), None)
+    if earlier is not None and ATTRIBUTE not in model.__dict__:
+        model.__dict__[ATTRIBUTE] = _facts_in(earlier)
+    return earlier or {}
+
+
+def write(record: Mapping[str, Any], folder: Path) -> None:
+    """Write `efficiency.json`. Raises `ValueError` for a number that is not finite."""
+    (folder / FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
+    compression = {"config": present(layout.config.to_dict()), "packed": layout.packed}
+    if layout.config.native and layout.packed:  # its config says what it is, and no longer what it was
+        if layout.config.budget != "params" or not layout.dense_cost:
+            return compression
+        left = sum(p.numel() for name in layout.modules for p in model.get_submodule(name).parameters())
+        return compression | {"removed": 1 - left / layout.dense_cost}
+    try:
+        found = density(model)
+    except Exception as error:  # the model's own code runs, on the meta device
+        logger.warning(f"What each layer has lost is not told: {type(error).__name__}: {error}")
+        return compression
+    left, dense = found.target_parameters()
+    layers = {
+        layer.name: {
+            "parameters": layer.parameters,
+            "dense_parameters": layer.dense_parameters,
+            "kept": layer.share,
+            "form": layer.words,
+        }
+        for layer in found.layers
+    }
+    return compression | {"removed": 1 - left / dense, "layers": layers}
+
+
+def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | None:
+    """The record in a folder or on the Hub, if it is of these weights; one that is damaged is told of and left."""
+    try:
+        file = cached_file(place, FILE, revision=revision)
+        record = None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        if record is None or record["format_version"] != FORMAT_VERSION or record["model"]["weights"] != weights:
+            return None
+        _facts_in(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.info(f"No {FILE} could be read from {place}: {error}")
+        return None
+    return record
+
+
+def _facts_in(record: Mapping[str, Any]) -> Facts:
+    known = {name: record[name] for name in ("base", "evaluations") if name in record}
+    return Facts.from_dict({**known, **record.get("training", {})})
