@@ -26,6 +26,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from optimum.dendritic import DendriticConfig, compress_, inject_, score_, update_
+
 OPTIMUM_CLI = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 
 OWN_MODULE = '''
@@ -76,7 +78,7 @@ def save_bert(folder: Path, hidden_size: int, kind: type = BertForSequenceClassi
 class TestStart:
     def test_help_lists_the_subcommands(self, cli):
         code, output, _ = cli("dendritic", "--help")
-        assert code == 0 and "bench" in output and "compress" in output
+        assert code == 0 and all(name in output for name in ("bench", "card", "compress"))
 
     def test_without_a_subcommand_it_shows_the_help(self, cli):
         code, output, _ = cli("dendritic")
@@ -194,6 +196,11 @@ class TestCompress:
         model = AutoModelForSequenceClassification.from_pretrained("small")
         assert sum(p.numel() for p in model.parameters()) == figures["after"]["parameters"]
         assert (tmp_path / "small/model.safetensors").stat().st_size == figures["after"]["bytes"]
+        card = (tmp_path / "small/README.md").read_text()
+        for label, when in (("dense", "before"), ("this model", "after")):
+            assert f"| {label} | data, validation split, 20 samples | {figures[when]['accuracy']:.4g} |" in card
+        assert "*Dense* is this model before it was pruned" in card and "from `bert`" in card
+        assert "Calibrated on: data, train split, 24 samples" in card and str(tmp_path) not in card
         for name in ("parameters", "bytes", "macs"):
             assert figures["after"][name] < figures["before"][name]
         data = save_reviews(tmp_path / "again")
@@ -265,6 +272,50 @@ class TestCompress:
         from optimum.dendritic import config
 
         assert register_dendritic.BUDGETS == config.BUDGETS and register_dendritic.IMPORTANCES == config.IMPORTANCES
+
+
+class TestCard:
+    def save_pruned(self, folder: Path) -> Path:
+        """Half of the smallest BERT, saved with its tokenizer."""
+        model = BertForSequenceClassification.from_pretrained(save_classifier(folder))
+        inject_(model, DendriticConfig(sparsity=0.5, segment_size=8, importance="magnitude"))
+        score_(model)
+        update_(model, 0.5)
+        compress_(model).save_pretrained(folder)
+        return folder
+
+    def test_into_the_folder_of_the_model(self, cli, tmp_path):
+        folder = self.save_pruned(tmp_path / "small")
+        options = ["--seconds", "0.02", "--threads", "1", "--batch-size", "2", "--sequence-length", "12"]
+        code, output, errors = cli("dendritic", "card", "small", "--json", "card.json", *options)
+        assert code == 0, errors
+        assert output.splitlines()[0].split() == ["dense", "this", "model", "ratio"] and "small/README.md" in output
+        text, record = (folder / "README.md").read_text(), json.loads((tmp_path / "card.json").read_text())
+        assert record == json.loads((folder / "efficiency.json").read_text())
+        assert record["efficiency"]["context"]["input_shapes"]["input_ids"] == [1, 12]
+        assert 0 < record["efficiency"]["peak_memory_bytes"] and "| peak memory, batch 1 | not" not in text
+        assert (folder / "figures/density.png").exists() and "figures/density.png" in text
+        arguments = ["small", "--no-measure", "--output", "card", "--repo-id", "me/tiny"]
+        code, output, errors = cli("dendritic", "card", *arguments)
+        assert code == 0, errors
+        again = json.loads((tmp_path / "card/efficiency.json").read_text())
+        assert again == record, "what was measured of these weights is still known"
+        assert 'from_pretrained("me/tiny")' in (tmp_path / "card/README.md").read_text()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["me/small"], "me/small is no folder: name one for the card with --output"),
+            (["bert", "--output", "bert/config.json/card"], "--output bert/config.json/card: "),
+            (["bert", "--json", "absent/card.json"], "--json absent/card.json: its folder does not exist"),
+            (["bert", "--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
+        ],
+    )
+    def test_mistakes_are_told_in_a_sentence(self, cli, tmp_path, arguments: list[str], message: str):
+        save_bert(tmp_path / "bert", 16)
+        code, output, errors = cli("dendritic", "card", *arguments)
+        assert code == 1 and output == "" and "Traceback" not in errors
+        assert f"optimum-cli dendritic card: {message}" in errors and not (tmp_path / "bert/README.md").exists()
 
 
 class TestMistakesOfCompress:
@@ -359,3 +410,12 @@ class TestAutoClass:
         config = model_class.config_class(architectures=[name])
         auto_class = auto_class_for(config)
         assert auto_class._model_mapping[type(config)] is model_class
+
+    def test_by_the_name_that_a_user_would_write(self):
+        from transformers import BertModel
+
+        from optimum.dendritic.huggingface.auto import auto_class_for
+
+        names = {"AutoModelForCausalLM": GPT2LMHeadModel, "AutoModel": BertModel}
+        for name, model_class in names.items():
+            assert auto_class_for(model_class.config_class(architectures=[model_class.__name__])).__name__ == name

@@ -43,13 +43,23 @@ class BenchCommand(Command):
         parser.description = "Measure what a model costs: parameters, bytes, MACs, latency and peak memory."
         _add_model(parser)
         parser.add_argument("--baseline", metavar="MODEL", help="The model to compare with, a folder or an id.")
-        parser.add_argument(
-            "--batch-size", type=_positive(int), default=32, metavar="N", help="Batch of the second latency (32)."
+        _add_timing(parser)
+
+
+class CardCommand(Command):
+    COMMAND = CommandInfo(name="card", help="Write the model card of a compressed model, with its efficiency.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        parser.description = (
+            "Write README.md, efficiency.json and figures for a compressed model, measured beside its dense twin: a "
+            "model of the same config with random weights."
         )
-        parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads (those torch would use).")
-        parser.add_argument(
-            "--seconds", type=_positive(float), default=2.0, metavar="S", help="Time for each latency (2)."
-        )
+        _add_model(parser)
+        parser.add_argument("--output", metavar="DIR", help="Where to write (the model's own folder).")
+        parser.add_argument("--repo-id", metavar="ID", help="Under which the model will stand on the Hub.")
+        parser.add_argument("--no-measure", action="store_true", help="Tell what is known, and measure nothing.")
+        _add_timing(parser)
 
 
 class CompressCommand(Command):
@@ -120,10 +130,10 @@ class ExportCommand(Command):
 
 
 class DendriticCommand(BaseOptimumCLICommand):
-    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and export them.")
+    COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and publish them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, BenchCommand, ShowCommand, ExportCommand)
+        for command in (CompressCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand)
     )
 
 
@@ -158,6 +168,15 @@ def _add_model(parser: ArgumentParser, runs: bool = True) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Allow a model to run code from its repository."
     )
+
+
+def _add_timing(parser: ArgumentParser) -> None:
+    """How latencies are measured."""
+    parser.add_argument(
+        "--batch-size", type=_positive(int), default=32, metavar="N", help="Batch of the second latency (32)."
+    )
+    parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads (those torch would use).")
+    parser.add_argument("--seconds", type=_positive(float), default=2.0, metavar="S", help="Time for each latency (2).")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

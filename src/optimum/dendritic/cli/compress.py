@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..efficiency.batch import Batch
 from ..efficiency.macs import count_macs
 from ..efficiency.size import count_parameters, serialised_bytes
 from ..errors import DendriticError
+from ..huggingface.card import write_card
+from ..huggingface.facts import Data, data_of, facts_of, note_evaluation
 from ..inject import inject_
 from ..oneshot import prune_
 from .data import held_out, load_splits, split_of
@@ -42,6 +45,7 @@ def run(args: Namespace) -> str:
     unseen = held_out(splits, args)
     evaluation = [] if unseen is None else task.batches(model, processor, unseen, args.eval_samples, args)
     before = _figures(model, inputs, task, evaluation)
+    _note_score(model, task, before, data=unseen, evaluation=evaluation, sparsity=0.0)
     try:
         inject_(model, config)
         prune_(model, calibration, reconstruct=not args.no_reconstruct)
@@ -49,15 +53,18 @@ def run(args: Namespace) -> str:
     except DendriticError as error:
         raise Refusal(str(error)) from error
     after = _figures(model, inputs, task, evaluation)
+    _note_score(model, task, after, data=unseen, evaluation=evaluation)
+    facts_of(model).data = _drawn(splits[args.split], calibration)
     model.save_pretrained(output)
     processor.save_pretrained(output)
+    write_card(model, output, measuring=False)
     figures = {
         "model": args.model,
         "dataset": args.dataset,
         "config": config.to_dict(),
         "reconstruct": not args.no_reconstruct,
-        "calibration_samples": sum(len(batch["labels"]) for batch in calibration),
-        "evaluation_samples": sum(len(batch["labels"]) for batch in evaluation),
+        "calibration_samples": _count(calibration),
+        "evaluation_samples": _count(evaluation),
         "before": before,
         "after": after,
         "seconds": time.perf_counter() - started,
@@ -65,6 +72,31 @@ def run(args: Namespace) -> str:
     write_json(args, figures)
     loading = "it loads in stock transformers" if args.native else "load it after `import optimum.dendritic`"
     return _table(before, after) + f"\n\nSaved in {output}; {loading}."
+
+
+def _note_score(
+    model: PreTrainedModel,
+    task: Task,
+    figures: dict[str, Any],
+    *,
+    data: Any,
+    evaluation: Batches,
+    sparsity: float | None = None,
+) -> None:
+    """Keep the score of the present weights for the card."""
+    if task.metric in figures:
+        score = {task.metric: figures[task.metric]}
+        note_evaluation(model, score, sparsity=sparsity, data=_drawn(data, evaluation))
+
+
+def _drawn(split: Any, batches: Batches) -> Data | None:
+    """The name of a split, with the number of samples that were drawn from it."""
+    data = data_of(split)
+    return None if data is None else replace(data, samples=_count(batches))
+
+
+def _count(batches: Batches) -> int:
+    return sum(len(batch["labels"]) for batch in batches)
 
 
 def _config(args: Namespace) -> DendriticConfig:
