@@ -13,9 +13,11 @@ from .efficiency import EfficiencyReport as EfficiencyReport
 from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
+from .errors import PushError as PushError
 from .export import export_onnx as export_onnx
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
+from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
 from .oneshot import prune_ as prune_
 from .prune import Pruning as Pruning

@@ -9,6 +9,10 @@ class CheckpointError(DendriticError):
     """A checkpoint whose layout or tensors break a rule; nothing of it was run."""
 
 
+class PushError(DendriticError):
+    """A push that the Hub refused or that did not get through; says what is there now and what to do."""
+
+
 def invalid(
     field: str, value: object, rule: str, remedy: str, error: type[DendriticError] = DendriticError
 ) -> DendriticError:

@@ -129,11 +129,30 @@ class ExportCommand(Command):
         parser.add_argument("--output", required=True, metavar="DIR", help="Where model.onnx is saved.")
 
 
+class PushCommand(Command):
+    COMMAND = CommandInfo(name="push", help="Push a packed model and its card to the Hub.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        parser.description = (
+            "Push a packed model, its tokenizer or image processor, and its card to the Hub, in one commit. "
+            "Log in with `hf auth login` or set HF_TOKEN."
+        )
+        _add_model(parser, runs=False)
+        parser.add_argument("repo_id", metavar="REPO_ID", help="user/name, made if it is not there yet.")
+        parser.add_argument("--private", action="store_true", help="Let nobody else see it.")
+        parser.add_argument("--revision", metavar="BRANCH", help="Push to a branch, made if it is not there (main).")
+        parser.add_argument("--message", default="Upload model", metavar="TEXT", help="Of the commit (Upload model).")
+        parser.add_argument(
+            "--remote-code", action="store_true", help="Add a stub, so that trust_remote_code=True loads it."
+        )
+
+
 class DendriticCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and publish them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand)
+        for command in (CompressCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand, PushCommand)
     )
 
 

@@ -29,6 +29,7 @@ from ..record import layout_of
 from .engines import check_engine, save_in_whole
 from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
+from .publishing import look_after_pushes
 from .quantizer import rename_on_load_state_dict
 from .reporting import stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
@@ -88,6 +89,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         self.saw_init = True
         check_engine(args)
+        look_after_pushes()
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:
@@ -120,6 +122,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 f"max_steps = {self.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
                 f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
             )
+        look_after_pushes()
         self.console = stand_before_reporters(self)
         distillation = distillation_of(model)
         if distillation is not None:

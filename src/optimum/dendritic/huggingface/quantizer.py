@@ -7,6 +7,7 @@ save_pretrained behave. All that depends on how transformers loads is in this fi
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, invalid
 from ..layout import METHOD, Layout
-from ..record import set_layout
+from ..record import layout_of, set_layout
 from ..strict import bad
 from ..surgery import swap
 from .checkpoint import BOOKKEEPING, Rename, check_files, check_kinds, check_values, read_headers, sort_by_name
@@ -150,6 +151,20 @@ def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: 
         names, made = rename(key)
         if names != (key,) and not made:
             state_dict[names[0]] = state_dict.pop(key)
+
+
+def check_saved(model: PreTrainedModel, folder: Path) -> None:
+    """Hold what `model` was saved as against the loader's rules, before anyone else relies on it.
+
+    Raises:
+        CheckpointError: `from_pretrained` would refuse the folder.
+    """
+    layout = layout_of(model)
+    if layout is not None:
+        expected = model.state_dict()
+        stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
+        found, fused = sort_by_name(stored, _renames(model, expected))
+        check_files(layout, expected, found, fused)
 
 
 def _resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:

@@ -1,0 +1,78 @@
+"""`push_to_hub`: a model, its layout, its processor and its card become one commit on the Hub."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..efficiency import EfficiencyReport
+from ..errors import invalid
+from ..record import layout_of
+from .card import write_card
+from .saving import check_remote_code, save
+from .uploading import Upload
+
+logger = logging.get_logger(__name__)
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    report: EfficiencyReport | None = None,
+    processor: Any = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload model",
+    revision: str | None = None,
+    remote_code: bool = False,
+    example_inputs: Any = None,
+) -> CommitInfo:
+    """Push a model with its card, in one commit: whoever loads the repository sees all of it, or what was there before.
+
+    Args:
+        model: packed, or injected (mid-training, with its masks); a `PreTrainedModel`, unwrapped.
+        repo_id: "user/name", or "name" under the user of the token. Made where it is not there yet.
+        report: what `measure` returned, for the card and efficiency.json.
+        processor: tokenizer, image processor, … to push beside the model: anything with `save_pretrained`.
+        private: who may see a repository that is made. True for one that is there already and public is refused.
+        token: default: that of `hf auth login` or HF_TOKEN.
+        revision: a branch; made where it is not there yet. Default: main.
+        remote_code: also push a stub for `from_pretrained(…, trust_remote_code=True)`, which needs no
+            `import optimum.dendritic` (but the package).
+        example_inputs: keyword arguments of `model.forward`, for what the card shows.
+
+    Returns:
+        The commit; the newest one where all of this was there already.
+
+    Raises:
+        DendriticError: the arguments are bad; nothing was sent.
+        PushError: the Hub refused, or could not be reached in several attempts. Says what is there now.
+    """
+    if not isinstance(model, PreTrainedModel):
+        rule = "only a PreTrainedModel has the config that the layout is kept in"
+        raise invalid("model", type(model).__name__, rule, "Push the model itself, not a wrapper around it.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise invalid("repo_id", repo_id, str(error), 'Name it "user/name".') from error
+    if not commit_message:
+        raise invalid("commit_message", commit_message, "a commit needs one", "Leave it at its default.")
+    if remote_code:
+        check_remote_code(model)
+    layout = layout_of(model)
+    if layout is not None and not layout.packed:
+        logger.warning(f"{repo_id}: the model is not packed; masks and scores are pushed too. See compress_.")
+    upload = Upload(repo_id, token=token, revision=revision)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save(model, folder, processor=processor, remote_code=remote_code)
+        write_card(model, folder, report=report, repo_id=upload.name(), example_inputs=example_inputs)
+        upload.open(private)
+        return upload.send(folder, commit_message)

@@ -1,0 +1,140 @@
+"""A Trainer's pushes: with our card, with patience, never with the token inside, never failing in silence.
+
+Everything is put on the one Trainer at hand: on the instance, never on the class.
+"""
+
+import os
+import sys
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from huggingface_hub import metadata_load, metadata_save
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from ..record import layout_of
+from .card import write_card
+from .saving import make_loadable
+from .uploading import persist, summary
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.get_logger(__name__)
+
+IN_PROGRESS = """---
+library_name: transformers
+tags:
+- dendritic
+---
+
+Training is in progress: this checkpoint is not packed yet. Loading it needs one import:
+
+```python
+import optimum.dendritic
+```
+"""
+
+
+class Secret(str):
+    """A token that no file keeps: it is pickled as None. (`training_args.bin`, which every Trainer pushes, is a pickle
+    of arguments with the token among them.)"""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def __copy__(self) -> "Secret":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Secret":
+        return self
+
+
+class HubPushes(TrainerCallback):
+    """Looks after the pushes of one Trainer."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
+        self.watched: WeakSet[Future] = WeakSet()
+        args = trainer.args
+        if args.hub_token is not None:
+            args.hub_token = Secret(args.hub_token)
+        vars(trainer)["create_model_card"] = partial(_create_model_card, trainer, trainer.create_model_card)
+        vars(trainer)["push_to_hub"] = partial(_push_to_hub, trainer, trainer.push_to_hub)
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A push in mid-training has no card of the Trainer's; say what loading needs."""
+        layout, card = layout_of(_model(self.trainer)), _folder(args) / "README.md"
+        if args.should_save and layout is not None and not layout.packed and not card.exists():
+            card.parent.mkdir(parents=True, exist_ok=True)
+            card.write_text(IN_PROGRESS)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The push that began with this checkpoint runs in the background, where its failure would be lost."""
+        pushes = vars(self.trainer).get("push_in_progress")
+        for job in () if pushes is None else pushes.jobs:
+            if job not in self.watched:
+                self.watched.add(job)
+                job.add_done_callback(partial(_warn_if_failed, self.trainer.hub_model_id, args.hub_token))
+
+
+def look_after_pushes() -> None:
+    """Attach `HubPushes` to the Trainer whose callbacks are running, once.
+
+    Callbacks are not told their Trainer, so it is found on the way back up to it.
+    """
+    from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
+
+    frame = sys._getframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    if frame is None:
+        return
+    trainer: Trainer = frame.f_locals["self"]
+    if not any(isinstance(callback, HubPushes) for callback in trainer.callback_handler.callbacks):
+        trainer.add_callback(HubPushes(trainer))
+
+
+def _create_model_card(trainer: "Trainer", stock: Any, *args: Any, **kwargs: Any) -> None:
+    """The Trainer's own card first, for what its user passed and it alone knows; of it the metadata stays."""
+    stock(*args, **kwargs)
+    if not trainer.is_world_process_zero():
+        return
+    model, folder = _model(trainer), _folder(trainer.args)
+    if not isinstance(model, PreTrainedModel):
+        return
+    make_loadable(model, folder)
+    readme = folder / "README.md"
+    known = metadata_load(readme) or {}
+    write_card(model, folder, repo_id=trainer.hub_model_id)
+    ours = metadata_load(readme) or {}
+    tags = list(dict.fromkeys([*ours.get("tags", ()), *known.get("tags", ())]))
+    metadata_save(readme, {**known, **ours, "tags": tags})
+
+
+def _push_to_hub(trainer: "Trainer", stock: Any, *args: Any, **kwargs: Any) -> Any:
+    """Push again where that may help: where only an answer was lost, the Hub finds all files in place."""
+    repo_id = trainer.hub_model_id or trainer.args.hub_model_id or _folder(trainer.args).name
+    token = kwargs.get("token") or trainer.args.hub_token
+    state = f"The commit is there whole or not at all, and the model is in {trainer.args.output_dir}"
+    return persist(partial(stock, *args, **kwargs), repo_id, token, lambda: state)
+
+
+def _warn_if_failed(repo_id: str, token: str | None, job: Future) -> None:
+    if not job.cancelled() and job.exception() is not None:
+        reason = summary(job.exception(), token)
+        logger.warning(f"{repo_id}: a push in mid-training failed, and training goes on. {reason}")
+
+
+def _model(trainer: "Trainer") -> nn.Module:
+    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+
+
+def _folder(args: TrainingArguments) -> Path:
+    return Path(os.fspath(args.output_dir or "."))

@@ -1,0 +1,82 @@
+"""A model as the files that the Hub is to have: weights and layout, processor, and the stub for `trust_remote_code`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from ..errors import CheckpointError, invalid
+from .auto import auto_class_for
+from .quantizer import check_saved
+
+STUB = "loading_dendritic.py"
+STUB_TEXT = '''"""Lets `trust_remote_code=True` load this model: it imports the loader."""
+
+try:
+    import optimum.dendritic  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("This model is loaded by optimum-dendritic: pip install optimum-dendritic") from error
+
+import transformers
+{classes}'''
+CLASS_TEXT = '''
+
+class {name}(transformers.{name}):
+    """The stock class; the layout in config.json tells the loader the shapes of its layers."""
+'''
+
+
+def save(model: PreTrainedModel, folder: Path, *, processor: Any = None, remote_code: bool = False) -> None:
+    """Save what `from_pretrained` needs, and make sure that it would load.
+
+    Raises:
+        DendriticError: `remote_code` for a model whose class is not from transformers.
+        CheckpointError: the saved files would not load.
+    """
+    model.save_pretrained(folder)
+    make_loadable(model, folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    if remote_code:
+        _add_stub(model, folder)
+
+
+def make_loadable(model: PreTrainedModel, folder: Path) -> None:
+    """Save again under the names of the modules where the format of old would fuse tensors that packing made unequal.
+
+    Raises:
+        CheckpointError: the files would not load that way either.
+    """
+    try:
+        check_saved(model, folder)
+    except CheckpointError:
+        model.save_pretrained(folder, save_original_format=False)
+        check_saved(model, folder)
+
+
+def check_remote_code(model: PreTrainedModel) -> None:
+    """Raises `DendriticError` for a model whose code is not that of transformers: a stub cannot import it."""
+    if not type(model).__module__.startswith("transformers."):
+        rule = f"{type(model).__name__} is no class of transformers, so a stub cannot import it"
+        raise invalid("remote_code", True, rule, "Push without it; loading then needs its module and one import.")
+
+
+def _add_stub(model: PreTrainedModel, folder: Path) -> None:
+    """Name a class for the model's Auto class, and for `AutoModel` its body, and write the file that defines both.
+
+    The classes are subclasses under the same names: transformers marks a class that it loaded so as custom code, and
+    must not mark its own.
+    """
+    own, auto_class = type(model), auto_class_for(model.config)
+    classes = {auto_class.__name__: own.__name__}
+    body = modeling_auto.AutoModel._model_mapping.get(type(model.config), None)
+    if isinstance(body, type):
+        classes.setdefault("AutoModel", body.__name__)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["auto_map"] = {auto: f"{STUB.removesuffix('.py')}.{name}" for auto, name in classes.items()}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = "".join(CLASS_TEXT.format(name=name) for name in sorted(set(classes.values())))
+    (folder / STUB).write_text(STUB_TEXT.format(classes=text))
