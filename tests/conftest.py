@@ -4,8 +4,11 @@
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Iterator
 
 import pytest
+from hub.client import Client, start
+from hub.server import ALICE, BOB, READ_ONLY, Hub
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -58,3 +61,23 @@ def cli(monkeypatch, capsys, tmp_path):
         return (code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def session_hub() -> Iterator[Hub]:
+    with Hub({ALICE: "alice", READ_ONLY: "alice", BOB: "bob"}, read_only=(READ_ONLY,)) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(session_hub: Hub) -> Hub:
+    """The local Hub of alice and bob, empty and without faults."""
+    session_hub.reset()
+    return session_hub
+
+
+@pytest.fixture(scope="session")
+def client(session_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A process that may import everything and is not logged in; it sends large files by LFS."""
+    with start(session_hub.url, tmp_path_factory.mktemp("home"), HF_HUB_DISABLE_XET="1") as process:
+        yield process

@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Client:
     """One process. `client(function, *args, **kwargs)` calls a module's function there and returns or raises as it."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self.pool = pool
+    def __init__(self, pool: ProcessPoolExecutor, home: Path) -> None:
+        self.pool, self.home = pool, home
 
     def __call__(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return self.pool.submit(function, *args, **kwargs).result(timeout=240)
@@ -42,4 +42,4 @@ def start(url: str, home: Path, **environment: str) -> Iterator[Client]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with patch.dict(os.environ, settings):
             pool.submit(os.getpid).result(timeout=60)  # starts the process, with this environment
-        yield Client(pool)
+        yield Client(pool, home)

@@ -12,6 +12,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +28,8 @@ MODEL = re.compile(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+))?(?:/(.+)
 RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 LFS_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
 LFS_OBJECT = re.compile(r"/lfs/([0-9a-f]{64})(/complete|/verify)?$")
+ALICE, BOB, READ_ONLY = "hf_" + "a" * 34, "hf_" + "b" * 34, "hf_" + "r" * 34  # tokens
+CUT, LOST, NONE = 0, -1, -2
 WRITING = {"preupload", "commit", "branch", "xet-write-token"}
 
 
@@ -38,7 +41,8 @@ class Cut(Exception):
 class Fault:
     """What happens to the next `times` requests whose "METHOD path" matches.
 
-    `status` answers so instead of acting; 0 cuts the connection before acting, -1 acts and then loses the answer.
+    `status` answers so instead of acting; CUT ends the connection before acting, LOST after acting, and with NONE only
+    `before` happens.
     """
 
     match: str
@@ -46,6 +50,7 @@ class Fault:
     times: int = 1
     message: str = "injected fault"  # {token} echoes the one that was sent
     headers: dict[str, str] | None = None
+    before: Callable[[], Any] | None = None
 
 
 class Hub:
@@ -62,8 +67,7 @@ class Hub:
         self, tokens: dict[str, str], read_only: tuple[str, ...] = (), xet: Path | None = None, part_bytes: int = 2**30
     ) -> None:
         self.tokens, self.read_only, self.xet, self.part_bytes = tokens, read_only, xet, part_bytes
-        self.repositories: dict[str, Repository] = {}
-        self.blobs, self.faults, self.log = Blobs(), list[Fault](), list[dict[str, Any]]()
+        self.reset()
         self.lock = threading.RLock()
         handler = type("HubHandler", (Handler,), {"hub": self})
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
@@ -79,6 +83,11 @@ class Hub:
         for server in self.servers:
             server.shutdown()
             server.server_close()
+
+    def reset(self) -> None:
+        """Forget everything but the users."""
+        self.repositories: dict[str, Repository] = {}
+        self.blobs, self.faults, self.log = Blobs(), list[Fault](), list[dict[str, Any]]()
 
     def fault(self, match: str, status: int, **fields: Any) -> Fault:
         """Let requests fail; see `Fault`."""
@@ -108,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.route_path, self.query = url.path, {key: values[0] for key, values in parse_qs(url.query).items()}
         self.raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.answered = False
+        self.muted = False
         request = f"{self.command} {self.path}"
         self.record = {"request": request, "time": time.time(), "status": None}
         self.hub.log.append(self.record)
@@ -128,11 +137,14 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def act(self, fault: Fault | None) -> None:
-        if fault is not None and fault.status == 0:
+        status = NONE if fault is None else fault.status
+        if fault is not None and fault.before is not None:
+            fault.before()
+        if status == CUT:
             raise Cut
-        if fault is not None and fault.status > 0:
-            raise Refused(fault.status, fault.message.format(token=self.token()))
-        self.muted = fault is not None
+        if fault is not None and status > 0:
+            raise Refused(status, fault.message.format(token=self.token()))
+        self.muted = status == LOST
         with self.hub.lock:
             self.route()
         if self.muted:
@@ -140,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         self.record["status"] = status
-        if self.__dict__.get("muted") and status < 300:
+        if self.muted and status < 300:
             return
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

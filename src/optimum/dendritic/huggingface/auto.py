@@ -19,9 +19,10 @@ def auto_class_for(config: PretrainedConfig) -> Any:
     """
     architectures = config.architectures or []
     auto_classes = {key: value for key, value in vars(modeling_auto).items() if key.startswith("AutoModel")}
-    for key in config.to_dict().get("auto_map", {}):  # code of its own repository; loading it asks for trust
-        if key in auto_classes:
-            return auto_classes[key]
+    own = config.to_dict().get("auto_map", {})  # code of its own repository; loading it asks for trust
+    known = [key for key in own if key in auto_classes]
+    for key in sorted(known, key=lambda key: own[key].rpartition(".")[2] not in architectures):
+        return auto_classes[key]
     for _, auto_class in sorted(auto_classes.items(), key=lambda item: item[0] in VAGUE):
         found = auto_class._model_mapping.get(type(config), ())
         classes = found if isinstance(found, tuple) else (found,)

@@ -60,16 +60,21 @@ class HubPushes(TrainerCallback):
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
         self.watched: WeakSet[Future] = WeakSet()
+        self.pushing, self.has_card = False, False
         args = trainer.args
         if args.hub_token is not None:
             args.hub_token = Secret(args.hub_token)
-        vars(trainer)["create_model_card"] = partial(_create_model_card, trainer, trainer.create_model_card)
-        vars(trainer)["push_to_hub"] = partial(_push_to_hub, trainer, trainer.push_to_hub)
+        vars(trainer)["create_model_card"] = partial(self.create_model_card, trainer.create_model_card)
+        vars(trainer)["push_to_hub"] = partial(self.push_to_hub, trainer.push_to_hub)
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A push in mid-training has no card of the Trainer's; say what loading needs."""
+        """Wait for the push before, which still reads the files that this one writes; and where training goes on, for
+        which the Trainer writes no card, say what loading needs."""
+        pushes = vars(self.trainer).get("push_in_progress")
+        if pushes is not None:
+            pushes.wait_until_done()
         layout, card = layout_of(_model(self.trainer)), _folder(args) / "README.md"
         if args.should_save and layout is not None and not layout.packed and not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +87,41 @@ class HubPushes(TrainerCallback):
             if job not in self.watched:
                 self.watched.add(job)
                 job.add_done_callback(partial(_warn_if_failed, self.trainer.hub_model_id, args.hub_token))
+
+    def create_model_card(self, stock: Any, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's own card first, for what its user passed and it alone knows; of it the metadata stays."""
+        trainer, model = self.trainer, _model(self.trainer)
+        if self.has_card:  # the push is tried again: with another card, what has arrived would be committed twice
+            return
+        stock(*args, **kwargs)
+        if not trainer.is_world_process_zero() or not isinstance(model, PreTrainedModel):
+            return
+        folder = _folder(trainer.args)
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # else this process has a part of it only
+            make_loadable(model, folder)
+        readme = folder / "README.md"
+        known = metadata_load(readme) or {}
+        write_card(model, folder, repo_id=trainer.hub_model_id)
+        ours = metadata_load(readme) or {}
+        tags = list(dict.fromkeys([*ours.get("tags", ()), *known.get("tags", ())]))
+        metadata_save(readme, {**known, **ours, "tags": tags})
+        self.has_card = self.pushing
+
+    def push_to_hub(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """Push again where that may help: where only an answer was lost, the Hub finds all files in place.
+
+        Raises:
+            PushError: the Hub refused, or could not be reached in several attempts.
+        """
+        trainer = self.trainer
+        repo_id = trainer.hub_model_id or trainer.args.hub_model_id or _folder(trainer.args).name
+        token = kwargs.get("token") or trainer.args.hub_token
+        state = f"The commit is there whole or not at all, and the model is in {trainer.args.output_dir}"
+        self.pushing = True
+        try:
+            return persist(partial(stock, *args, **kwargs), repo_id, token, lambda: state)
+        finally:
+            self.pushing = self.has_card = False
 
 
 def look_after_pushes() -> None:
@@ -99,31 +139,6 @@ def look_after_pushes() -> None:
     trainer: Trainer = frame.f_locals["self"]
     if not any(isinstance(callback, HubPushes) for callback in trainer.callback_handler.callbacks):
         trainer.add_callback(HubPushes(trainer))
-
-
-def _create_model_card(trainer: "Trainer", stock: Any, *args: Any, **kwargs: Any) -> None:
-    """The Trainer's own card first, for what its user passed and it alone knows; of it the metadata stays."""
-    stock(*args, **kwargs)
-    if not trainer.is_world_process_zero():
-        return
-    model, folder = _model(trainer), _folder(trainer.args)
-    if not isinstance(model, PreTrainedModel):
-        return
-    make_loadable(model, folder)
-    readme = folder / "README.md"
-    known = metadata_load(readme) or {}
-    write_card(model, folder, repo_id=trainer.hub_model_id)
-    ours = metadata_load(readme) or {}
-    tags = list(dict.fromkeys([*ours.get("tags", ()), *known.get("tags", ())]))
-    metadata_save(readme, {**known, **ours, "tags": tags})
-
-
-def _push_to_hub(trainer: "Trainer", stock: Any, *args: Any, **kwargs: Any) -> Any:
-    """Push again where that may help: where only an answer was lost, the Hub finds all files in place."""
-    repo_id = trainer.hub_model_id or trainer.args.hub_model_id or _folder(trainer.args).name
-    token = kwargs.get("token") or trainer.args.hub_token
-    state = f"The commit is there whole or not at all, and the model is in {trainer.args.output_dir}"
-    return persist(partial(stock, *args, **kwargs), repo_id, token, lambda: state)
 
 
 def _warn_if_failed(repo_id: str, token: str | None, job: Future) -> None:

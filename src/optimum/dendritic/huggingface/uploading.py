@@ -154,7 +154,7 @@ def persist(action: Callable[[], T], repo_id: str, token: str | bool | None, sta
     except DendriticError:
         raise
     except FAILURES as error:
-        failure = invalid("repo_id", repo_id, f"{summary(error, token)}. {state()}.", _remedy(error), PushError)
+        failure = invalid("repo_id", repo_id, f"{summary(error, token)}. {state()}", _remedy(error), PushError)
         raise failure from (None if _tells(error, token) else error)
 
 
@@ -163,7 +163,8 @@ def summary(error: BaseException | None, token: str | bool | None) -> str:
     texts = []
     while error is not None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        texts.append(f"{type(error).__name__}: {' '.join(lines)}".rstrip(".: "))
+        status = f" {error.response.status_code}" if isinstance(error, HfHubHTTPError) else ""
+        texts.append(f"{type(error).__name__}{status}: {' '.join(lines)}".rstrip(".: "))
         error = error.__cause__ if isinstance(error, RuntimeError) else None  # a failed thread tells its reason so
     return _redacted("; ".join(texts), token)
 

@@ -1,0 +1,134 @@
+"""What the tests let a client of the local Hub do; imports are inside, since one client may not import the package."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+
+@dataclass
+class Outcome:
+    """What came of an action: its result, or the error; and all that was logged, from INFO on."""
+
+    result: Any = None
+    error: str = ""  # "Type: text"
+    traceback: str = ""
+    log: list[str] = field(default_factory=list)
+
+    def shown(self) -> str:
+        """Everything that a user could have seen."""
+        return "\n".join([repr(self.result), self.error, self.traceback, *self.log])
+
+
+@contextmanager
+def logged(lines: list[str]) -> Iterator[None]:
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(handler.format(record))
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
+    """Do it, without the waits between attempts, and tell all about it."""
+    import optimum.dendritic.huggingface.uploading as uploading
+
+    uploading.FIRST_WAIT = 0.01
+    outcome = Outcome()
+    with logged(outcome.log):
+        try:
+            outcome.result = action(*args, **kwargs)
+        except Exception as error:
+            outcome.error, outcome.traceback = f"{type(error).__name__}: {error}", traceback.format_exc()
+    return outcome
+
+
+@cache
+def packed(name: str = "bert") -> Any:
+    """A packed model of that name, or the injected BERT, and inputs for it."""
+    from checkpoints import saved
+
+    form = "injected" if name == "injected" else "packed"
+    return saved(Path(mkdtemp()), "bert" if form == "injected" else name, form)
+
+
+@cache
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "good", "bad", "film"]
+    own = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@cache
+def report() -> Any:
+    """A measurement, without the peak memory, which takes processes of its own."""
+    from optimum.dendritic import measure
+
+    return measure(*packed(), memory=False, large_batch=2, seconds=0.01)
+
+
+def push(repo_id: str, name: str = "bert", **options: Any) -> str:
+    """Push a packed model with a tokenizer; returns the commit's sha."""
+    from optimum.dendritic import push_to_hub
+
+    model, _ = packed(name)
+    return push_to_hub(model, repo_id, processor=tokenizer(), report=report(), **options).oid
+
+
+def logits(name: str = "bert") -> list[list[float]]:
+    """What the pushed model answers."""
+    from models import outputs
+
+    model, inputs = packed(name)
+    return outputs(model, inputs).tolist()
+
+
+def load(repo_id: str, register: bool = True, auto_class: str = "", **options: Any) -> list[list[float]]:
+    """What the model on the Hub answers to the same inputs.
+
+    Args:
+        register: whether to import this package first.
+    """
+    if register:
+        import optimum.dendritic  # noqa: F401
+    import transformers
+    from models import outputs, text
+
+    auto = getattr(transformers, auto_class or "AutoModelForSequenceClassification")
+    model = auto.from_pretrained(repo_id, **options)
+    assert ("optimum.dendritic" in sys.modules) or not register
+    if auto_class == "AutoModel":
+        return [list(model.encoder.layer[0].intermediate.dense.weight.shape)]
+    return outputs(model, text()).tolist()
+
+
+def classify(repo_id: str, sentence: str, **options: Any) -> float:
+    """The pipeline's score."""
+    from transformers import pipeline
+
+    import optimum.dendritic  # noqa: F401
+
+    return pipeline("text-classification", repo_id, **options)(sentence)[0]["score"]
+
+
+def classify_here(sentence: str) -> float:
+    """The score of the model that was pushed."""
+    from transformers import pipeline
+
+    return pipeline("text-classification", packed("bert")[0], tokenizer=tokenizer())(sentence)[0]["score"]
