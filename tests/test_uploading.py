@@ -113,6 +113,10 @@ class TestLastingFailures:
         assert all(part in outcome.error for part in says)
         assert requests(hub, "create") == 1 and not hub.repositories
 
+    def test_nobody_is_logged_in(self, hub, client):
+        outcome = client(actions.attempt, actions.push, REPO)
+        assert "401" in outcome.error and "Nothing was pushed. Log in with `hf auth login`" in outcome.error
+
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
     def test_a_refused_commit_is_not_sent_again(self, hub, own, push, status):
         before = push().result

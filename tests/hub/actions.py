@@ -43,9 +43,9 @@ def logged(lines: list[str]) -> Iterator[None]:
 
 def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
     """Do it, without the waits between attempts, and tell all about it."""
-    import optimum.dendritic.huggingface.uploading as uploading
+    import optimum.dendritic.huggingface.patience as patience
 
-    uploading.FIRST_WAIT = 0.01
+    patience.FIRST_WAIT = 0.01
     outcome = Outcome()
     with logged(outcome.log):
         try:

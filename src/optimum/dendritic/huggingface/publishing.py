@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from ..record import layout_of
 from .card import write_card
+from .patience import persist, summary
 from .saving import make_loadable
-from .uploading import persist, summary
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -141,7 +141,7 @@ def look_after_pushes() -> None:
         trainer.add_callback(HubPushes(trainer))
 
 
-def _warn_if_failed(repo_id: str, token: str | None, job: Future) -> None:
+def _warn_if_failed(repo_id: str | None, token: str | None, job: Future) -> None:
     if not job.cancelled() and job.exception() is not None:
         reason = summary(job.exception(), token)
         logger.warning(f"{repo_id}: a push in mid-training failed, and training goes on. {reason}")
