@@ -57,3 +57,12 @@ def test_a_stub_cannot_import_what_is_not_in_transformers():
     with pytest.raises(DendriticError, match="remote_code = True.*Own"):
         check_remote_code(Own())
     check_remote_code(build("bert")[0])
+
+
+def test_the_native_form_is_saved_as_the_stock_model_that_it_is(tmp_path):
+    model, inputs = saved(tmp_path / "stock", "bert", "packed", native=True, sparsity=0.4, floor=0.0)
+    save(model, tmp_path / "ours")
+    assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert torch.equal(outputs(load(str(tmp_path / "ours")), inputs), outputs(model, inputs))
+    with pytest.raises(DendriticError, match="remote_code = True: the native form"):
+        check_remote_code(model)

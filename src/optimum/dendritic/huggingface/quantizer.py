@@ -156,11 +156,13 @@ def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: 
 def check_saved(model: PreTrainedModel, folder: Path) -> None:
     """Hold what `model` was saved as against the loader's rules, before anyone else relies on it.
 
+    A stock model, and one of native form, are not the loader's.
+
     Raises:
         CheckpointError: `from_pretrained` would refuse the folder.
     """
     layout = layout_of(model)
-    if layout is not None:
+    if layout is not None and not (layout.packed and layout.config.native):
         expected = model.state_dict()
         stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
         found, fused = sort_by_name(stored, _renames(model, expected))

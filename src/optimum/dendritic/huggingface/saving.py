@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from ..errors import CheckpointError, invalid
+from ..record import layout_of
 from .auto import auto_class_for
 from .quantizer import check_saved
 
@@ -57,7 +58,11 @@ def make_loadable(model: PreTrainedModel, folder: Path) -> None:
 
 
 def check_remote_code(model: PreTrainedModel) -> None:
-    """Raises `DendriticError` for a model whose code is not that of transformers: a stub cannot import it."""
+    """Raises `DendriticError` for a model whose class a stub cannot import, or that needs no stub."""
+    layout = layout_of(model)
+    if layout is not None and layout.packed and layout.config.native:
+        rule = "the native form loads in stock transformers, without this package"
+        raise invalid("remote_code", True, rule, "Push without it.")
     if not type(model).__module__.startswith("transformers."):
         rule = f"{type(model).__name__} is no class of transformers, so a stub cannot import it"
         raise invalid("remote_code", True, rule, "Push without it; loading then needs its module and one import.")
