@@ -96,7 +96,7 @@ def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImagePro
         train_dataset=train_set,
         eval_dataset=test_set,
         processing_class=processor,
-        compute_metrics=accuracy,
+        compute_metrics=accuracy,  # pyright: ignore  # None in all processes but the first, where evaluate has several
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)

@@ -120,7 +120,7 @@ def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, token
         eval_dataset=data["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=accuracy,
+        compute_metrics=accuracy,  # pyright: ignore  # None in all processes but the first, where evaluate has several
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)

@@ -1,10 +1,12 @@
 """`optimum-cli dendritic`: quick to start, measures what is on disk, and tells the user's mistakes in a sentence."""
 
+import importlib
 import json
 import subprocess
 import sys
 import sysconfig
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +80,20 @@ def save_bert(folder: Path, hidden_size: int, kind: type = BertForSequenceClassi
 class TestStart:
     def test_help_lists_the_subcommands(self, cli):
         code, output, _ = cli("dendritic", "--help")
-        assert code == 0 and all(name in output for name in ("bench", "card", "compress"))
+        assert code == 0 and all(name in output for name in ("compress", "bench", "card", "show", "export", "push"))
+
+    def test_every_command_takes_the_same_common_options_and_explains_its_own(self):
+        from optimum.commands.register.register_dendritic import DendriticCommand
+
+        for command in DendriticCommand.SUBCOMMANDS:
+            parser = ArgumentParser()
+            command.subcommand_class.parse_args(parser)
+            options = {name for action in parser._actions for name in action.option_strings or [action.dest]}
+            common = {"model", "--json", "--dtype", "--import", "--trust-remote-code"}
+            assert common <= options, (command.name, common - options)
+            assert all(action.help and action.help[-1] == "." for action in parser._actions[1:]), command.name
+            assert parser.description and parser.description[-1] == "." and command.help[-1] == "."
+            assert callable(importlib.import_module(f"optimum.dendritic.cli.{command.name}").run)
 
     def test_without_a_subcommand_it_shows_the_help(self, cli):
         code, output, _ = cli("dendritic")

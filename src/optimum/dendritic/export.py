@@ -88,7 +88,8 @@ def _exporter() -> Any:
     except ImportError as error:
         raise ImportError(f"{error}. Install it: pip install optimum-dendritic[onnx]") from error
     try:
-        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
     except ImportError as error:
         found = f"transformers {transformers.__version__} has no ONNX exporter"
         raise ImportError(f"{found}. Install one that has, such as 5.23.") from error
@@ -112,6 +113,8 @@ def _dynamic(inputs: dict[str, Any]) -> tuple[Inputs, dict[str, dict[int, Any]]]
         raise invalid("example_inputs", sizes, "must share their batch size", "Repeat the shorter ones.")
     if len(next(iter(tensors.values()))) == 1:
         tensors = {name: torch.cat([tensor, tensor]) for name, tensor in tensors.items()}
+    for name in [name for name in tensors if name.startswith("decoder_") and _text(tensors[name])]:
+        tensors[name] = tensors[name][:, 1:]  # two axes that are as long in the example would be taken for one
     free = torch.export.Dim.DYNAMIC
     return tensors, {name: {0: free, 1: free} if _text(tensor) else {0: free} for name, tensor in tensors.items()}
 

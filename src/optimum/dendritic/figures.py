@@ -84,10 +84,10 @@ def short_names(names: list[str]) -> list[str]:
     >>> short_names(["conv1", "conv2"]), short_names(["classifier"])
     (['conv1', 'conv2'], ['classifier'])
     """
-    shared = commonprefix([name.split(".")[:-1] for name in names])
-    if shared and any(name.split(".")[len(shared)].isdigit() for name in names):
-        shared.pop()
-    return [".".join(name.split(".")[len(shared) :]) for name in names]
+    shared = len(commonprefix([name.split(".")[:-1] for name in names]))
+    if shared and any(name.split(".")[shared].isdigit() for name in names):
+        shared -= 1
+    return [".".join(name.split(".")[shared:]) for name in names]
 
 
 def block(name: str) -> str:
