@@ -1,7 +1,7 @@
 """The same training on one process and on several: what `test_fsdp.py` compares, and what its processes run.
 
-`python sharded.py OUT` is one of the processes that torchrun's environment variables describe; it writes all that it saw
-to `OUT/<rank>.pt`.
+`python sharded.py OUT` is one of the processes that torchrun's environment variables describe; it writes all that it
+saw to `OUT/<rank>.pt`.
 """
 
 import os
@@ -47,8 +47,13 @@ CASES = {
     "sprouts": Case("bert", {"segment_size": 4, "sprout_rank": 1, "importance": "activation"}, training=True),
 }
 BATCHES: dict[str, Callable[[int], Found]] = {
-    "bert": text, "gpt2": text, "plain_cnn": pixels, "residual_mlp": vectors, "lstm": series, "vit": lambda n: images(16, n)
-}  # fmt: skip
+    "bert": text,
+    "gpt2": text,
+    "plain_cnn": pixels,
+    "residual_mlp": vectors,
+    "lstm": series,
+    "vit": lambda n: images(16, n),
+}
 
 
 def answer(model: nn.Module, inputs: Found) -> Tensor:

@@ -49,8 +49,8 @@ def prune_(
         `model`, in the mode that it was in; gradients and the random state are untouched.
 
     Raises:
-        DendriticError: the model is not injected, is packed or sharded; there is no batch, or one that is no mapping; the
-            outputs hold no loss, or the scores are not finite. The model is then as it was.
+        DendriticError: the model is not injected, is packed or sharded; there is no batch, or one that is no mapping;
+            the outputs hold no loss, or the scores are not finite. The model is then as it was.
     """
     config = injected_layout(model).config
     refuse_sharded(model, "Call prune_ before the model is sharded; while it trains, use score_, update_ and mask_.")
