@@ -12,6 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
+from optimum.dendritic.huggingface.card import write_card
+from optimum.dendritic.huggingface.facts import Data, note_evaluation
 from optimum.dendritic.targets import target_names
 
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
@@ -59,6 +61,8 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
     targets = target_names(model, config or pruning_config(task, run))
+    if config is not None:
+        _note_dense_score(task, run, model, output_dir)
     folder = output_dir / f"{run.name}.unfinished"
     steps, start, start_cpu = 0, time.perf_counter(), time.process_time()
     for arguments in due:
@@ -71,6 +75,10 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     folder.rename(finished)
     saved = task.load(finished)
     score = task.score(saved)
+    if config is not None:  # the model, as it was trained, knows its history; optimum-cli dendritic card adds the costs
+        assert isinstance(trainer.model, PreTrainedModel)
+        note_evaluation(trainer.model, {task.card().metric_id: score.value}, step=steps, data=_validation(task))
+        write_card(trainer.model, finished, measuring=False)
     return {
         **_conditions(task, run),
         **run.to_dict(),
@@ -106,7 +114,7 @@ def _trainer(
         "use_cpu": not torch.cuda.is_available(),
         "seed": run.seed,
         "save_strategy": "no",
-        "logging_strategy": "no",
+        "logging_steps": 0.02,
         "report_to": "none",
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -123,6 +131,19 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _note_dense_score(task: Task, run: Run, model: nn.Module, output_dir: Path) -> None:
+    base = json.loads((output_dir / f"{run.base.name}.json").read_text())
+    metrics = {task.card().metric_id: base["score"]}
+    note_evaluation(model, metrics, step=0, sparsity=0.0, data=_validation(task))
+
+
+def _validation(task: Task) -> Data:
+    """What the scores are of. A folder is no dataset on the Hub, whatever it was made from."""
+    local = Path(task.args.dataset).exists()
+    name = Path(task.args.dataset).name if local else task.args.dataset
+    return Data(name, on_hub=not local, split="validation", samples=task.samples()["validation"])
 
 
 def _first(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
