@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -83,9 +83,9 @@ def load_model(name: str | None, data: DatasetDict) -> tuple[PreTrainedModel, Pr
     if name is not None:
         model = AutoModelForSequenceClassification.from_pretrained(name, id2label=names)
         return model, AutoTokenizer.from_pretrained(name)
-    words = BertWordPieceTokenizer()
-    words.train_from_iterator(data["train"]["sentence"], vocab_size=4000, show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words._tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    pairs = ByteLevelBPETokenizer(lowercase=True)  # the same in every process, which word pieces are not
+    pairs.train_from_iterator(data["train"]["sentence"], 4000, special_tokens=["[PAD]"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pairs._tokenizer, pad_token="[PAD]")
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=3, num_attention_heads=4)
     config.update({"intermediate_size": 512, "id2label": names})
     return BertForSequenceClassification(config), tokenizer

@@ -179,3 +179,13 @@ def test_random_scores_depend_on_the_seed_and_the_name_alone():
     assert torch.equal(first, random_scores(2, 8, 0, "a"))
     assert not torch.equal(first, random_scores(2, 8, 1, "a"))
     assert not torch.equal(first, random_scores(2, 8, 0, "b"))
+
+
+def test_what_was_seen_finds_a_layer_that_was_made_on_the_meta_device():
+    with torch.device("meta"):
+        layer = injected("linear", 2, 3, activity=True)
+    layer = layer.to_empty(device="cpu").train()
+    layer.dendrite_activity.zero_()
+    assert not layer.seen_here().any()
+    layer(torch.ones(4, 12))
+    assert layer.seen_here().tolist() == [4.0] * 13

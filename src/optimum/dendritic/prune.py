@@ -81,7 +81,7 @@ def score_(model: nn.Module) -> None:
     config, layers = injected_layout(model).config, dendritic_layers(model)
     reshard(model)
     observed = [x for x in layers.values() if isinstance(x, DendriticWeight) and x.dendrite_activity is not None]
-    for layer, seen in zip(observed, mean_over_ranks([layer.seen for layer in observed]), strict=True):
+    for layer, seen in zip(observed, mean_over_ranks([layer.seen_here() for layer in observed]), strict=True):
         layer.note_activity_(seen)
     readings = {name: layer.read(config.importance) for name, layer in layers.items()}
     found = {name: reading for name, reading in readings.items() if reading is not None}

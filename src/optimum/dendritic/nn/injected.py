@@ -63,11 +63,16 @@ class DendriticWeight(DendriticLayer):
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         """Add up the squares of each input: of the channels of a convolution, else of the last axis."""
-        if self.seen.device != x.device:
-            self.seen = torch.zeros_like(self.seen, device=x.device)
-        channels = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1
-        self.seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
-        self.seen[-1] += x.numel() // x.shape[channels]
+        channels, seen = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1, self.seen_here()
+        seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
+        seen[-1] += x.numel() // x.shape[channels]
+
+    def seen_here(self) -> Float[Tensor, " inputs_and_number"]:
+        """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
+        assert self.dendrite_activity is not None
+        if self.seen.device != self.dendrite_activity.device:
+            self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)
+        return self.seen
 
     @torch.no_grad()
     def note_activity_(self, seen: Float[Tensor, " inputs_and_number"]) -> None:
