@@ -20,8 +20,7 @@ from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout
 from .shards import reshard, worst
-from .surgery import swap
-from .unshard import unshard_
+from .unshard import replace_
 
 logger = logging.get_logger(__name__)
 
@@ -84,13 +83,13 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
         reshard(model)
         packed = pack_modules(model, kept, bundles)
-        return packed, _replace_(model, packed)[0]
+        return packed, replace_(model, packed)[0]
     reshard(model)
-    allowed = max(tolerance(t.dtype) for t in [shard, *expected] if t.is_floating_point())
+    allowed = max(tolerance(t.dtype) for t in [shard, *expected] if t.is_floating_point())  # FSDP2 may run in bf16
 
     def attempt(bundles: list[Bundle]) -> tuple[Modules, Modules, Callable[[], None]] | None:
         packed = pack_modules(model, kept, bundles)
-        replaced, undo = _replace_(model, packed)
+        replaced, undo = replace_(model, packed)
         try:
             differ = _differ(model, inputs, readers, expected)
         except BaseException:
@@ -114,22 +113,6 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
         rule = "packing changes its outputs beyond rounding"
         raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
     return found[:2]
-
-
-def _replace_(model: nn.Module, packed: Modules) -> tuple[Modules, Callable[[], None]]:
-    """Put the packed modules in; a sharded model is a stock one from then on. Returns the old ones, and a way back."""
-    replaced = swap(model, packed)
-    try:
-        shard_again = unshard_(model)
-    except BaseException:
-        swap(model, replaced)
-        raise
-
-    def undo() -> None:
-        shard_again()
-        swap(model, replaced)
-
-    return replaced, undo
 
 
 def _differ(model: nn.Module, inputs: dict[str, Any], readers: list[str], expected: list[Tensor]) -> float:

@@ -107,6 +107,17 @@ def put_(tensor: Tensor, value: Tensor) -> None:
     local(tensor).copy_(value if own is None else value.index_select(0, own.to(value.device)))
 
 
+def unwrapped(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that `fully_shard` mixed `FSDPModule` into."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        if isinstance(module, FSDPModule):
+            order = type(module).__mro__
+            return order[order.index(FSDPModule) + 1]
+    return type(module)
+
+
 def reshard(model: nn.Module) -> None:
     """Let every parameter that FSDP2 left whole after a forward pass be its shard again, whose changes last."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

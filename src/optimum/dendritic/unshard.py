@@ -6,14 +6,14 @@ it is defined, and taken off; the parameters are gathered one after the other. T
 were, so whoever holds the model (a Trainer, an accelerator, hooks of the user) holds the stock one from then on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
-import torch
 from torch import nn
 
-from .shards import is_sharded, reshard, whole
+from .shards import is_sharded, reshard, unwrapped, whole
+from .surgery import swap
 
 FSDP = "torch.distributed.fsdp"
 STATE, FLAGS = "__composable_api_state_key", ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
@@ -30,7 +30,7 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
     """
     reshard(model)
     modules = list(model.modules())
-    if not any(map(is_sharded, model.parameters())) and not any(map(_is_wrapped, modules)):
+    if not any(map(is_sharded, model.parameters())) and all(unwrapped(m) is type(m) for m in modules):
         return lambda: None
     before = [_Before(module) for module in modules]
 
@@ -53,6 +53,26 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
+def replace_(model: nn.Module, packed: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], Callable[[], None]]:
+    """Put packed modules into a model, and `unshard_` the rest of it.
+
+    Returns:
+        The modules whose places they took, and a function that puts everything back as it was.
+    """
+    replaced = swap(model, packed)
+    try:
+        shard_again = unshard_(model)
+    except BaseException:
+        swap(model, replaced)
+        raise
+
+    def undo() -> None:
+        shard_again()
+        swap(model, replaced)
+
+    return replaced, undo
+
+
 class _Before:
     """A module as FSDP2 left it. Registries of hooks are put back in place, since handles refer to them."""
 
@@ -72,11 +92,7 @@ class _Before:
 
 
 def _strip_(module: nn.Module) -> None:
-    if _is_wrapped(module):
-        from torch.distributed.fsdp import FSDPModule
-
-        order = type(module).__mro__
-        module.__class__ = order[order.index(FSDPModule) + 1]
+    module.__class__ = unwrapped(module)
     attributes = vars(module)
     for name in list(attributes):
         if _is_registry(name):
@@ -85,14 +101,6 @@ def _strip_(module: nn.Module) -> None:
                     registry.pop(key, None)  # keys are unique: others note by them how the hook is to be called
         elif name.startswith(STATE) or name in FLAGS or _is_of_fsdp(attributes[name]):
             del attributes[name]
-
-
-def _is_wrapped(module: nn.Module) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
 
 
 def _is_registry(name: str) -> bool:

@@ -3,13 +3,13 @@
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..shards import whole
+from ..shards import unwrapped, whole
 from ..surgery import shallow_copy
 
 
 def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
     """A per-channel module (BatchNorm, PReLU, depthwise convolution) with only the channels `keep`."""
-    small, channels = shallow_copy(module), follower_channels(module)
+    small, channels = shallow_copy(module, unwrapped(module)), follower_channels(module)
     for registry in (small._parameters, small._buffers):
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
@@ -25,7 +25,11 @@ def follower_channels(module: nn.Module) -> int | None:
     """Channels of a module that treats each channel on its own and has parameters for it; None for any other module."""
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         return module.num_features
-    if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels > 1:
+    if (
+        unwrapped(module) is nn.Conv2d
+        and isinstance(module, nn.Conv2d)
+        and module.groups == module.in_channels == module.out_channels > 1
+    ):
         return module.groups
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
         return module.num_parameters

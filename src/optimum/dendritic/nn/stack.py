@@ -1,12 +1,11 @@
 """A stack of blocks that can be skipped whole: whole layers as units of pruning, exact for every kind of block.
 
-Block `i` computes `y_i`; what leaves it is `x_i + g_i (y_i - x_i)` with a gate `g_i` in {0, 1}: at 1 the block as it
-is, at 0 what came in, which is just what a model without the block computes, pre-LN or post-LN. (Zeroing the two
-products that write to the residual stream would do for pre-LN blocks only.) The gate's gradient `<dL/dout, y - x>` is
-that of a segment, `<W, dL/dW>`, for the block as a whole, so that the same scores rank blocks (Fan et al. 2020 drop
-them at random, LayerDrop; Molchanov et al. 2019, eq. 8, for the score). The gate is a parameter, so that the engine
-averages its gradient over ranks; `mask_` puts it back to 0 or 1 after every step of the optimizer, before the next
-forward pass.
+Block `i` computes `y_i`; what leaves it is `x_i + g_i (y_i - x_i)` with a gate `g_i` in {0, 1}: at 1 the block as it is,
+at 0 what came in, which is just what a model without the block computes, pre-LN or post-LN. (Zeroing the two products
+that write to the residual stream would do for pre-LN blocks only.) The gate's gradient `<dL/dout, y - x>` is that of a
+segment, `<W, dL/dW>`, for the block as a whole, so that the same scores rank blocks (Fan et al. 2020 drop them at
+random, LayerDrop; Molchanov et al. 2019, eq. 8, for the score). The gate is a parameter, so that the engine averages its
+gradient over ranks; `mask_` puts it back to 0 or 1 after every step of the optimizer, before the next forward pass.
 
 A skipped block still runs, so that its gate has a gradient and it can return; its weights stay what they were.
 """
@@ -19,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..importance import Measure, square_norm
+from ..importance import Importance, square_norm
 from ..segments import Piece, wide
-from ..shards import local, put_, summed, whole
+from ..shards import held, local, put_, summed
 from ..surgery import shallow_copy
 from .segmented import DendriticLayer
 
@@ -46,31 +45,32 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
         return {GATE: self.dendrite_gate}
 
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
-        return [Piece(whole(tensors[GATE])[None, None, :, None, None])]  # a number a block: nothing to spread
+        gates = tensors[GATE]
+        return [Piece(local(gates)[None, None, :, None, None], segments=held(gates))]
 
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for tensor in tensors.values():
-            put_(tensor, whole(tensor).masked_fill(chosen[0], 0))
+        for piece in self.gated(tensors):
+            piece.blank_(chosen)
 
     def kept(self) -> list[Tensor]:
         return [self.dendrite_mask[0].cpu().nonzero().flatten()]
 
     @torch.no_grad()
+    def reading(self, rule: Importance, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
+        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
+        assert rule.measure is not None
+        (gradient,), total = self.gated(gradients), torch.zeros_like(self.dendrite_score, dtype=torch.float32)
+        if rule.measure is square_norm:
+            norms = [torch.stack([wide(local(p)).square().sum() for p in block.parameters()]).sum() for block in self]
+            total.add_(torch.stack(norms)[None])
+        else:
+            gradient.add_to(total, rule.measure(torch.ones_like(gradient.tiles), gradient.tiles, None))
+        return rule.score(summed(total, like=self.dendrite_gate))
+
+    @torch.no_grad()
     def mask_(self) -> None:
         """Put the gates to 0 and 1."""
-        put_(self.dendrite_gate, self.dendrite_mask[0].to(self.dendrite_gate.dtype))
-
-    def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
-        if measure is square_norm:
-            return torch.stack([_square_norm(block) for block in self])[None]
-        (gradient,) = self.gated(gradients)
-        return measure(torch.ones_like(gradient.tiles), gradient.tiles, None)
-
-
-def _square_norm(block: nn.Module) -> Tensor:
-    norms = [summed(wide(local(p)).square().sum(), like=p) for p in block.parameters()]
-    return torch.stack(norms).sum()
+        put_(self.dendrite_gate, self.dendrite_mask[0])
 
 
 def inject_stack(stack: nn.ModuleList) -> DendriticStack:
