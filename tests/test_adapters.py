@@ -62,7 +62,9 @@ class TestUnder:
 
 
 class TestOnAnInjectedModel:
-    @pytest.mark.parametrize("step", [score_, lambda model: update_(model, 0.5), compress_], ids=["score_", "update_", "compress_"])
+    @pytest.mark.parametrize(
+        "step", [score_, lambda model: update_(model, 0.5), compress_], ids=["score_", "update_", "compress_"]
+    )
     def test_it_is_refused_at_the_next_step(self, step):
         model, inputs = build("bert")
         inject_(model, MAGNITUDE, example_inputs=inputs)

@@ -25,6 +25,8 @@ from optimum.dendritic import (
     score_,
     update_,
 )
+from optimum.dendritic.density import density
+from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.inject import layer_costs
 from optimum.dendritic.nn import DendriticStack
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
@@ -220,6 +222,17 @@ def test_generation_with_a_cache(name):
         for c in (True, False)
     ]
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+def test_the_density_map_counts_what_is_left_before_and_after(name):
+    dense, left = count_parameters(build(FAMILIES[name])), count_parameters(packed(name))
+    for model in (masked(name), packed(name)):
+        found = density(model)
+        assert (found.dense_parameters, found.parameters) == (dense, left)
+    assert {layer.name for layer in density(masked(name)).layers} >= {"BERT": {"bert.pooler.dense"}, "Llama": set()}[
+        name
+    ]
 
 
 class TestTrainer:

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from .description import DENSE, describe
 from .errors import invalid
-from .layout import Follower, Layout, Segments
-from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
+from .layout import Follower, Layout
+from .nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
 from .packing import pack_modules
-from .record import dendritic_layers, layout_of
+from .record import dendritic_layers, dense_config_of, layout_of, split_stacks
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,16 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         modules = {name: model.get_submodule(name) for name in layers}
         total, dense_total = _parameters(model), _parameters(dense)
     else:
-        dense, modules = model, _packed_alone(model, layout)
-        sprouts = sum(_parameters(layer) - _own(layer) for layer in dendritic_layers(model).values())
-        dense_total = _parameters(model) - sprouts
+        stacks, layers = split_stacks(dendritic_layers(model))
+        skipped = [
+            f"{name}.{i}." for name, stack in stacks.items() for i in (~stack.dendrite_mask[0]).nonzero()[:, 0].tolist()
+        ]
+        dense, modules = model, _packed_alone(model, layout, layers)
+        modules = {name: module for name, module in modules.items() if not name.startswith(tuple(skipped))}
+        added = sum(_parameters(layer) - _own(layer) for layer in layers.values()) + sum(map(_own, stacks.values()))
+        dense_total = _parameters(model) - added
         total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
+        total -= sum(_parameters(model.get_submodule(block.rstrip("."))) for block in skipped)
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
     return Density(type(model).__name__, layout.packed, tuple(found), untouched, total, dense_total)
@@ -140,13 +146,12 @@ def _dense(model: nn.Module) -> nn.Module:
             "model", type(model).__name__, "only a PreTrainedModel tells its dense shapes once packed", remedy
         )
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config))
+        return type(model)(copy.deepcopy(dense_config_of(model)))
 
 
-def _packed_alone(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
+def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> dict[str, nn.Module]:
     """The layers of an injected model, packed with nothing cut, so that every place is still known."""
-    kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
-    assert all(isinstance(record, Segments) for record in layout.modules.values())
+    kept = {name: layer.kept() for name, layer in layers.items()}
     return pack_modules(model, kept, [replace(bundle, cut=False) for bundle in layout.bundles])
 
 

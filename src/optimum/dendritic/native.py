@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 from .errors import invalid
 from .layout import Form, Layout, Record, Recurrent
-from .nn import DendriticStack, RecurrentLayer, WeightLayer, widths
+from .nn import RecurrentLayer, WeightLayer, widths
 from .packing import pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
-from .record import dendritic_layers, injected_layout, set_layout
+from .record import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
 from .shards import reshard, worst
 from .unshard import replace_, unshard_
 from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
@@ -46,7 +46,7 @@ def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
             counts = [int(mask.sum()) for mask in masks]
             raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
         dials.append((dial, masks[0].nonzero().flatten().tolist()))
-    kept = {name: layer.kept() for name, layer in layers.items() if not isinstance(layer, DendriticStack)}
+    kept = {name: layer.kept() for name, layer in split_stacks(layers)[1].items()}
     stacks = stacks_kept(dials, model)
     with quiet(model):
         expected = probe(model, inputs, ())
@@ -70,6 +70,7 @@ def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     for module, _, source in pairs:
         module.training = modules[source].training  # it was built while the model was quiet
     records = {name: _record(module) for module, name, source in pairs if source in kept}
+    set_dense_config(model, changed(model.config, {}))
     become_(model, stock)
     unshard_(model)  # its parameters are whole by now; its class is not the stock one yet
     set_layout(model, Layout(layout.config, records, dense_cost=layout.dense_cost))

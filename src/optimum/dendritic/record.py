@@ -2,17 +2,19 @@
 `PreTrainedModel` saves, and the name of the dense model that it was."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import invalid
 from .layout import Layout
-from .nn import DendriticLayer
+from .nn import DendriticLayer, DendriticStack
 
 ATTRIBUTE = "dendritic_layout"
+DENSE_CONFIG = "dendritic_dense_config"
 BASE = "dendritic_base"
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # how huggingface_hub names what it downloads
 
@@ -94,3 +96,21 @@ def dendritic_layers(model: nn.Module) -> dict[str, DendriticLayer]:
             raise invalid("model", type(model).__name__, rule, remedy)
         layers[name] = layer
     return layers
+
+
+def split_stacks(
+    layers: Mapping[str, DendriticLayer],
+) -> tuple[dict[str, DendriticStack], dict[str, DendriticLayer]]:
+    """The stacks of blocks among injected layers, and the others."""
+    stacks = {name: layer for name, layer in layers.items() if isinstance(layer, DendriticStack)}
+    return stacks, {name: layer for name, layer in layers.items() if name not in stacks}
+
+
+def dense_config_of(model: PreTrainedModel) -> PreTrainedConfig:
+    """The config of the dense model: the model's own, unless it is native and its config tells what is left."""
+    return model.__dict__.get(DENSE_CONFIG, model.config)
+
+
+def set_dense_config(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Note, on the model object alone, what the config of a native model was."""
+    model.__dict__[DENSE_CONFIG] = config
