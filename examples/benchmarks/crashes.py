@@ -162,8 +162,8 @@ def check(case: str, kills: int, deaths: int, seed: int, folder: Path) -> dict[s
             resumed, death = last_checkpoint(run), Death()
             torn += resumed is not None and resumed != get_last_checkpoint(str(run))
             done = int(resumed.rpartition("-")[2]) if resumed else 0
-            if left and died.total() < kills:
-                window = WINDOWS[died.total() % len(WINDOWS)] if done < STEPS else "end"
+            window = min(WINDOWS, key=lambda window: died[window])
+            if left and died.total() < kills and (done < STEPS or window == "end"):
                 steps = range(done + 1, STEPS + 1)
                 if window in ("save", "file"):
                     steps = range((done // SAVE + 1) * SAVE, STEPS + 1, SAVE)
