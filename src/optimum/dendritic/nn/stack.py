@@ -1,11 +1,12 @@
 """A stack of blocks that can be skipped whole: whole layers as units of pruning, exact for every kind of block.
 
 Block `i` computes `y_i`; what leaves it is `x_i + g_i (y_i - x_i)` with a gate `g_i` in {0, 1}: at 1 the block as it
-is, at 0 what came in, which is just what a model without the block computes, pre-LN or post-LN. (Zeroing the two products
-that write to the residual stream would do for pre-LN blocks only.) The gate's gradient `<dL/dout, y - x>` is that of a
-segment, `<W, dL/dW>`, for the block as a whole, so that the same scores rank blocks (Fan et al. 2020 drop them at
-random, LayerDrop; Molchanov et al. 2019, eq. 8, for the score). The gate is a parameter, so that the engine averages
-its gradient over ranks; `mask_` puts it back to 0 or 1 after every step of the optimizer, before the next forward pass.
+is, at 0 what came in, which is just what a model without the block computes, pre-LN or post-LN. (Zeroing the two
+products that write to the residual stream would do for pre-LN blocks only.) The gate's gradient `<dL/dout, y - x>` is
+that of a segment, `<W, dL/dW>`, for the block as a whole, so that the same scores rank blocks (Fan et al. 2020 drop
+them at random, LayerDrop; Molchanov et al. 2019, eq. 8, for the score). The gate is a parameter, so that the engine
+averages its gradient over ranks; `mask_` puts it back to 0 or 1 after every step of the optimizer, before the next
+forward pass.
 
 A skipped block still runs, so that its gate has a gradient and it can return; its weights stay what they were.
 """
