@@ -67,7 +67,7 @@ class DendriticWeight(DendriticLayer):
         seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
         seen[-1] += x.numel() // x.shape[channels]
 
-    def seen_here(self) -> Float[Tensor, " inputs_and_number"]:
+    def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
         """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
         assert self.dendrite_activity is not None
         if self.seen.device != self.dendrite_activity.device:
