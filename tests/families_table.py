@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.description import DENSE
-from optimum.dendritic.layout import Form, Layout, Recurrent
+from optimum.dendritic.layout import Layout
 from optimum.dendritic.nn import is_prunable
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
+from optimum.dendritic.records import Form, Recurrent
 
 START, END = "<!-- families -->", "<!-- /families -->"
 HEADER = """\

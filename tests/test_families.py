@@ -31,8 +31,9 @@ from optimum.dendritic.description import DENSE
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
-from optimum.dendritic.layout import Form, Layout, Recurrent
+from optimum.dendritic.layout import Layout
 from optimum.dendritic.record import injected_layout, layout_of
+from optimum.dendritic.records import Form, Recurrent
 
 STEPS = 20
 NAMES = {family.name: family for family in ALL}

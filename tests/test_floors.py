@@ -11,6 +11,7 @@ HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a package (`name.`) its own files may
     {"errors", "schedules", "collectives"},
     {"config", "strict", "divergence"},
+    {"records"},
     {"layout"},
     {"adapters", "shards", "surgery", "costs", "least_squares"},
     {"segments"},
@@ -85,7 +86,7 @@ def test_every_file_has_one_floor_and_every_floor_has_files():
 def test_the_reader_of_imports_sees_them():
     below = {room_of_import(parts) for parts in imports(HOUSE / "compress.py")}
     assert {"errors", "inject", "prune", "layout", "nn."} <= below
-    assert imports(HOUSE / "nn" / "packed.py") >= {("layout",), ("surgery",), ("nn", "injected")}
+    assert imports(HOUSE / "nn" / "packed.py") >= {("records",), ("surgery",), ("nn", "injected")}
 
 
 def test_inside_nn_packed_stands_on_injected():
@@ -93,7 +94,7 @@ def test_inside_nn_packed_stands_on_injected():
 
 
 def test_data_needs_no_torch():
-    for name in ("errors", "schedules", "strict", "config", "layout"):
+    for name in ("errors", "schedules", "strict", "config", "records", "layout"):
         roots = set()
         for node in ast.walk(ast.parse((HOUSE / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):

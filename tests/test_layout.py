@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from models import build
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
-from optimum.dendritic.layout import Bundle, Follower, Form, Layout, Run, Segments, Wire
+from optimum.dendritic.layout import Layout
 from optimum.dendritic.record import layout_of
+from optimum.dendritic.records import Bundle, Follower, Form, Run, Segments, Wire
 
 counts = st.integers(1, 9)
 runs = st.builds(Run, *[counts] * 5)

@@ -20,7 +20,6 @@ from optimum.dendritic import (
     inject_,
 )
 from optimum.dendritic.importance import gate_gradient
-from optimum.dendritic.layout import Recurrent
 from optimum.dendritic.nn import (
     DendriticRecurrent,
     PackedRecurrent,
@@ -29,6 +28,7 @@ from optimum.dendritic.nn import (
     states,
 )
 from optimum.dendritic.record import layout_of
+from optimum.dendritic.records import Recurrent
 
 CELLS = [nn.LSTM, nn.GRU]
 SHAPES = list(itertools.product(CELLS, [1, 2], [False, True]))

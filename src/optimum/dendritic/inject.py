@@ -15,7 +15,7 @@ from .dials import find_dials
 from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import as_mapping, example_inputs_for
-from .layout import Bundle, Dial, Layout, Record, Segments, Stack
+from .layout import Layout
 from .nn import (
     DendriticLayer,
     DendriticRecurrent,
@@ -34,6 +34,7 @@ from .nn import (
 )
 from .packing import segments_reached
 from .record import dendritic_layers, injected_layout, layout_of, note_base, set_layout
+from .records import Bundle, Dial, Record, Segments, Stack
 from .segments import largest_divisor
 from .selection import select, total_cost
 from .shards import refuse_sharded

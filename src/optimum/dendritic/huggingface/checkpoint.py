@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, invalid
-from ..layout import Form, Layout, Record, Recurrent, Segments
+from ..layout import Layout
+from ..records import Form, Record, Recurrent, Segments
 from ..strict import bad
 
 FLOATING = ("F64", "F32", "F16", "BF16")

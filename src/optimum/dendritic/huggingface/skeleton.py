@@ -14,7 +14,7 @@ from torch import nn
 
 from ..importance import IMPORTANCE
 from ..inject import layer_costs
-from ..layout import Bundle, Dial, Follower, Form, Layout, Record, Recurrent, Segments, Stack, Wire
+from ..layout import Layout
 from ..nn import (
     RecurrentLayer,
     WeightLayer,
@@ -35,6 +35,7 @@ from ..nn import (
     widths,
 )
 from ..record import dendritic_layers, set_layout
+from ..records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 from ..selection import total_cost
 from ..strict import bad
 
