@@ -62,10 +62,8 @@ class Sst2(SentenceTask):
         return {"learning_rate": self.args.learning_rate}
 
     def pruning(self) -> dict[str, Any]:
-        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery. The
-        pooler has one such segment, which it could not lose."""
-        widths = {"segment_size": 4096, "floor": 0.0, "exclude_modules": ["pooler.dense"]}
-        return {"distillation": self.args.distillation, "end": 0.4, **widths}
+        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery."""
+        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": 0.0, "end": 0.4}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
@@ -103,7 +101,10 @@ class Sst2(SentenceTask):
                 "highest levels it is larger than its level asks for, as its parameters tell."
             ),
             optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
-            targets="all linear layers of the encoder; not the embeddings, the pooler and the classifier",
+            targets=(
+                "all linear layers of the encoder and the pooler (which has one segment at this width and loses none); "
+                "not the embeddings and not the classifier"
+            ),
             selection=(
                 "The learning rate of the second stage and the fields of `DendriticConfig` were chosen for dendritic "
                 "pruning at 80 %, by validation accuracy with one seed; magnitude and random use them too."
