@@ -27,7 +27,7 @@ from transformers import (
 
 from convnet import ConvNetConfig, ConvNetForImageClassification
 from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, measure
-from optimum.dendritic.metrics import Accuracy
+from optimum.dendritic.metrics import accuracy
 
 
 @dataclass
@@ -63,10 +63,6 @@ def with_pixels(dataset: Dataset, processor: BaseImageProcessor) -> Dataset:
     )
 
 
-def accuracy(found) -> dict[str, float] | None:
-    return Accuracy(keep_in_memory=True).compute(predictions=found.predictions.argmax(-1), references=found.label_ids)
-
-
 def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImageProcessor, callbacks: list) -> Trainer:
     """Train and save one model in a stock Trainer; every model starts from the same weights."""
     set_seed(args.seed)
@@ -96,7 +92,7 @@ def train(name: str, args: Arguments, data: DatasetDict, processor: BaseImagePro
         train_dataset=train_set,
         eval_dataset=test_set,
         processing_class=processor,
-        compute_metrics=accuracy,  # pyright: ignore  # None in all processes but the first, where evaluate has several
+        compute_metrics=accuracy,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)

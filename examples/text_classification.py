@@ -3,7 +3,6 @@
     python examples/text_classification.py
     python examples/text_classification.py --model sentence-transformers/all-MiniLM-L6-v2 --dataset stanfordnlp/sst2 \
         --learning_rate 5e-5 --epochs 2
-    accelerate launch examples/text_classification.py
 
 The default needs no download: a small BERT learns from scratch which library a docstring on this machine comes from.
 `--model` and `--dataset` are folders or Hub ids; the dataset has the columns "sentence" (or "text") and "label".
@@ -36,7 +35,7 @@ from transformers import (
 )
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, measure
-from optimum.dendritic.metrics import Accuracy
+from optimum.dendritic.metrics import accuracy
 
 LIBRARIES = ["matplotlib", "numpy", "pandas", "sklearn"]
 
@@ -91,10 +90,6 @@ def load_model(name: str | None, data: DatasetDict) -> tuple[PreTrainedModel, Pr
     return BertForSequenceClassification(config), tokenizer
 
 
-def accuracy(found) -> dict[str, float] | None:
-    return Accuracy(keep_in_memory=True).compute(predictions=found.predictions.argmax(-1), references=found.label_ids)
-
-
 def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, tokenizer, callbacks: list) -> Trainer:
     """Train and save one model in a stock Trainer."""
     set_seed(args.seed)
@@ -120,7 +115,7 @@ def train(name: str, model: nn.Module, args: Arguments, data: DatasetDict, token
         eval_dataset=data["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=accuracy,  # pyright: ignore  # None in all processes but the first, where evaluate has several
+        compute_metrics=accuracy,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir) if args.resume else None)

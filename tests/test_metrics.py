@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from models import build
+from transformers import EvalPrediction
 
 from optimum.dendritic import DendriticError, measure
-from optimum.dendritic.metrics import F1, Accuracy, Efficiency
+from optimum.dendritic.metrics import F1, Accuracy, Efficiency, accuracy
 
 QUICK = {"seconds": 0.02, "threads": 1, "large_batch": 2, "memory": False}
 
@@ -35,6 +36,11 @@ def report():
 def test_accuracy_counts_what_is_right(as_type):
     computed = Accuracy().compute(predictions=as_type([0, 1, 2, 2]), references=as_type([0, 1, 1, 2]))
     assert computed == {"accuracy": 0.75}
+
+
+def test_accuracy_of_what_a_trainer_found():
+    logits = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    assert accuracy(EvalPrediction(logits, np.array([0, 1, 1, 1]))) == {"accuracy": 0.75}
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])

@@ -103,7 +103,7 @@ def one_round(number: int) -> None:
         trainer.train()
         trainer.save_model()
         packed = model.eval()
-        loaded = type(model).from_pretrained(folder).to(model.device).eval()
+        loaded = type(model).from_pretrained(folder, device_map=model.device).eval()
         with torch.no_grad():
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
             torch.testing.assert_close(loaded(**inputs).logits, packed(**inputs).logits)

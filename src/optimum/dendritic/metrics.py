@@ -11,6 +11,8 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
+from transformers import EvalPrediction
 
 from .efficiency import EfficiencyReport
 from .errors import invalid
@@ -33,6 +35,13 @@ class Accuracy(evaluate.Metric):
         from sklearn.metrics import accuracy_score
 
         return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def accuracy(found: EvalPrediction) -> dict[str, float]:
+    """The accuracy of a classifier's logits: `Trainer(..., compute_metrics=accuracy)`."""
+    assert isinstance(found.predictions, np.ndarray), "one tensor of logits"
+    classes = found.predictions.argmax(-1)
+    return Accuracy(keep_in_memory=True).compute(predictions=classes, references=found.label_ids) or {}
 
 
 class F1(evaluate.Metric):

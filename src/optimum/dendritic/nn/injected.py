@@ -110,11 +110,15 @@ class DendriticWeight(DendriticLayer):
         return {"weight": self.weight}
 
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
-        return [piece(tensors["weight"], *self.dendrite_mask.shape, self.transposed)]
+        return [self._piece(tensors["weight"])]
 
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         for tensor in tensors.values():
-            piece(tensor, *self.dendrite_mask.shape, self.transposed).blank_(chosen)
+            self._piece(tensor).blank_(chosen)
+
+    def _piece(self, like_weight: Tensor) -> Piece:
+        arbors, segments = self.dendrite_mask.shape
+        return piece(like_weight, arbors, segments, self.transposed)
 
     @torch.no_grad()
     def row_norms(self) -> Float[Tensor, " outputs"]:
