@@ -5,12 +5,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from models import build, vectors
@@ -91,7 +90,7 @@ def test_they_are_those_of_one_process(ranks, one, name):
     assert expected.keys() == found.keys()
     assert any(expected[f"{step}.regrown"] > 0 for step in (2, 4)) and any("mask" in key for key in expected)
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -204,18 +203,16 @@ class TestRefusals:
     )
     def test_engines_are_judged_by_what_accelerate_says(self, kind, plugin, compiled, words, tmp_path, monkeypatch):
         """accelerate shards on accelerators alone, so its state is set by hand here."""
-        TrainingArguments(str(tmp_path), use_cpu=True)  # makes a state
-        Trainer(nn.Linear(1, 1), TrainingArguments(str(tmp_path), use_cpu=True))
-        state = AcceleratorState()
-        monkeypatch.setitem(state.__dict__, "distributed_type", DistributedType[kind])
+        Trainer(nn.Linear(1, 1), TrainingArguments(str(tmp_path), use_cpu=True))  # makes a state
+        for shared in (AcceleratorState._shared_state, PartialState._shared_state):
+            monkeypatch.setitem(shared, "distributed_type", DistributedType[kind])
         for name in ("FSDP_VERSION", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
             monkeypatch.setenv(name, "")  # the plugin writes them: they must not outlive this test
             monkeypatch.delenv(name)
         if kind == "FSDP":
-            monkeypatch.setitem(state.__dict__, "fsdp_plugin", FullyShardedDataParallelPlugin(**plugin))
-        arguments = SimpleNamespace(torch_compile=compiled)
+            monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", FullyShardedDataParallelPlugin(**plugin))
         if words is None:
-            check_engine(arguments)
+            check_engine(compiled)
         else:
             with pytest.raises(DendriticError, match=words):
-                check_engine(arguments)
+                check_engine(compiled)

@@ -108,8 +108,8 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     Sleeping sprouts take up what is pruned. The update that reaches the config's sparsity is the final one: it wakes
     those that pay, and from then on they learn. In a distributed training every rank calls, and rank 0 chooses.
     """
-    layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     reshard(model)
+    layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
     masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
     scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
     if all(bool(mask.all()) for mask in masks.values()):

@@ -49,12 +49,9 @@ def held(tensor: Tensor) -> Int[Tensor, " held"] | None:
     """Ascending indices (int64) along the first dimension of what `local` holds; None for all of a stock tensor.
 
     Raises:
-        DendriticError: the tensor is cut along another dimension (tensor parallelism) or along several, or is a
-            parameter that DeepSpeed ZeRO-3 has emptied.
+        DendriticError: the tensor is cut along another dimension (tensor parallelism) or along several.
     """
     if not is_sharded(tensor):
-        if is_emptied(tensor):
-            raise invalid("parameter.ds_shape", vars(tensor)["ds_shape"], ZERO3, REMEDY)
         return None
     cut = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]  # type: ignore
     if len(cut) > 1 or any(not tensor.placements[axis].is_shard(0) for axis in cut):  # type: ignore[attr-defined]
@@ -119,7 +116,14 @@ def unwrapped(module: nn.Module) -> type[nn.Module]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every parameter that FSDP2 left whole after a forward pass be its shard again, whose changes last."""
+    """Let every parameter that FSDP2 left whole after a forward pass be its shard again, whose changes last.
+
+    Raises:
+        DendriticError: DeepSpeed ZeRO-3 has emptied the parameters.
+    """
+    first = next(model.parameters(), None)
+    if first is not None and is_emptied(first):
+        raise invalid("parameter.ds_shape", tuple(vars(first)["ds_shape"]), ZERO3, REMEDY)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from torch.distributed.fsdp import FSDPModule
 

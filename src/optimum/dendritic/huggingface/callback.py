@@ -88,7 +88,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.saw_init = True
-        check_engine(args)
+        check_engine(args.torch_compile)
         look_after_pushes()
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)

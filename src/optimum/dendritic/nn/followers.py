@@ -12,7 +12,7 @@ from ..surgery import shallow_copy
 def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
     """A per-channel module (BatchNorm, PReLU, depthwise convolution) with only the channels `keep`."""
     small, channels = shallow_copy(module, unwrapped(module)), follower_channels(module)
-    registries: list[dict[str, Any]] = [small._parameters, small._buffers]  # type: ignore[list-item]
+    registries: list[dict[str, Any]] = [small._parameters, small._buffers]
     for registry in registries:
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
