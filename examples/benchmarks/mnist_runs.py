@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convnet import ConvNetConfig, ConvNetForImageClassification  # noqa: E402
 from optimum.dendritic import DendriticCallback, DendriticConfig  # noqa: E402
+from optimum.dendritic.huggingface.card import write_card  # noqa: E402
+from optimum.dendritic.huggingface.facts import Data, note_evaluation  # noqa: E402
 
 PRUNED = {  # method -> what it changes in DendriticConfig
     "dendritic": {"importance": "dendritic"},
@@ -107,7 +109,8 @@ def train_one(run: Run, args: argparse.Namespace, train: Pixels, test: Pixels, f
     """Train in a stock Trainer, save, and score the model that plain `from_pretrained` gives back."""
     set_seed(run.seed)
     config = narrower(run.sparsity) if run.method == "smaller-dense" else convnet_config()
-    model = in_channels_last(ConvNetForImageClassification(config))
+    model = ConvNetForImageClassification(config)
+    in_channels_last(model)  # in place
     callbacks: list[TrainerCallback] = []
     pruning = None
     if run.method in PRUNED:
@@ -132,7 +135,7 @@ def train_one(run: Run, args: argparse.Namespace, train: Pixels, test: Pixels, f
             use_cpu=not torch.cuda.is_available(),
             seed=run.seed,
             save_strategy="no",
-            logging_strategy="no",
+            logging_steps=0.02,
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=True,
@@ -146,13 +149,19 @@ def train_one(run: Run, args: argparse.Namespace, train: Pixels, test: Pixels, f
     trainer.train()
     seconds = time.perf_counter() - start
     trainer.save_model()
+    scored = score(folder, test)
+    if pruning is not None:  # the model, as it was trained, knows its history; cards.py adds the costs
+        local = Path(args.dataset).exists()
+        data = Data(Path(args.dataset).name if local else args.dataset, not local, split="test", samples=len(test))
+        note_evaluation(model, {"accuracy": scored["accuracy"]}, step=trainer.state.global_step, data=data)
+        write_card(model, folder, measuring=False)
     return {
         **asdict(run),
         "recipe": recipe(args),
         "pruning": None if pruning is None else pruning.to_dict(),
         "train_seconds": seconds,
         "samples": [len(train), len(test)],
-        **score(folder, test),
+        **scored,
         "environment": environment(),
     }
 

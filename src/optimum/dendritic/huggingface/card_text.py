@@ -16,6 +16,7 @@ FIGURES = {
     "peak_memory_bytes": "peak memory, batch 1",
     "energy_joules": "energy",
 }
+WIDE = 88  # characters that a page shows without scrolling
 DATA = "evaluated on"  # the name of a column
 FORMS = {
     "plain": "became plain smaller layers",
@@ -132,10 +133,16 @@ def source_words(source: Record | None) -> str:
 
 
 def config_words(config: Record) -> str:
-    """The config as one would write it: `sparsity`, then what differs from the default."""
+    """The config as one would write it: `sparsity`, then what differs from the default.
+
+    >>> config_words(DendriticConfig(sparsity=0.8, floor=0.0).to_dict())
+    'DendriticConfig(sparsity=0.8, floor=0.0)'
+    """
     default = DendriticConfig().to_dict()
     named = [name for name in config if name == "sparsity" or (name in default and config[name] != default[name])]
-    return f"DendriticConfig({', '.join(f'{name}={config[name]!r}' for name in named)})"
+    fields = [f"{name}={config[name]!r}" for name in named]
+    line = f"DendriticConfig({', '.join(fields)})"
+    return line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)"
 
 
 def form_counts(layers: Mapping[str, Record]) -> list[str]:
