@@ -36,10 +36,10 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     children = []
     for rank in range(2):
-        said = (out / f"{rank}.log").open("w")
         environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(TESTS / "sharded.py"), str(out)]
-        children.append(subprocess.Popen(command, env=environment, cwd=out, stdout=said, stderr=said))
+        with (out / f"{rank}.log").open("w") as said:
+            children.append(subprocess.Popen(command, env=environment, cwd=out, stdout=said, stderr=said))
     try:
         codes = [child.wait(timeout=600) for child in children]
     finally:
