@@ -28,9 +28,16 @@ class Outcome:
 
 @contextmanager
 def logged(lines: list[str]) -> Iterator[None]:
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: lines.append(handler.format(record))
-    loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
+    """Every record once, whether or not these libraries let theirs through to the root logger."""
+    handler, seen = logging.Handler(logging.INFO), []
+
+    def emit(record: logging.LogRecord) -> None:
+        if not any(record is other for other in seen):
+            seen.append(record)
+            lines.append(handler.format(record))
+
+    handler.emit = emit
+    loggers = [logging.getLogger(name) for name in (None, "optimum", "transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
