@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -93,6 +99,7 @@ class DendriticLoader(HfQuantizer):
                 check_files(self.layout, self.expected, found, fused)
                 if type(model).__name__ in (model.config.architectures or ()) and not fused:
                     _check_complete(model, self.expected, found.keys())
+                _check_sortable(entry.key for entry in stored)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Check what is in memory now (a `state_dict=` comes from no file), then leave an ordinary model behind."""
@@ -210,6 +217,16 @@ def _check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], foun
         needed = name in parameters or name.rpartition(".")[0] in holders
         if needed and not any(pattern.search(name) for pattern in optional):
             raise bad(name, "missing", f"must be in the files of a {type(model).__name__}")
+
+
+def _check_sortable(keys: Iterable[str]) -> None:
+    """Early versions of transformers 5 sort keys by parts and compare `layer.0` with `layer.dendrite_gate` in vain."""
+    try:
+        sorted(keys, key=dot_natural_key)
+    except TypeError as error:
+        rule = "cannot load a checkpoint from the middle of a native compression"
+        remedy = "Upgrade transformers, or resume the training in a Trainer."
+        raise invalid("transformers", transformers.__version__, rule, remedy, CheckpointError) from error
 
 
 def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
