@@ -1,5 +1,6 @@
 """The words and cells of a card, from the content of `efficiency.json`. What is unknown becomes nothing, not a zero."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -135,12 +136,12 @@ def source_words(source: Record | None) -> str:
 def config_words(config: Record) -> str:
     """The config as one would write it: `sparsity`, then what differs from the default.
 
-    >>> config_words(DendriticConfig(sparsity=0.8, floor=0.0).to_dict())
-    'DendriticConfig(sparsity=0.8, floor=0.0)'
+    >>> config_words(DendriticConfig(sparsity=0.8, budget="macs").to_dict())
+    'DendriticConfig(sparsity=0.8, budget="macs")'
     """
     default = DendriticConfig().to_dict()
     named = [name for name in config if name == "sparsity" or (name in default and config[name] != default[name])]
-    fields = [f"{name}={config[name]!r}" for name in named]
+    fields = [f"{name}={_code(config[name])}" for name in named]
     line = f"DendriticConfig({', '.join(fields)})"
     return line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)"
 
@@ -167,6 +168,11 @@ def table(rows: list[list[str]]) -> str:
     rule = ["---" if name in ("", DATA) else "---:" for name in rows[0]]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in [rows[0], rule, *rows[1:]]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(value: Any) -> str:
+    """As formatters write it: strings in double quotes."""
+    return json.dumps(value) if isinstance(value, str | list) else repr(value)
 
 
 def _says(column: tuple[str, ...]) -> bool:
