@@ -6,23 +6,28 @@ answer is a small tensor (a number for each tile), so each process sums over its
 added up: the weight itself is never gathered, but for packing, one parameter at a time. A stock tensor is one shard.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from .errors import invalid
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 ZERO3 = "DeepSpeed ZeRO-3 keeps the values of the parameters to itself, so that none can be scored or pruned"
 REMEDY = "Train with FSDP2, which shards as much: examples/accelerate/fsdp2.yaml."
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a `DTensor`."""
+def sharded(tensor: Tensor) -> "DTensor | None":
+    """A tensor that is spread over several processes; None for a stock one."""
     if not torch.distributed.is_available():
-        return False
+        return None
     from torch.distributed.tensor import DTensor  # here: builds without distributed training lack it
 
-    return isinstance(tensor, DTensor)
+    return tensor if isinstance(tensor, DTensor) else None
 
 
 def is_emptied(tensor: Tensor) -> bool:
@@ -33,7 +38,7 @@ def is_emptied(tensor: Tensor) -> bool:
 def refuse_sharded(model: nn.Module, remedy: str) -> None:
     """Raise `DendriticError` for a model whose parameters are spread over processes already, by whatever engine."""
     for name, parameter in model.named_parameters():
-        if is_sharded(parameter) or is_emptied(parameter):
+        if sharded(parameter) is not None or is_emptied(parameter):
             raise invalid("model", type(model).__name__, f"{name} is sharded over several processes already", remedy)
     for module in model.modules():
         if type(module).__name__ == "FullyShardedDataParallel":  # FSDP1, whose flat parameters have no rows left
@@ -42,7 +47,8 @@ def refuse_sharded(model: nn.Module, remedy: str) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The part that this process holds, without a gradient of its own; writing to it writes to the tensor."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    spread = sharded(tensor.detach())
+    return tensor if spread is None else spread.to_local()
 
 
 def held(tensor: Tensor) -> Int[Tensor, " held"] | None:
@@ -51,17 +57,17 @@ def held(tensor: Tensor) -> Int[Tensor, " held"] | None:
     Raises:
         DendriticError: the tensor is cut along another dimension (tensor parallelism) or along several.
     """
-    if not is_sharded(tensor):
+    spread = sharded(tensor)
+    if spread is None:
         return None
-    cut = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]  # type: ignore
-    if len(cut) > 1 or any(not tensor.placements[axis].is_shard(0) for axis in cut):  # type: ignore[attr-defined]
+    cut = [axis for axis, placement in enumerate(spread.placements) if not placement.is_replicate()]
+    if len(cut) > 1 or any(not spread.placements[axis].is_shard(0) for axis in cut):
         rule = "only shards along the first dimension of a parameter can be scored and pruned"
-        raise invalid("placements", tensor.placements, rule, "Train with FSDP2 alone.")  # type: ignore[attr-defined]
+        raise invalid("placements", spread.placements, rule, "Train with FSDP2 alone.")
     first, count, part = 0, len(tensor), local(tensor)
     if cut:  # in equal parts but for the last ones, as `torch.chunk` cuts
-        mesh = tensor.device_mesh  # type: ignore[attr-defined]
-        each = -(-count // mesh.size(cut[0]))
-        first = min(count, each * mesh.get_local_rank(cut[0]))
+        each = -(-count // spread.device_mesh.size(cut[0]))
+        first = min(count, each * spread.device_mesh.get_local_rank(cut[0]))
         count = min(each, count - first)
     assert len(part) == count
     return torch.arange(first, first + count, device=part.device)
@@ -69,33 +75,37 @@ def held(tensor: Tensor) -> Int[Tensor, " held"] | None:
 
 def summed(partial: Tensor, like: Tensor) -> Tensor:
     """The sum over all shards of `like` of what each process makes of its own; the same on every process."""
-    if not is_sharded(like):
+    spread = sharded(like)
+    if spread is None:
         return partial
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    mesh = like.device_mesh  # type: ignore[attr-defined]
-    placements = [Replicate() if placement.is_replicate() else Partial() for placement in like.placements]  # type: ignore
-    spread = DTensor.from_local(partial.to(mesh.device_type), mesh, placements, run_check=False)
-    return spread.full_tensor().to(partial.device)
+    mesh = spread.device_mesh
+    placements = [Replicate() if placement.is_replicate() else Partial() for placement in spread.placements]
+    parts = DTensor.from_local(partial.to(mesh.device_type), mesh, placements, run_check=False)
+    return parts.full_tensor().to(partial.device)
 
 
 def worst(value: float, like: Tensor) -> float:
     """The largest `value` of any process that holds a shard of `like`, so that all of them decide alike."""
-    if not is_sharded(like):
+    spread = sharded(like)
+    if spread is None:
         return value
     from torch.distributed.tensor import DTensor, Partial
 
-    mesh = like.device_mesh  # type: ignore[attr-defined]
-    spread = torch.tensor(value, device=mesh.device_type)
-    return DTensor.from_local(spread, mesh, [Partial("max")] * mesh.ndim, run_check=False).full_tensor().item()
+    mesh = spread.device_mesh
+    own = torch.tensor(value, device=mesh.device_type)
+    return DTensor.from_local(own, mesh, [Partial("max")] * mesh.ndim, run_check=False).full_tensor().item()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every process, without a gradient: gathered where it is sharded, itself where it is not."""
-    if not is_sharded(tensor):
+    spread = sharded(tensor)
+    if spread is None:
         return tensor.detach()
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    return tensor.detach().to(mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+    there = sharded(tensor.detach().to(spread.device_mesh.device_type))  # where its collectives work
+    assert there is not None
+    return there.full_tensor()
 
 
 def put_(tensor: Tensor, value: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .shards import is_sharded, reshard, unwrapped, whole
+from .shards import reshard, sharded, unwrapped, whole
 from .surgery import swap
 
 FSDP = "torch.distributed.fsdp"
@@ -30,7 +30,8 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
     """
     reshard(model)
     modules = list(model.modules())
-    if not any(map(is_sharded, model.parameters())) and all(unwrapped(m) is type(m) for m in modules):
+    spread = [parameter for parameter in model.parameters() if sharded(parameter) is not None]
+    if not spread and all(unwrapped(module) is type(module) for module in modules):
         return lambda: None
     before = [_Before(module) for module in modules]
 
@@ -42,7 +43,7 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
     try:
         for module in modules:
             for name, parameter in list(module._parameters.items()):
-                if parameter is not None and is_sharded(parameter):
+                if parameter is not None and sharded(parameter) is not None:
                     if id(parameter) not in gathered:
                         gathered[id(parameter)] = nn.Parameter(whole(parameter), parameter.requires_grad)
                     setattr(module, name, gathered[id(parameter)])  # an LSTM notes it in its flat weights, too

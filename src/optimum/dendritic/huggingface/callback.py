@@ -7,14 +7,7 @@ bit for bit; the callback itself can be thrown away and built again at any time.
 from typing import Any
 
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
@@ -31,15 +24,12 @@ from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
 from .quantizer import rename_on_load_state_dict
-from .reporting import stand_before_reporters
+from .reporting import PRUNING, RECOVERY, WARMUP, Progress, stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, name_of, teacher_for
 from .torn import random_states
 
 logger = logging.get_logger(__name__)
-
-WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
-PHASES = ("warmup", "pruning", "recovery")
 
 
 class DendriticCallback(TrainerCallback, ExportableState):
@@ -77,7 +67,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.random_states: list[str] = []
         self.regrown = 0
         self.saw_init = False
-        self.console: list[TrainerCallback] = []
+        self.progress = Progress()
 
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
@@ -123,7 +113,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
             )
         look_after_pushes()
-        self.console = stand_before_reporters(self)
+        self.progress = stand_before_reporters(self)
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
@@ -168,16 +158,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            summary = {
-                "sparsity": round(pruning_of(model).sparsity, 4),
-                "regrown": self.regrown,
-                "phase": self._phase(state.global_step),
-            }
-            logs.update(summary)
-            state.log_history[-1].update(summary)  # the Trainer noted its own copy before it asked the callbacks
-            for console in self.console:
-                if isinstance(console, ProgressCallback) and console.training_bar is not None:
-                    console.training_bar.set_postfix(sparsity=summary["sparsity"], phase=PHASES[summary["phase"]])
+            self.progress.tell(pruning_of(model), self.regrown, self._phase(state.global_step), logs, state)
 
     def on_evaluate(
         self,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from .reporting import PHASES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.get_logger(__name__)
 
 FOLDER = "figures"
-PHASES = ("warm-up", "pruning", "recovery")
 COLOURS = {"loss": "tab:blue", "sparsity": "tab:green", "score": "tab:blue"}
 NARROWEST = 0.1  # share of the width that a phase needs to have its name above it
 LEAST_POINTS = 3  # of a curve; fewer are better read in a table

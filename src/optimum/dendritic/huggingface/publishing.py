@@ -4,7 +4,6 @@ Everything is put on the one Trainer at hand: on the instance, never on the clas
 """
 
 import os
-import sys
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.utils import logging
 
 from ..record import layout_of
+from .calling import calling
 from .card import write_card
 from .patience import persist, summary
 from .saving import make_loadable
@@ -125,19 +125,11 @@ class HubPushes(TrainerCallback):
 
 
 def look_after_pushes() -> None:
-    """Attach `HubPushes` to the Trainer whose callbacks are running, once.
-
-    Callbacks are not told their Trainer, so it is found on the way back up to it.
-    """
+    """Attach `HubPushes` to the Trainer whose callbacks are running, once."""
     from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
 
-    frame = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    if frame is None:
-        return
-    trainer: Trainer = frame.f_locals["self"]
-    if not any(isinstance(callback, HubPushes) for callback in trainer.callback_handler.callbacks):
+    trainer = calling(Trainer)
+    if trainer is not None and not any(isinstance(c, HubPushes) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(HubPushes(trainer))
 
 

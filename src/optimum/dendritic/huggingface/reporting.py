@@ -1,9 +1,8 @@
-"""What the Trainer's reporters see: the order of its callbacks, and the density of each layer."""
+"""What the Trainer's console and reporters see: the order of its callbacks, and how far the compression has come."""
 
-import sys
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -14,54 +13,68 @@ from transformers import (
 )
 from transformers.trainer_callback import CallbackHandler
 
-from ..prune import pruning_of
-from ..record import layout_of
+from ..prune import Pruning
+from .calling import calling
 from .resuming import NoStepTooMany
+
+WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
+PHASES = ("warm-up", "pruning", "recovery")
 
 
 class LayerDensity(TrainerCallback):
     """Adds the density of each layer to what reporters log; stands behind the console, which it would flood."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, float] = {}  # of the log entry at hand
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module,
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        layout = layout_of(model)
-        if layout is not None and not layout.packed and "loss" in logs:
-            density = {f"density/{name}": round(kept, 4) for name, kept in pruning_of(model).density.items()}
-            logs.update(density)
-            state.log_history[-1].update(density)
+        if self.kept:
+            _note({f"density/{name}": round(kept, 4) for name, kept in self.kept.items()}, logs, state)
+            self.kept = {}
 
 
-OURS = (LayerDensity, NoStepTooMany)
+@dataclass
+class Progress:
+    """Where to say how far the compression has come."""
+
+    console: list[TrainerCallback] = field(default_factory=list)
+    layers: LayerDensity = field(default_factory=LayerDensity)
+
+    def tell(self, pruning: Pruning, regrown: int, phase: int, logs: dict[str, Any], state: TrainerState) -> None:
+        """Add to a log entry, for reporters, and to the progress bar."""
+        sparsity = round(pruning.sparsity, 4)
+        _note({"sparsity": sparsity, "regrown": regrown, "phase": phase}, logs, state)
+        self.layers.kept = pruning.density
+        for console in self.console:
+            if isinstance(console, ProgressCallback) and console.training_bar is not None:
+                console.training_bar.set_postfix(sparsity=sparsity, phase=PHASES[phase])
 
 
-def stand_before_reporters(callback: TrainerCallback) -> list[TrainerCallback]:
-    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, everyone else, `NoStepTooMany`. Returns the
-    console.
+def stand_before_reporters(callback: TrainerCallback) -> Progress:
+    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, everyone else, `NoStepTooMany`.
 
     Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
-    values from them. The Trainer hands its callbacks neither itself nor their list, so the list is found on the way
-    back up to it, at `CallbackHandler.call_event`; where there is none, the order stays as it was.
+    values from them. Where no Trainer is calling, the order stays as it was.
     """
-    frame = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
-        frame = frame.f_back
-    if frame is None:
-        return []
-    handler: CallbackHandler = frame.f_locals["self"]
-    console: list[TrainerCallback] = [c for c in handler.callbacks if isinstance(c, ProgressCallback | PrinterCallback)]
-    others = [c for c in handler.callbacks if c is not callback and c not in console and not isinstance(c, OURS)]
-    handler.callbacks = [
-        callback,
-        *console,
-        LayerDensity(),
-        *others,
-        NoStepTooMany(),
-    ]  # a new list: the caller iterates the old one
-    return console
+    handler = calling(CallbackHandler)
+    if handler is None:
+        return Progress()
+    ours = (callback, *(c for c in handler.callbacks if isinstance(c, LayerDensity | NoStepTooMany)))
+    others = [c for c in handler.callbacks if c not in ours]
+    progress = Progress([c for c in others if isinstance(c, ProgressCallback | PrinterCallback)])
+    others = [c for c in others if c not in progress.console]
+    # a new list: the caller iterates the old one
+    handler.callbacks = [callback, *progress.console, progress.layers, *others, NoStepTooMany()]
+    return progress
+
+
+def _note(values: dict[str, Any], logs: dict[str, Any], state: TrainerState) -> None:
+    logs.update(values)
+    state.log_history[-1].update(values)  # the Trainer noted its own copy before it asked the callbacks
