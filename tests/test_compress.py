@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, update_
 from optimum.dendritic import compress as compress_module
-from optimum.dendritic.inject import layer_costs
+from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import PackedLayer
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.record import dendritic_layers, layout_of

@@ -27,7 +27,7 @@ from optimum.dendritic import (
 )
 from optimum.dendritic.density import density
 from optimum.dendritic.efficiency.size import count_parameters
-from optimum.dendritic.inject import layer_costs
+from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import DendriticStack
 from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
 from optimum.dendritic.selection import total_cost

@@ -23,7 +23,7 @@ from optimum.dendritic import (
 from optimum.dendritic.costs import RecurrentCost
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
-from optimum.dendritic.inject import layer_costs
+from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import (
     DendriticGRU,
     DendriticLSTM,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import optimum.dendritic
 from optimum.dendritic import DendriticConfig, DendriticError
-from optimum.dendritic.prune import update_plan
+from optimum.dendritic.plan import update_plan
 from optimum.dendritic.schedules import SCHEDULES, cosine_decay, update_steps
 
 MODULES = [m.name for m in pkgutil.walk_packages(optimum.dendritic.__path__, "optimum.dendritic.")]

@@ -26,7 +26,7 @@ from optimum.dendritic import (
     score_,
     update_,
 )
-from optimum.dendritic.inject import layer_costs
+from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import DendriticLayer, PackedLayer, Sprout
 from optimum.dendritic.nn.sprout import factorise, sprout_parameters
 from optimum.dendritic.prune import pruning_of

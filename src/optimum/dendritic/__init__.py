@@ -20,11 +20,11 @@ from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
 from .oneshot import prune_ as prune_
+from .plan import Update as Update
+from .plan import update_plan as update_plan
 from .prune import Pruning as Pruning
-from .prune import Update as Update
 from .prune import mask_ as mask_
 from .prune import score_ as score_
 from .prune import update_ as update_
-from .prune import update_plan as update_plan
 from .wiring import Wiring as Wiring
 from .wiring import trace_wiring as trace_wiring

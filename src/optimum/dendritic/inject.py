@@ -1,6 +1,5 @@
 """`inject_`: give a stock model dendritic segments. Exact: the outputs and the parameters stay what they were."""
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,30 +9,25 @@ from transformers.utils import logging
 
 from .adapters import refuse_adapters
 from .config import DendriticConfig
-from .costs import Cost, LayerCost, RecurrentCost, StackCost
+from .costs import Cost
 from .dials import find_dials
 from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import as_mapping, example_inputs_for
+from .layer_costs import costs_of
 from .layout import Layout
 from .nn import (
     DendriticLayer,
-    DendriticRecurrent,
-    DendriticStack,
-    DendriticWeight,
     PrunableLayer,
     RecurrentLayer,
     can_sprout,
-    directions,
-    gates,
     inject_layer,
     inject_stack,
     prunable_layer,
     states,
     widths,
 )
-from .packing import segments_reached
-from .record import dendritic_layers, injected_layout, layout_of, note_base, set_layout
+from .record import layout_of, note_base, set_layout
 from .records import Bundle, Dial, Record, Segments, Stack
 from .segments import largest_divisor
 from .selection import select, total_cost
@@ -91,7 +85,7 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = _layer_costs(replacements, bundles, wiring.positions, config, stacks)
+    costs = costs_of(replacements, bundles, wiring.positions, config, stacks)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
@@ -111,50 +105,6 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     cut = sum(bundle.cut for bundle in bundles)
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
     return model
-
-
-def layer_costs(model: nn.Module) -> dict[str, Cost]:
-    """What each injected layer of `model` costs, in units of its config's budget."""
-    layout = injected_layout(model)
-    layers = dendritic_layers(model)
-    stacks = [name for name, layer in layers.items() if isinstance(layer, DendriticStack)]
-    return _layer_costs(layers, layout.bundles, layout.positions, layout.config, stacks)
-
-
-def _layer_costs(
-    layers: dict[str, DendriticLayer],
-    bundles: tuple[Bundle, ...],
-    positions: dict[str, int],
-    config: DendriticConfig,
-    stacks: Collection[str],
-) -> dict[str, Cost]:
-    fed = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
-    macs, costs = config.budget == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
-    for name, layer in layers.items():
-        if name in stacks:
-            continue
-        products = positions[name] if macs else 1
-        if isinstance(layer, DendriticRecurrent):
-            per_row = 2 if layer.bias and not macs else 0
-            shape = (layer.input_size, layer.num_layers, directions(layer), gates(layer))
-            costs[name] = RecurrentCost(*shape, products, per_row)
-        elif isinstance(layer, DendriticWeight):
-            rows, kernel = widths(layer)[1], layer.weight.shape[2:].numel()
-            reader, runs = fed.get(name, (None, ()))
-            reading = layers[reader] if reader else None
-            reached = (
-                segments_reached(runs, rows, reading.segment_size) if isinstance(reading, DendriticWeight) else None
-            )
-            per_row = 0 if macs or layer.bias is None else 1
-            rank = 0 if layer.sprout is None else layer.sprout.rank
-            sprout = rank * widths(layer)[0] * products
-            sprout_row = rank * products + (0 if macs or not rank else 1)  # its gate is no product of a matrix
-            stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
-            place = int(name[len(stack) + 1 :].split(".")[0]) if stack else 0
-            costs[name] = LayerCost(
-                rows, layer.segment_size, kernel * products, per_row, reader, reached, sprout, sprout_row, stack, place
-            )
-    return costs
 
 
 def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: DendriticConfig) -> Segments:

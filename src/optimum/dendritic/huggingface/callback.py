@@ -17,13 +17,14 @@ from ..config import DendriticConfig
 from ..distill import distill_, distillation_of
 from ..errors import invalid
 from ..inject import inject_
-from ..prune import Update, mask_, pruning_of, score_, update_, update_plan
+from ..plan import Update, update_plan
+from ..prune import mask_, pruning_of, score_, update_
 from ..record import layout_of
 from .engines import check_engine, save_in_whole
 from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
-from .quantizer import rename_on_load_state_dict
+from .renaming import rename_on_load_state_dict
 from .reporting import PRUNING, RECOVERY, WARMUP, Progress, stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, name_of, teacher_for

@@ -2,11 +2,11 @@
 
 `register_quantizer` is the public door of transformers for checkpoints whose modules are not the stock ones. Nothing is
 quantized behind it: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
-save_pretrained behave. All that depends on how transformers loads is in this file.
+save_pretrained behave. All that depends on how transformers loads is in this file and in `renaming`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import dot_natural_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -30,7 +24,8 @@ from ..layout import METHOD, Layout
 from ..record import layout_of, set_layout
 from ..strict import bad
 from ..surgery import swap
-from .checkpoint import BOOKKEEPING, Rename, check_files, check_kinds, check_values, read_headers, sort_by_name
+from .checkpoint import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
+from .renaming import renames, resolver
 from .skeleton import build, renamed, with_cost
 
 
@@ -90,12 +85,12 @@ class DendriticLoader(HfQuantizer):
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
         with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
             stored = read_headers(checkpoint_files or ())
-            self.layout = renamed(self.recorded, _resolver(model, {entry.key for entry in stored}))
+            self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
             swap(model, build(model, self.layout))
             self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
             self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
-                found, fused = sort_by_name(stored, _renames(model, self.expected))
+                found, fused = sort_by_name(stored, renames(model, self.expected))
                 check_files(self.layout, self.expected, found, fused)
                 if type(model).__name__ in (model.config.architectures or ()) and not fused:
                     _check_complete(model, self.expected, found.keys())
@@ -120,46 +115,6 @@ class DendriticLoader(HfQuantizer):
         return model
 
 
-def _renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:
-    """What transformers makes of a key of a file: the keys in `model`, and whether by fusing or splitting tensors.
-
-    Args:
-        known: the keys of the model's state dict.
-    """
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    targets = {source: entry.target_patterns for entry in converters for source in entry.source_patterns}
-    present = dict.fromkeys(known, True)
-
-    def rename(key: str) -> tuple[tuple[str, ...], bool]:
-        new, source = rename_source_key(key, renamings, converters, model.base_model_prefix, present)
-        if new not in present and key in present:
-            return (key,), False
-        if source is None:
-            return (new,), False
-        return tuple(new.replace(targets[source][0], target) for target in targets[source]), True
-
-    return rename
-
-
-def rename_on_load_state_dict(model: PreTrainedModel) -> None:
-    """Let `model.load_state_dict` read the names in files, as `from_pretrained` does.
-
-    A Trainer resumes and restores its best model by `load_state_dict`, which skips every tensor whose name in the file
-    differs (all of ViT's encoder) with only a warning, masks and scores included (transformers issue 43701).
-    """
-    model.register_load_state_dict_pre_hook(_rename_keys)
-
-
-def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-    rename = _renames(model, model.state_dict())
-    for key in list(state_dict):
-        names, made = rename(key)
-        if names != (key,) and not made:
-            state_dict[names[0]] = state_dict.pop(key)
-
-
 def check_saved(model: PreTrainedModel, folder: Path) -> None:
     """Hold what `model` was saved as against the loader's rules, before anyone else relies on it.
 
@@ -172,37 +127,8 @@ def check_saved(model: PreTrainedModel, folder: Path) -> None:
     if layout is not None and not (layout.packed and layout.config.native):
         expected = model.state_dict()
         stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
-        found, fused = sort_by_name(stored, _renames(model, expected))
+        found, fused = sort_by_name(stored, renames(model, expected))
         check_files(layout, expected, found, fused)
-
-
-def _resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:
-    """How modules that a layout names are called in `model`; None for a head that `model` does not have.
-
-    Names differ where a base model is loaded from a checkpoint with a head or the other way round, and where another
-    version of transformers named modules differently; its renaming rules for keys then tell.
-
-    Args:
-        keys: of the tensors in the files, which tell a head from a name that means nothing.
-    """
-    modules = {name for name, _ in model.named_modules() if name}
-    rename = _renames(model, (f"{name}.weight" for name in modules))
-    body = f"{model.base_model_prefix}."
-    headed = any(key.startswith(body) for key in keys)
-
-    def resolve(name: str) -> str | None:
-        if name in modules:
-            return name
-        (new, *_), fused = rename(f"{name}.weight")
-        if not fused and new.removesuffix(".weight") in modules:
-            return new.removesuffix(".weight")
-        if headed and not name.startswith(body) and any(key.startswith(f"{name}.") for key in keys):
-            return None
-        rule, saved_as = f"is no module of {type(model).__name__}", model.config.architectures
-        remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."
-        raise invalid("quantization_config.modules", name, rule, remedy, CheckpointError)
-
-    return resolve
 
 
 def _check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], found: Set[str]) -> None:

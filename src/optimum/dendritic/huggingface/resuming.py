@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..config import DendriticConfig
 from ..errors import CheckpointError, invalid
-from ..prune import Update
+from ..plan import Update
 from ..record import layout_of
 from .torn import first
 

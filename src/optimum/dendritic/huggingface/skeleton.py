@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..inject import layer_costs
+from ..layer_costs import layer_costs
 from ..layout import Layout
 from ..nn import (
     inject_layer,

@@ -6,9 +6,7 @@ from .injected import INJECTED as INJECTED
 from .injected import DendriticConv1D as DendriticConv1D
 from .injected import DendriticConv2d as DendriticConv2d
 from .injected import DendriticLinear as DendriticLinear
-from .injected import DendriticWeight as DendriticWeight
 from .injected import PrunableLayer as PrunableLayer
-from .injected import WeightLayer as WeightLayer
 from .injected import can_sprout as can_sprout
 from .injected import inject_layer as inject_layer
 from .injected import is_prunable as is_prunable
@@ -16,7 +14,6 @@ from .injected import is_weight_layer as is_weight_layer
 from .injected import prunable_layer as prunable_layer
 from .injected import stock_type as stock_type
 from .injected import weight_layer as weight_layer
-from .injected import widths as widths
 from .packed import PackedConv1D as PackedConv1D
 from .packed import PackedConv2d as PackedConv2d
 from .packed import PackedLayer as PackedLayer
@@ -43,3 +40,6 @@ from .stack import DendriticStack as DendriticStack
 from .stack import block_input as block_input
 from .stack import inject_stack as inject_stack
 from .stack import with_output as with_output
+from .weight import DendriticWeight as DendriticWeight
+from .weight import WeightLayer as WeightLayer
+from .weight import widths as widths

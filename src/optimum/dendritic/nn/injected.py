@@ -1,153 +1,15 @@
-"""Stock layers with dendritic segments: the stock forward on the stock parameters, plus buffers for mask and score.
+"""The injected layers of one weight, and the register of all: stock class -> class with dendritic segments."""
 
-Here are the layers of one weight matrix, `y = W x + b`, and the register of all injected layers; `recurrent` has those
-with hidden units.
-"""
-
-from collections.abc import Mapping
-
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..importance import square_norm
-from ..segments import Piece, kept_inputs, over_tiles, piece, tiles, wide
-from ..shards import summed, whole
 from ..surgery import shallow_copy
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
 from .segmented import DendriticLayer
-from .sprout import Sprout, empty_sprout, sprout_parameters
+from .sprout import sprout_parameters
+from .weight import DendriticWeight, WeightLayer, widths
 
-ACTIVITY_DECAY = 0.9
-WeightLayer = nn.Linear | nn.Conv2d | Conv1D
 PrunableLayer = WeightLayer | RecurrentLayer
-
-
-class DendriticWeight(DendriticLayer):
-    """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs.
-
-    A layer may have a sprout. While `dendrite_awake` (a bool) is False, neither outputs nor gradients feel it.
-
-    `seen` holds the sum of squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It
-    is no buffer, since each rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
-    """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    dendrite_awake: Tensor | None
-    sprout: Sprout | None
-    seen: Tensor
-    transposed = False
-
-    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
-        inputs, outputs = widths(self)
-        assert outputs % arbors == 0 and inputs % segments == 0 and (activity or not sprout)
-        super().add_segments(arbors, segments, activity, sprout)
-        device = self.weight.device
-        if activity:
-            self.dendrite_activity = torch.zeros(inputs, dtype=torch.float32, device=device)
-            self.seen = torch.zeros(inputs + 1, dtype=torch.float32, device=device)
-        self.register_buffer("dendrite_awake", torch.zeros((), dtype=torch.bool, device=device) if sprout else None)
-        grown = empty_sprout(sprout, inputs, outputs, like=self.weight).train(self.training) if sprout else None
-        self.register_module("sprout", grown)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dendrite_activity is not None and self.training:
-            self._observe(x)
-        y = super().forward(x)
-        if self.sprout is None or self.dendrite_awake is None:
-            return y
-        return torch.where(self.dendrite_awake, y + self.sprout(x).to(y.dtype), y)  # no sum: y + 0 turns -0 into 0
-
-    @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        """Add up the squares of each input: of the channels of a convolution, else of the last axis."""
-        channels, seen = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1, self.seen_here()
-        seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
-        seen[-1] += x.numel() // x.shape[channels]
-
-    def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
-        """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
-        assert self.dendrite_activity is not None
-        if self.seen.device != self.dendrite_activity.device:
-            self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)
-        return self.seen
-
-    @torch.no_grad()
-    def note_activity_(self, seen: Float[Tensor, " inputs_and_number"]) -> None:
-        """Fold one step's mean square of each input into the activity; one that is not finite is dropped.
-
-        Args:
-            seen: this layer's `seen`, or its mean over the ranks.
-        """
-        assert self.dendrite_activity is not None
-        activity = self.dendrite_activity.float().lerp(seen[:-1] / seen[-1], 1 - ACTIVITY_DECAY)
-        self.dendrite_activity.copy_(torch.where(activity.isfinite(), activity, self.dendrite_activity))
-        self.seen.zero_()
-
-    @torch.no_grad()
-    def mask_(self) -> None:
-        super().mask_()
-        if self.dendrite_activity is not None:
-            self.seen.zero_()  # inputs of a step that was not scored
-
-    @property
-    def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:
-        """View of the weight; see `segments.tiles`."""
-        return self.as_tiles(self.weight)
-
-    def as_tiles(self, like_weight: Tensor) -> Float[Tensor, "arbors rows segments inputs kernel"]:
-        """View of a tensor of the weight's shape (a gradient, an optimizer's moment)."""
-        arbors, segments = self.dendrite_mask.shape
-        return tiles(like_weight, arbors, segments, self.transposed)
-
-    @property
-    def segment_size(self) -> int:
-        return widths(self)[0] // self.dendrite_mask.shape[1]
-
-    def segmented(self) -> dict[str, nn.Parameter]:
-        return {"weight": self.weight}
-
-    def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
-        return [self._piece(tensors["weight"])]
-
-    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for tensor in tensors.values():
-            self._piece(tensor).blank_(chosen)
-
-    def _piece(self, like_weight: Tensor) -> Piece:
-        arbors, segments = self.dendrite_mask.shape
-        return piece(like_weight, arbors, segments, self.transposed)
-
-    @torch.no_grad()
-    def row_norms(self) -> Float[Tensor, " outputs"]:
-        """`||W||^2` of each output."""
-        outputs = widths(self)[1]
-        part, total = piece(self.weight, outputs, 1, self.transposed), self.dendrite_score.new_zeros(outputs, 1).float()
-        part.add_to(total, square_norm(part.tiles, part.tiles).float())
-        return summed(total, like=self.weight).flatten()
-
-    def kept(self) -> list[Tensor]:
-        """Ascending input indices (int64) that each arbor reads, on the CPU."""
-        return [kept_inputs(arbor, self.segment_size) for arbor in self.dendrite_mask.cpu()]
-
-    @torch.no_grad()
-    def absorb_(self, gone: Bool[Tensor, "arbors segments"], alive: Bool[Tensor, " outputs"]) -> None:
-        """Fold the weights of tiles that are being pruned into the sprout, as far as their outputs are alive.
-
-        A sharded weight is gathered for it: the factors need all of what is lost at once.
-        """
-        assert self.sprout is not None and self.dendrite_activity is not None
-        lost = torch.where(over_tiles(gone), wide(self.as_tiles(whole(self.weight))), 0).flatten(0, 1).flatten(1)
-        self.sprout.absorb_(torch.where(alive[:, None], lost, 0).float(), self.dendrite_activity.float().sqrt())
-
-    def awake_sprout(self, rows: Tensor) -> Sprout | None:
-        """The part of the sprout that adds to the outputs `rows`, on parameters of its own; None if it adds nothing."""
-        if self.sprout is None or not self.dendrite_awake:
-            return None
-        part = self.sprout.rows(rows)
-        return part if bool(part.gate.any()) else None
 
 
 class DendriticLinear(DendriticWeight, nn.Linear):
@@ -200,13 +62,6 @@ def prunable_layer(model: nn.Module, name: str) -> PrunableLayer:
     layer = model.get_submodule(name)
     assert isinstance(layer, PrunableLayer)
     return layer
-
-
-def widths(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a layer of one weight, by its weight."""
-    assert isinstance(layer, WeightLayer)
-    first, second = layer.weight.shape[:2]
-    return (first, second) if isinstance(layer, Conv1D) else (second, first)
 
 
 def can_sprout(layer: WeightLayer, rank: int) -> bool:

@@ -15,9 +15,10 @@ from ..errors import invalid
 from ..records import Form
 from ..shards import whole
 from ..surgery import shallow_copy
-from .injected import DendriticWeight, WeightLayer, stock_type
+from .injected import stock_type
 from .segmented import drop_own_buffers
 from .sprout import Sprout, empty_sprout
+from .weight import DendriticWeight, WeightLayer
 
 
 class PackedLayer(nn.Module):

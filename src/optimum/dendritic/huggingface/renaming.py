@@ -1,0 +1,81 @@
+"""What transformers calls things: keys in files and modules in layouts, which it may have named otherwise before."""
+
+from collections.abc import Callable, Iterable, Set
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ..errors import CheckpointError, invalid
+from .checkpoint import Rename
+
+
+def renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:
+    """What transformers makes of a key of a file: the keys in `model`, and whether by fusing or splitting tensors.
+
+    Args:
+        known: the keys of the model's state dict.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    targets = {source: entry.target_patterns for entry in converters for source in entry.source_patterns}
+    present = dict.fromkeys(known, True)
+
+    def rename(key: str) -> tuple[tuple[str, ...], bool]:
+        new, source = rename_source_key(key, renamings, converters, model.base_model_prefix, present)
+        if new not in present and key in present:
+            return (key,), False
+        if source is None:
+            return (new,), False
+        return tuple(new.replace(targets[source][0], target) for target in targets[source]), True
+
+    return rename
+
+
+def rename_on_load_state_dict(model: PreTrainedModel) -> None:
+    """Let `model.load_state_dict` read the names in files, as `from_pretrained` does.
+
+    A Trainer resumes and restores its best model by `load_state_dict`, which skips every tensor whose name in the file
+    differs (all of ViT's encoder) with only a warning, masks and scores included (transformers issue 43701).
+    """
+    model.register_load_state_dict_pre_hook(_rename_keys)
+
+
+def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    rename = renames(model, model.state_dict())
+    for key in list(state_dict):
+        names, made = rename(key)
+        if names != (key,) and not made:
+            state_dict[names[0]] = state_dict.pop(key)
+
+
+def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:
+    """How modules that a layout names are called in `model`; None for a head that `model` does not have.
+
+    Names differ where a base model is loaded from a checkpoint with a head or the other way round, and where another
+    version of transformers named modules differently; its renaming rules for keys then tell.
+
+    Args:
+        keys: of the tensors in the files, which tell a head from a name that means nothing.
+    """
+    modules = {name for name, _ in model.named_modules() if name}
+    rename = renames(model, (f"{name}.weight" for name in modules))
+    body = f"{model.base_model_prefix}."
+    headed = any(key.startswith(body) for key in keys)
+
+    def resolve(name: str) -> str | None:
+        if name in modules:
+            return name
+        (new, *_), fused = rename(f"{name}.weight")
+        if not fused and new.removesuffix(".weight") in modules:
+            return new.removesuffix(".weight")
+        if headed and not name.startswith(body) and any(key.startswith(f"{name}.") for key in keys):
+            return None
+        rule, saved_as = f"is no module of {type(model).__name__}", model.config.architectures
+        remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."
+        raise invalid("quantization_config.modules", name, rule, remedy, CheckpointError)
+
+    return resolve
