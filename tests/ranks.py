@@ -136,10 +136,13 @@ def run(case: Case, folder: str, world: int) -> dict[str, torch.Tensor]:
     return recorder.seen | tensors
 
 
-def launch(processes: int, script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def launch(
+    processes: int, script: str, *arguments: str, cwd: Path, config: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """As in the README. Neither `accelerate launch --cpu` nor `--num_processes` alone starts a second process."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    kind = ["--multi_gpu"] if config is None else ["--config_file", str(config)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += [script, *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)

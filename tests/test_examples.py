@@ -52,8 +52,8 @@ def test_language_modeling_writes_with_the_packed_model(tmp_path):
 def test_a_plain_accelerate_loop_makes_the_same_model_on_one_process_and_on_two(tmp_path):
     arguments = ["--steps", "40", "--dropout", "0", "--output_dir"]
     alone = run("accelerate_loop.py", *arguments, "one", cwd=tmp_path)
-    script = str(ROOT / "examples/accelerate_loop.py")
-    together = launch(2, script, *arguments, "two", "--accumulate", "2", cwd=tmp_path).stdout
+    script, config = str(ROOT / "examples/accelerate_loop.py"), ROOT / "examples/accelerate/ddp.yaml"
+    together = launch(2, script, *arguments, "two", "--accumulate", "2", cwd=tmp_path, config=config).stdout
     assert alone == together.replace("processes: 2", "processes: 1") and "processes: 2" in together
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
