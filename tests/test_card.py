@@ -180,7 +180,7 @@ class TestBody:
             for name in ("parameters", "dense_parameters")
         )
         assert f"{100 * (1 - left / dense):.1f} % of the parameters of its 19 target layers are gone" in trained.text
-        assert "It was made from `base-bert`" in trained.text
+        assert "It was made from the local model `base-bert`" in trained.text
         assert "DendriticConfig(sparsity=0.5, segment_size=8, updates=5)" in trained.text
         assert "Data: my_reviews, train split, 32 samples" in trained.text and "steps 20" in trained.text
 

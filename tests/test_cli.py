@@ -214,7 +214,7 @@ class TestCompress:
         card = (tmp_path / "small/README.md").read_text()
         for label, when in (("dense", "before"), ("this model", "after")):
             assert f"| {label} | data, validation split, 20 samples | {figures[when]['accuracy']:.4g} |" in card
-        assert "*Dense* is this model before it was pruned" in card and "from `bert`" in card
+        assert "*Dense* is this model before it was pruned" in card and "from the local model `bert`" in card
         assert "Calibrated on: data, train split, 24 samples" in card and str(tmp_path) not in card
         for name in ("parameters", "bytes", "macs"):
             assert figures["after"][name] < figures["before"][name]

@@ -1,13 +1,10 @@
 """`optimum-cli dendritic push`: a packed model from a folder to the Hub, with its processor and its card."""
 
 from argparse import Namespace
-from typing import Any
-
-from transformers import AutoProcessor
 
 from ..errors import DendriticError
 from ..huggingface import push_to_hub
-from .loading import Refusal, check_json, import_modules, load_model, write_json
+from .loading import Refusal, check_json, import_modules, load_model, processor_beside, write_json
 
 
 def run(args: Namespace) -> str:
@@ -19,7 +16,7 @@ def run(args: Namespace) -> str:
     check_json(args)
     import_modules(args.modules)
     model = load_model(args.model, args)
-    processor = _processor(args)
+    processor = processor_beside(args.model, args)
     try:
         commit = push_to_hub(
             model,
@@ -35,11 +32,3 @@ def run(args: Namespace) -> str:
     write_json(args, {"model": args.model, "repo_id": args.repo_id, "commit": commit.oid, "url": commit.commit_url})
     beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
     return f"Pushed {args.model}, {beside}: {commit.commit_url}"
-
-
-def _processor(args: Namespace) -> Any:
-    """The tokenizer, image processor, … that is kept beside the model; None where there is none."""
-    try:
-        return AutoProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError):
-        return None

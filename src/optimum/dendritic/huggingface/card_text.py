@@ -130,7 +130,8 @@ def source_words(source: Record | None) -> str:
     """A model, linked where the Hub has it."""
     if source is None:
         return ""
-    return f"[{source['name']}](https://huggingface.co/{source['name']})" if source["on_hub"] else f"`{source['name']}`"
+    name = source["name"]
+    return f"[{name}](https://huggingface.co/{name})" if source["on_hub"] else f"the local model `{name}`"
 
 
 def config_words(config: Record) -> str:
