@@ -1,10 +1,5 @@
 """FSDP2: on two processes, each with half of every weight, training makes the masks and the model that one makes."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +8,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from models import build, vectors
+from pairs import on_two
 from sharded import CASES, SHAPES, alone
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -23,30 +19,12 @@ from optimum.dendritic.huggingface.engines import check_engine
 from optimum.dendritic.record import layout_of
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start the processes anew
-TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two gloo processes saw."""
-    out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    children = []
-    for rank in range(2):
-        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(TESTS / "sharded.py"), str(out)]
-        with (out / f"{rank}.log").open("w") as said:
-            children.append(subprocess.Popen(command, env=environment, cwd=out, stdout=said, stderr=said))
-    try:
-        codes = [child.wait(timeout=600) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert codes == [0, 0], "\n".join((out / f"{rank}.log").read_text()[-4000:] for rank in range(2))
-    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+    return on_two("sharded.py", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +143,7 @@ class TestRefusals:
         model = build("bert")[0]
         before = {name: type(module) for name, module in model.named_modules()}
         try:
-            with pytest.raises(DendriticError, match="zero_stage = 3.*ZeRO-3.*Train with DDP, or with FSDP2"):
+            with pytest.raises(DendriticError, match="stage = 3.*ZeRO-3.*Set it to 1 or 2"):
                 Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True), callbacks=[DendriticCallback({})])
         finally:
             unset_hf_deepspeed_config()
@@ -193,7 +171,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("kind", "plugin", "compiled", "words"),
         [
-            ("DEEPSPEED", {}, False, "takes the gradients away"),
             ("FSDP", {"fsdp_version": 1}, False, "fsdp_version = 1"),
             ("FSDP", {"fsdp_version": 2, "cpu_ram_efficient_loading": True}, False, "fsdp_cpu_ram_efficient_loading"),
             ("FSDP", {"fsdp_version": 2}, True, "torch_compile = True"),

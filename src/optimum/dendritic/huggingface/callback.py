@@ -4,9 +4,11 @@ Everything that training changes lives in the model's buffers and the Trainer's 
 bit for bit; the callback itself can be thrown away and built again at any time.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
@@ -20,7 +22,7 @@ from ..inject import inject_
 from ..plan import Update, update_plan
 from ..prune import mask_, pruning_of, score_, update_
 from ..record import layout_of
-from .engines import check_engine, save_in_whole
+from .engines import check_engine, deepspeed_engine, save_in_whole
 from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
@@ -29,6 +31,7 @@ from .reporting import PRUNING, RECOVERY, WARMUP, Progress, stand_before_reporte
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, name_of, teacher_for
 from .torn import random_states
+from .zero import around_steps_, stock_steps_
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +72,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.regrown = 0
         self.saw_init = False
         self.progress = Progress()
+        self.engine: Any = None  # of DeepSpeed, which steps by itself
 
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
@@ -115,6 +119,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
             )
         look_after_pushes()
         self.progress = stand_before_reporters(self)
+        self.engine = deepspeed_engine() if self.plan else None
+        if self.engine is not None:
+            around_steps_(self.engine, model, partial(self._prune, model, state, None))
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
@@ -129,17 +136,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        step = state.global_step + 1
-        if self._scores(step):
-            score_(model)
-        if step in self.plan:
-            due = self.plan[step]
-            self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=kwargs["optimizer"]).regrown
+        if self.engine is None:
+            self._prune(model, state, kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.plan:
+        if self.plan and self.engine is None:
             mask_(model)
 
     def on_step_end(
@@ -181,6 +184,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         if not self.plan:
             return
+        if self.engine is not None:
+            stock_steps_(self.engine)
+            self.engine = None
         if state.global_step < self._freeze:
             logger.warning(
                 f"Training stopped at step {state.global_step}, before the mask is final at step {self._freeze}: the "
@@ -196,6 +202,15 @@ class DendriticCallback(TrainerCallback, ExportableState):
         hand_on_scores(model, masked)
         save_in_whole()
         self.plan = {}
+
+    def _prune(self, model: nn.Module, state: TrainerState, optimizer: Optimizer | None) -> None:
+        """What this step does between the gradients and the optimizer."""
+        step = state.global_step + 1
+        if self._scores(step):
+            score_(model)
+        if step in self.plan:
+            due = self.plan[step]
+            self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=optimizer).regrown
 
     @property
     def _freeze(self) -> int:

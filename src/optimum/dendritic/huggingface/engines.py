@@ -1,16 +1,15 @@
 """What trains the Trainer's model: which engines of accelerate a compression can work with, and how it ends on them.
 
-DDP and FSDP2 leave gradients and parameters where a callback finds them. DeepSpeed does not, at any stage: accelerate's
-`DeepSpeedEngineWrapper.backward` steps the optimizer and clears the gradients before `on_pre_optimizer_step`, and the
-step writes the parameters anew from a flat copy of its own, so that nothing is scored and what is pruned comes back.
+DDP and FSDP2 leave gradients and parameters where a callback finds them; DeepSpeed's ZeRO 1 and 2 need `zero`.
 """
+
+from typing import Any
 
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..errors import invalid
-from ..shards import ZERO3
-
-REMEDY = "Train with DDP, or with FSDP2 where the parameters must be sharded: examples/accelerate/fsdp2.yaml."
+from ..shards import REMEDY, ZERO3
+from .calling import calling
 
 
 def check_engine(compiles: bool) -> None:
@@ -24,12 +23,12 @@ def check_engine(compiles: bool) -> None:
 
     state = AcceleratorState()
     if is_deepspeed_zero3_enabled():
-        raise invalid("zero_stage", 3, ZERO3, REMEDY)
+        raise invalid("zero_optimization.stage", 3, ZERO3, f"Set it to 1 or 2. {REMEDY}")
     if state.distributed_type == DistributedType.DEEPSPEED:
-        rule = (
-            "takes the gradients away before a callback sees them, and keeps a copy of the weights that pruning misses"
-        )
-        raise invalid("distributed_type", "DEEPSPEED", rule, REMEDY)
+        assert state.deepspeed_plugin is not None
+        if state.deepspeed_plugin.zero_stage == 0:
+            rule = "spreads nothing over the processes, as DDP does"
+            raise invalid("zero_optimization.stage", 0, rule, "Set it to 1 or 2, or train with DDP.")
     if state.distributed_type != DistributedType.FSDP:
         return
     plugin = state.fsdp_plugin
@@ -43,6 +42,14 @@ def check_engine(compiles: bool) -> None:
     if compiles:
         rule = "hides the model from callbacks under FSDP2"
         raise invalid("torch_compile", True, rule, "Set torch_compile=False, or train with DDP.")
+
+
+def deepspeed_engine() -> Any:
+    """The `DeepSpeedEngine` of the Trainer whose callbacks are running; None where another engine trains."""
+    from transformers import Trainer
+
+    trainer = calling(Trainer)
+    return trainer.deepspeed if trainer is not None and trainer.is_deepspeed_enabled else None
 
 
 def save_in_whole() -> None:

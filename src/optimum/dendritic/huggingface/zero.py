@@ -1,0 +1,130 @@
+"""Pruning around the steps of DeepSpeed's ZeRO optimizer, stages 1 and 2 (Rajbhandari et al. 2020, "ZeRO").
+
+Every process holds the whole parameters, which the model computes with, and of the averaged gradients, of the fp32
+weights and of the moments a flat part. accelerate's backward pass steps the engine before any callback is asked, and
+the step writes the parameters anew from the fp32 weights. So what a callback does before and after an optimizer step is
+done around `engine.step`, with the gradients gathered, and what it sets to zero is zeroed in the flat parts, too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import invalid
+from ..nn import DendriticLayer, DendriticWeight
+from ..prune import mask_
+from ..record import dendritic_layers
+
+Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
+
+
+def around_steps_(engine: Any, model: nn.Module, prune: Callable[[], None]) -> None:
+    """Let every optimizer step of a DeepSpeed engine begin with `prune` and end with `mask_`.
+
+    Args:
+        engine: the `DeepSpeedEngine` that trains `model`, which is injected.
+        prune: scores and updates the masks of `model`, whose parameters have their whole gradients while it runs.
+
+    Raises:
+        DendriticError: the engine's optimizer is another one than that of ZeRO 1 and 2.
+    """
+    if not hasattr(engine.optimizer, "scaled_global_norm"):
+        rule = "is none whose gradients and fp32 weights can be pruned"
+        remedy = "Set zero_optimization.stage to 1 or 2, and leave grad_accum_dtype out."
+        raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
+    stock, moments = type(engine).step, partial(_moments, engine.optimizer)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        layers = dendritic_layers(model)
+        before = {name: layer.dendrite_mask.clone() for name, layer in layers.items()}
+        asleep = [layer for layer in layers.values() if _sleeps(layer)]
+        with _gradients(engine.optimizer, layers):
+            prune()
+        for name, layer in layers.items():
+            _blank_(layer, layer.dendrite_mask & ~before[name], moments)
+        for layer in asleep:
+            _restart_(layer, moments)
+        result = stock(engine, *args, **kwargs)
+        mask_(model)
+        for layer in layers.values():
+            _blank_(layer, ~layer.dendrite_mask, _weights)
+        return result
+
+    engine.step = step
+
+
+def stock_steps_(engine: Any) -> None:
+    """Undo `around_steps_`."""
+    vars(engine).pop("step", None)
+
+
+@contextmanager
+def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator[None]:
+    """Give the segmented parameters their gradients, averaged, unscaled and clipped as the step will take them."""
+    from deepspeed.utils import safe_get_full_grad  # pyright: ignore[reportMissingImports]
+
+    norm, scale = optimizer.scaled_global_norm() / optimizer.loss_scale, float(optimizer.loss_scale)
+    if optimizer.clip_grad > 0:
+        scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
+    parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = (safe_get_full_grad(parameter) / scale).to(parameter.dtype)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _blank_(layer: DendriticLayer, chosen: Tensor, parts: Parts) -> None:
+    """Set what this process holds of the `chosen` tiles to zero, in the flat `parts` of each parameter."""
+    if not chosen.any():
+        return
+    parameters = layer.segmented()
+    kept = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in parameters.items()}
+    layer.blank_(kept, chosen)
+    for name, parameter in parameters.items():
+        for part in parts(parameter):
+            part.masked_fill_(~_own(parameter, kept[name]).to(part.device), 0)
+
+
+def _sleeps(layer: DendriticLayer) -> bool:
+    return isinstance(layer, DendriticWeight) and layer.dendrite_awake is not None and not layer.dendrite_awake
+
+
+def _restart_(layer: DendriticLayer, moments: Parts) -> None:
+    """A sprout that slept may have taken up what was pruned: so do the fp32 weights, and their moments start anew."""
+    assert isinstance(layer, DendriticWeight) and layer.sprout is not None
+    for parameter in layer.sprout.parameters():
+        for weight in _weights(parameter):
+            weight.copy_(_own(parameter, parameter.detach()))
+        for moment in moments(parameter):
+            moment.zero_()
+
+
+def _own(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """Of a tensor of a parameter's shape, the part that this process holds, flat."""
+    address = vars(parameter)["_hp_mapping"].lp_fragment_address
+    return whole.flatten().narrow(0, address.start, address.numel)
+
+
+def _weights(parameter: nn.Parameter) -> list[Tensor]:
+    """The fp32 weights of a parameter that this process holds: one flat tensor, or none."""
+    mapping = vars(parameter).get("_hp_mapping")
+    return [] if mapping is None else [mapping.hp_fragment.detach()]
+
+
+def _moments(optimizer: Any, parameter: nn.Parameter) -> list[Tensor]:
+    """Its optimizer state, likewise; none before the first step. (The mapping's own would be stale after a resume.)"""
+    mapping = vars(parameter).get("_hp_mapping")
+    if mapping is None:
+        return []
+    flat, address = optimizer.single_partition_of_fp32_groups[mapping.param_group_index], mapping.hp_fragment_address
+    states = optimizer.optimizer.state.get(flat, {}).values()
+    moments = [state for state in states if isinstance(state, Tensor) and state.shape == flat.shape]
+    return [moment.narrow(0, address.start, address.numel) for moment in moments]

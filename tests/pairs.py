@@ -1,0 +1,33 @@
+"""A program of these tests on two gloo processes, as `torchrun` would start it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TESTS = Path(__file__).parent
+
+
+def on_two(program: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What each process left in `out`, in a file of its rank: `0.pt` and `1.pt`. Its own first argument is `out`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    children = []
+    for rank in range(2):
+        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(TESTS / program), str(out), *arguments]
+        with (out / f"{rank}.log").open("w") as said:
+            children.append(subprocess.Popen(command, env=environment, cwd=out, stdout=said, stderr=said))
+    try:
+        codes = [child.wait(timeout=600) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert codes == [0, 0], "\n".join((out / f"{rank}.log").read_text()[-4000:] for rank in range(2))
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
