@@ -71,7 +71,7 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
     if optimizer.clip_grad > 0:
         scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
     parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if "_hp_mapping" in vars(parameter)]  # those that it trains
     for parameter in parameters:
         parameter.grad = (safe_get_full_grad(parameter) / scale).to(parameter.dtype)
     try:
