@@ -13,13 +13,13 @@ def conditions(table: Table, card: Card, control: dict[str, Any]) -> dict[str, s
     """The texts of the template that tell how the numbers came about."""
     runs, rows = table.runs, table.rows
     seeds = sorted({run["seed"] for run in runs})
-    pruned = [run["pruning"] for run in runs if run["method"] == "dendritic" and not run["variant"]]
+    pruned = {run["method"]: run["pruning"] for run in runs if run["pruning"] and not run["variant"]}
     contexts = distinct([timing["report"]["context"] for timing in table.timings])
     return {
         "validation": f"{len(runs[0]['examples']):,}",
         "first_seed": str(seeds[0]),
         "recipe": ", ".join(f"{name} {value}" for name, value in runs[0]["recipe"].items() if value is not None),
-        "pruning": _pruning(pruned[0]) if pruned else "not run",
+        "pruning": _pruning(pruned),
         "seeds": " ".join(map(str, seeds)),
         "environments": "\n".join(
             f"* Trained on {_environment(e)}." for e in distinct([r["environment"] for r in runs])
@@ -45,11 +45,20 @@ def _control(settings: dict[str, Any]) -> str:
     return f"with the same recipe and seeds, but for the second stage of **dense**, which has {listed}."
 
 
-def _pruning(fields: dict[str, Any]) -> str:
-    """What differs from the defaults, but for level and seed."""
-    default = DendriticConfig().to_dict()
-    changed = [f"{n}={v}" for n, v in fields.items() if n not in ("sparsity", "seed") and v != default[n]]
-    return f"defaults but {', '.join(changed)}" if changed else "defaults"
+def _pruning(pruned: dict[str, dict[str, Any]]) -> str:
+    """What differs from the defaults, but for level and seed; of a control, what differs from the method."""
+    if "dendritic" not in pruned:
+        return "not run"
+    fields = DendriticConfig().to_dict() | pruned["dendritic"]
+    changed = _changes(fields, DendriticConfig().to_dict())
+    controls = {method: _changes(own, fields) for method, own in pruned.items()}
+    others = "".join(f"; {method} {', '.join(changes)}" for method, changes in controls.items() if changes)
+    return (f"defaults but {', '.join(changed)}" if changed else "defaults") + others
+
+
+def _changes(fields: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    own = (name for name in fields if name not in ("sparsity", "seed", "importance") and fields[name] != others[name])
+    return [f"{name}={fields[name]}" for name in own]
 
 
 def _environment(environment: dict[str, Any]) -> str:

@@ -5,13 +5,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from optimum.dendritic import DendriticConfig
+
 from .claims import claims, findings, score, write
 from .conditions import conditions, distinct
 from .figures import draw
+from .runs import PRUNED
 from .summary import Row, Table
 from .task import Task
 
 TEMPLATE = Path(__file__).with_name("card.md")
+DEFAULTS = DendriticConfig().to_dict()  # for fields that a later release has added
 VERDICTS = {True: "holds", False: "**fails**", None: "not measured"}
 
 
@@ -57,12 +61,10 @@ def read(task: Task, output_dir: Path) -> Table:
     files = sorted(output_dir.glob("*.json"))
     timings = [json.loads(file.read_text()) for file in files if file.name.endswith(".time.json")]
     runs = [json.loads(file.read_text()) for file in files if not file.name.endswith(".time.json")]
-    pruned = [
-        run["pruning"] | {"importance": "", "sparsity": 0, "seed": 0}
-        for run in runs
-        if run["pruning"] and not run["variant"]
-    ]
-    kinds = {"recipe": [r["recipe"] for r in runs], "samples": [r["samples"] for r in runs], "pruning": pruned}
+    kinds = {"recipe": [r["recipe"] for r in runs], "samples": [r["samples"] for r in runs]}
+    for method in PRUNED:
+        own = [run["pruning"] for run in runs if run["method"] == method and not run["variant"]]
+        kinds[f"{method} pruning"] = [DEFAULTS | fields | {"sparsity": 0, "seed": 0} for fields in own]
     for name, values in kinds.items():
         if len(found := distinct(values)) > 1:
             raise ValueError(f"{output_dir} mixes runs of several kinds of {name}: {found}.")
