@@ -60,6 +60,7 @@ def permitted(stage: int) -> Any:
     """What lets a Trainer use DeepSpeed on a CPU."""
     if not stage:
         return patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"})
+    os.environ["DS_ACCELERATOR"] = "cpu"
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     setting = {
         "_prepare_backend": lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU),
