@@ -140,7 +140,8 @@ on {device}, {torch.get_num_threads()} thread(s).
 {", ".join(f"{name} {version}" for name, version in versions.items())}. Made by `python examples/benchmarks/oneshot.py`.
 """
     args.card.write_text(text)
-    args.card.with_suffix(".json").write_text(json.dumps({"versions": versions, "runs": results}, indent=2) + "\n")
+    named = [result | {key: Path(result[key]).name for key in ("model", "dataset")} for result in results]
+    args.card.with_suffix(".json").write_text(json.dumps({"versions": versions, "runs": named}, indent=2) + "\n")
 
 
 def main() -> None:
