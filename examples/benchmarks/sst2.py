@@ -105,7 +105,8 @@ class Sst2(SentenceTask):
             second=f"{self.args.epochs1:g} epochs",
             smaller=(
                 "the first layers of the base, as few taken off as reach the level, and at least one kept: at the "
-                "highest levels it is larger than its level asks for, as its parameters tell; it learns from the labels alone."
+                "highest levels it is larger than its level asks for, as its parameters tell; it learns from the "
+                "labels alone."
             ),
             optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
             targets=(
