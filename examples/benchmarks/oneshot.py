@@ -10,15 +10,13 @@ beside it).
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
-import torch
+from harness.runs import environment
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -122,31 +120,32 @@ def render(results: list[dict], args: argparse.Namespace) -> None:
     """Write the card and its JSON."""
     first = results[0]
     seconds = [result["seconds"] for result in results if result["reconstruct"]]
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "optimum-dendritic")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    made = environment()
     text = f"""# One shot
 
-{Path(args.model).name} on {Path(args.dataset).name}, pruned without any training: `optimum-cli dendritic compress`,
-{first["calibration_samples"]} calibration samples, {first["evaluation_samples"]} samples of the held-out split,
-{len(args.seeds)} seed(s), budget `{args.budget}`. Every column scores, prunes and packs alike; "reconstructed" adds
-the least-squares fit of what is kept.
+{args.name or Path(args.model).name} on {Path(args.dataset).name}, pruned without any training:
+`optimum-cli dendritic compress`, {first["calibration_samples"]} calibration samples, {first["evaluation_samples"]} samples of the held-out split,
+seeds {" ".join(map(str, args.seeds))}, budget `{args.budget}`. Every column scores, prunes and
+packs alike; "reconstructed" adds the least-squares fit of what is kept.
 
 {table(results, args)}
 
 "removed" is the share of the body's {args.budget}; "weights" and "MACs" are the whole packed model's shares of the
 dense model's. A reconstructed run took {statistics.median(seconds):.0f} s from loading to saving, evaluations included,
-on {device}, {torch.get_num_threads()} thread(s).
+on {made["device"]}, {made["threads"]} thread(s).
 
-{", ".join(f"{name} {version}" for name, version in versions.items())}. Made by `python examples/benchmarks/oneshot.py`.
+{", ".join(f"{name} {version}" for name, version in made["versions"].items())}. Made by
+`python examples/benchmarks/oneshot.py`.
 """
     args.card.write_text(text)
     named = [result | {key: Path(result[key]).name for key in ("model", "dataset")} for result in results]
-    args.card.with_suffix(".json").write_text(json.dumps({"versions": versions, "runs": named}, indent=2) + "\n")
+    args.card.with_suffix(".json").write_text(json.dumps({"environment": made, "runs": named}, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--name", help="what the card calls the model; default: its folder or id")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/oneshot"))
     parser.add_argument("--card", type=Path, default=Path("model_cards/oneshot.md"))
