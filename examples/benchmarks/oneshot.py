@@ -124,9 +124,9 @@ def render(results: list[dict], args: argparse.Namespace) -> None:
     text = f"""# One shot
 
 {args.name or Path(args.model).name} on {Path(args.dataset).name}, pruned without any training:
-`optimum-cli dendritic compress`, {first["calibration_samples"]} calibration samples, {first["evaluation_samples"]} samples of the held-out split,
-seeds {" ".join(map(str, args.seeds))}, budget `{args.budget}`. Every column scores, prunes and
-packs alike; "reconstructed" adds the least-squares fit of what is kept.
+`optimum-cli dendritic compress`, {first["calibration_samples"]} samples to calibrate,
+{first["evaluation_samples"]} of the held-out split, seeds {" ".join(map(str, args.seeds))}, budget `{args.budget}`.
+Every column scores, prunes and packs alike; "reconstructed" adds the least-squares fit of what is kept.
 
 {table(results, args)}
 
