@@ -73,7 +73,9 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
     parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
     parameters = [parameter for parameter in parameters if "_hp_mapping" in vars(parameter)]  # those that it trains
     for parameter in parameters:
-        parameter.grad = (safe_get_full_grad(parameter) / scale).to(parameter.dtype)
+        gradient = safe_get_full_grad(parameter)
+        assert gradient is not None
+        parameter.grad = (gradient / scale).to(parameter.dtype)
     try:
         yield
     finally:
