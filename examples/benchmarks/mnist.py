@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from harness.runs import write_json
 from mnist_report import render
 from mnist_runs import METHODS, Pixels, Run, load_model, load_pixels, normalised, recipe, train_one
 from tqdm import tqdm
@@ -29,13 +30,6 @@ def planned(args: argparse.Namespace) -> Iterator[Run]:
         for method in args.methods:
             for sparsity in [0.0] if method == "dense" else args.levels:
                 yield Run(method, sparsity, seed)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """All or nothing, because a file that is there counts as a finished run."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2))
-    unfinished.replace(path)
 
 
 def train_phase(args: argparse.Namespace) -> None:

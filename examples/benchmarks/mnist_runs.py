@@ -1,17 +1,16 @@
 """The runs of the MNIST table: what each method trains, on which data, by which recipe, and how a model is scored."""
 
 import argparse
-import platform
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import load_dataset
+from harness.runs import environment
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -190,11 +189,3 @@ def score(folder: Path, test: Pixels) -> dict:
 def recipe(args: argparse.Namespace) -> dict:
     names = ("epochs", "batch_size", "learning_rate", "bf16", "regrow", "max_train_samples")
     return {name: getattr(args, name) for name in names}
-
-
-def environment() -> dict:
-    processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processors[0].partition(":")[2].strip()
-    packages = ("torch", "transformers", "accelerate", "datasets", "optimum-dendritic")
-    versions = {package: metadata.version(package) for package in packages} | {"python": platform.python_version()}
-    return {"device": device, "threads": torch.get_num_threads(), "versions": versions}

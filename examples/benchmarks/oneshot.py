@@ -10,13 +10,14 @@ beside it).
 
 import argparse
 import json
+import shlex
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.runs import environment
+from harness.runs import environment, write_json
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -76,9 +77,7 @@ def run_all(args: argparse.Namespace) -> list[dict]:
     for run in tqdm(list(planned(args)), desc="one shot"):
         path = args.output_dir / f"{run.name}.json"
         if not path.exists():
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(compress_one(run, args), indent=2))
-            unfinished.replace(path)
+            write_json(path, compress_one(run, args))
         result = json.loads(path.read_text())
         if result["dataset"] != args.dataset or result["model"] != args.model.format(seed=run.seed):
             raise ValueError(f"{path} was made with {result['model']} on {result['dataset']}: choose --output_dir.")
@@ -135,11 +134,35 @@ dense model's. A reconstructed run took {statistics.median(seconds):.0f} s from 
 on {made["device"]}, {made["threads"]} thread(s).
 
 {", ".join(f"{name} {version}" for name, version in made["versions"].items())}. Made by
-`python examples/benchmarks/oneshot.py`.
+
+```bash
+{command(args)}
+```
 """
     args.card.write_text(text)
     named = [result | {key: Path(result[key]).name for key in ("model", "dataset")} for result in results]
     args.card.with_suffix(".json").write_text(json.dumps({"environment": made, "runs": named}, indent=2) + "\n")
+
+
+def command(args: argparse.Namespace) -> str:
+    """What makes this card again, where the model and the dataset lie at hand."""
+    options = {
+        "model": Path(args.model).name,
+        "name": args.name,
+        "dataset": Path(args.dataset).name,
+        "levels": args.levels,
+        "seeds": args.seeds,
+        "importances": args.importances,
+        "budget": args.budget,
+        "samples": args.samples,
+        "eval_samples": args.eval_samples,
+        "sequence_length": args.sequence_length,
+    }
+    words = ["python", "examples/benchmarks/oneshot.py"]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def main() -> None:

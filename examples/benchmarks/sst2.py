@@ -110,8 +110,8 @@ class Sst2(SentenceTask):
             ),
             optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
             targets=(
-                "all linear layers of the encoder and the pooler (which has one segment at this width and loses none); "
-                "not the embeddings and not the classifier"
+                "all linear layers of the encoder and the pooler, which has one segment at this width and loses none; "
+                "the embeddings and the classifier stay"
             ),
             selection=(
                 "The learning rate of the second stage and the fields of `DendriticConfig` were chosen for dendritic "
