@@ -1,5 +1,6 @@
 """FSDP2: on two processes, each with half of every weight, training makes the masks and the model that one makes."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, inject_, mask_, update_
 from optimum.dendritic.huggingface.engines import check_engine
+from optimum.dendritic.huggingface.zero import around_steps_
 from optimum.dendritic.record import layout_of
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start the processes anew
@@ -168,9 +170,18 @@ class TestRefusals:
             with pytest.raises(DendriticError, match="ZeRO-3 keeps the values"):
                 verb(model)
 
+    def test_another_optimizer_of_deepspeed_is_refused_and_the_engine_stays_as_it_was(self):
+        """A mock of an engine whose optimizer has no flat parts."""
+        engine = SimpleNamespace(optimizer=torch.optim.SGD([torch.zeros(1)]))
+        with pytest.raises(DendriticError, match="optimizer = 'SGD': must be that of ZeRO.*zero_optimization.stage"):
+            around_steps_(engine, nn.Linear(1, 1), lambda: True, lambda: None)
+        assert not hasattr(engine, "step")
+
     @pytest.mark.parametrize(
         ("kind", "plugin", "compiled", "words"),
         [
+            ("DEEPSPEED", {"zero_stage": 0}, False, "zero_optimization.stage = 0.*Set it to 1 or 2"),
+            ("DEEPSPEED", {"zero_stage": 2}, False, None),
             ("FSDP", {"fsdp_version": 1}, False, "fsdp_version = 1"),
             ("FSDP", {"fsdp_version": 2, "cpu_ram_efficient_loading": True}, False, "fsdp_cpu_ram_efficient_loading"),
             ("FSDP", {"fsdp_version": 2}, True, "torch_compile = True"),
@@ -179,7 +190,8 @@ class TestRefusals:
         ],
     )
     def test_engines_are_judged_by_what_accelerate_says(self, kind, plugin, compiled, words, tmp_path, monkeypatch):
-        """accelerate shards on accelerators alone, so its state is set by hand here."""
+        """accelerate shards on accelerators alone, so its state is set by hand here; DeepSpeed's plugin is a mock, as
+        the real one needs DeepSpeed."""
         Trainer(nn.Linear(1, 1), TrainingArguments(str(tmp_path), use_cpu=True))  # makes a state
         for shared in (AcceleratorState._shared_state, PartialState._shared_state):
             monkeypatch.setitem(shared, "distributed_type", DistributedType[kind])
@@ -188,6 +200,8 @@ class TestRefusals:
             monkeypatch.delenv(name)
         if kind == "FSDP":
             monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", FullyShardedDataParallelPlugin(**plugin))
+        if kind == "DEEPSPEED":
+            monkeypatch.setitem(AcceleratorState._shared_state, "deepspeed_plugins", SimpleNamespace(**plugin))
         if words is None:
             check_engine(compiled)
         else:

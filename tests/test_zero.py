@@ -7,6 +7,8 @@ import torch
 from pairs import on_two
 from zero import CASES, SAVED, STEPS
 
+from optimum.dendritic import DendriticConfig, update_plan
+
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed, and ZeRO is NOT TESTED: pip install deepspeed")
 pytestmark = pytest.mark.xdist_group("zero")
 
@@ -51,6 +53,17 @@ def test_the_case_prunes_and_has_what_its_name_says(ddp, case):
     back = any((b & ~a[name]).any() for a, b in zip(masks, masks[1:], strict=False) for name, b in b.items())
     assert back or case != "regrown and clipped"
     assert any("sprout" in name for name in ddp[case]["tensors"]) == (case == "sprouts")
+
+
+def test_gradients_are_gathered_only_in_steps_that_score_or_update(ranks):
+    """The mask is final at 60 % of the steps; beside a teacher every second step before it scores, and 5 update."""
+    last = int(0.6 * STEPS)
+    for found in ranks:
+        layers = len(found["plain"]["masks"][0])
+        assert found["plain"]["gathered"] == [layers] * last + [0] * (STEPS - last)
+        updates = update_plan(DendriticConfig(updates=5), STEPS)
+        taught = [layers * (step % 2 == 1 and step <= last or step in updates) for step in range(1, STEPS + 1)]
+        assert found["taught"]["gathered"] == taught
 
 
 def test_a_resumed_training_ends_with_the_same_bits(ranks):

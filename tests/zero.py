@@ -6,7 +6,8 @@ told otherwise, in `permitted`; DeepSpeed itself has a CPU backend, and its engi
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,19 +42,30 @@ DEEPSPEED = {
 
 
 class Look(TrainerCallback):
-    """Notes the masks after each step, and whether all that is pruned is zero then."""
+    """Notes the masks after each step, whether all that is pruned is zero then, and how many gradients DeepSpeed was
+    asked for in the step."""
 
     def __init__(self) -> None:
         self.masks: list[dict[str, torch.Tensor]] = []
         self.zero = True
+        self.gathered: list[int] = []
 
     def on_step_end(self, args, state, control, model, **kwargs):
         layers = dendritic_layers(model)
         self.masks.append({name: layer.dendrite_mask.clone() for name, layer in layers.items()})
+        self.gathered.append(ASKED.pop() if ASKED else 0)
         for layer in layers.values():
             parts = layer.gated(layer.segmented())
             sums = torch.stack([part.tiles.abs().sum((1, 3, 4)) for part in parts]).sum(0)
             self.zero &= not bool(sums[~layer.dendrite_mask].any())
+
+
+ASKED: list[int] = []  # how many gradients in the step at hand, as soon as there is one
+
+
+def counted(get: Callable[[Any], Any], parameter: Any) -> Any:
+    ASKED.append(1 + (ASKED.pop() if ASKED else 0))
+    return get(parameter)
 
 
 def permitted(stage: int) -> Any:
@@ -61,6 +73,9 @@ def permitted(stage: int) -> Any:
     if not stage:
         return patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"})
     os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.utils  # pyright: ignore[reportMissingImports]
+
+    deepspeed.utils.safe_get_full_grad = partial(counted, deepspeed.utils.safe_get_full_grad)
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     setting = {
         "_prepare_backend": lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU),
@@ -96,7 +111,7 @@ def seen(trainer: Trainer, look: Look) -> dict[str, Any]:
     layout = layout_of(trainer.model)
     tensors = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     packed = layout is not None and layout.packed
-    return {"masks": look.masks, "zero": look.zero, "tensors": tensors, "packed": packed}
+    return {"masks": look.masks, "zero": look.zero, "gathered": look.gathered, "tensors": tensors, "packed": packed}
 
 
 def main(out: Path, stage: int) -> None:

@@ -27,7 +27,7 @@ from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
 from .renaming import rename_on_load_state_dict
-from .reporting import PRUNING, RECOVERY, WARMUP, Progress, stand_before_reporters
+from .reporting import Progress, stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, name_of, teacher_for
 from .torn import random_states
@@ -106,25 +106,20 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
         self.random_states = random_states(args)
         self.plan = {} if layout.packed else update_plan(self.config, self.max_steps)
-        check_length(self.max_steps, self.plan, state)
+        check_length(self.max_steps, self.plan, state, self.config)
         if not layout.packed:
             check_learns_sprouts(model, kwargs["optimizer"])
         if self.plan:
             teacher = name_of(model, self.teacher) if self.config.distillation else None
             note_training(model, args, state, kwargs["train_dataloader"], teacher)
-        if 0 < len(self.plan) < self.config.updates:
-            logger.warning(
-                f"max_steps = {self.max_steps} leaves room for {len(self.plan)} of {self.config.updates} mask updates "
-                f"between start = {self.config.start} and end = {self.config.end}. Train longer for better accuracy."
-            )
         look_after_pushes()
         self.progress = stand_before_reporters(self)
-        self.engine = deepspeed_engine() if self.plan else None
-        if self.engine is not None:
-            around_steps_(self.engine, model, partial(self._prune, model, state, None))
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
+        self.engine = deepspeed_engine() if self.plan else None
+        if self.engine is not None:
+            around_steps_(self.engine, model, partial(self._due, state), partial(self._prune, model, state, None))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -162,7 +157,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            self.progress.tell(pruning_of(model), self.regrown, self._phase(state.global_step), logs, state)
+            self.progress.tell(pruning_of(model), self.regrown, self.plan, logs, state)
 
     def on_evaluate(
         self,
@@ -203,6 +198,11 @@ class DendriticCallback(TrainerCallback, ExportableState):
         save_in_whole()
         self.plan = {}
 
+    def _due(self, state: TrainerState) -> bool:
+        """Whether this step scores or updates."""
+        step = state.global_step + 1
+        return self._scores(step) or step in self.plan
+
     def _prune(self, model: nn.Module, state: TrainerState, optimizer: Optimizer | None) -> None:
         """What this step does between the gradients and the optimizer."""
         step = state.global_step + 1
@@ -221,9 +221,6 @@ class DendriticCallback(TrainerCallback, ExportableState):
         """Whether importance is read in this step: until the freeze, and beside a teacher in every second step, which
         then has the task's loss alone. (A distillation loss is near zero at first and would rank noise.)"""
         return step <= self._freeze and (not self.config.distillation or step % 2 == 1)
-
-    def _phase(self, step: int) -> int:
-        return RECOVERY if step >= self._freeze else PRUNING if step >= min(self.plan) else WARMUP
 
     def _forget_best(self, state: TrainerState) -> None:
         """A checkpoint from before the freeze is not as small as promised: it may not count as the best one."""

@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.trainer_callback import CallbackHandler
 
+from ..plan import Update
 from ..prune import Pruning
 from .calling import calling
 from .resuming import NoStepTooMany
@@ -47,9 +48,12 @@ class Progress:
     console: list[TrainerCallback] = field(default_factory=list)
     layers: LayerDensity = field(default_factory=LayerDensity)
 
-    def tell(self, pruning: Pruning, regrown: int, phase: int, logs: dict[str, Any], state: TrainerState) -> None:
+    def tell(
+        self, pruning: Pruning, regrown: int, plan: dict[int, Update], logs: dict[str, Any], state: TrainerState
+    ) -> None:
         """Add to a log entry, for reporters, and to the progress bar."""
-        sparsity = round(pruning.sparsity, 4)
+        step, sparsity = state.global_step, round(pruning.sparsity, 4)
+        phase = RECOVERY if step >= max(plan) else PRUNING if step >= min(plan) else WARMUP
         _note({"sparsity": sparsity, "regrown": regrown, "phase": phase}, logs, state)
         self.layers.kept = pruning.density
         for console in self.console:

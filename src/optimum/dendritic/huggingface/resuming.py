@@ -51,8 +51,18 @@ def planned_steps(notes: dict[str, Any], state: TrainerState) -> int:
     return steps
 
 
-def check_length(steps: int, plan: dict[int, Update], state: TrainerState) -> None:
-    """A resumed run may be longer than planned (more recovery) or shorter, but not end before its mask is final."""
+def check_length(steps: int, plan: dict[int, Update], state: TrainerState, config: DendriticConfig) -> None:
+    """A resumed run may be longer than planned (more recovery) or shorter, but not end before its mask is final; a
+    short one is warned of.
+
+    Raises:
+        DendriticError: it would end before.
+    """
+    if 0 < len(plan) < config.updates:
+        logger.warning(
+            f"max_steps = {steps} leaves room for {len(plan)} of {config.updates} mask updates between start = "
+            f"{config.start} and end = {config.end}. Train longer for better accuracy."
+        )
     if not plan or steps == state.max_steps:
         return
     if state.max_steps < max(plan):

@@ -22,32 +22,28 @@ from ..record import dendritic_layers
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 
 
-def around_steps_(engine: Any, model: nn.Module, prune: Callable[[], None]) -> None:
-    """Let every optimizer step of a DeepSpeed engine begin with `prune` and end with `mask_`.
+def around_steps_(engine: Any, model: nn.Module, due: Callable[[], bool], prune: Callable[[], None]) -> None:
+    """Let the optimizer steps of a DeepSpeed engine begin with `prune`, where it is due, and all end with `mask_`.
 
     Args:
         engine: the `DeepSpeedEngine` that trains `model`, which is injected.
+        due: whether the step at hand scores or updates; the same on every process. Only then are gradients gathered,
+            which costs what averaging them costs in DDP.
         prune: scores and updates the masks of `model`, whose parameters have their whole gradients while it runs.
 
     Raises:
         DendriticError: the engine's optimizer is another one than that of ZeRO 1 and 2.
     """
     if not hasattr(engine.optimizer, "scaled_global_norm"):
-        rule = "is none whose gradients and fp32 weights can be pruned"
+        rule = "must be that of ZeRO 1 or 2, whose gradients and fp32 weights can be pruned"
         remedy = "Set zero_optimization.stage to 1 or 2, and leave grad_accum_dtype out."
         raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
-    stock, moments = type(engine).step, partial(_moments, engine.optimizer)
+    stock = type(engine).step
 
     def step(*args: Any, **kwargs: Any) -> Any:
         layers = dendritic_layers(model)
-        before = {name: layer.dendrite_mask.clone() for name, layer in layers.items()}
-        asleep = [layer for layer in layers.values() if _sleeps(layer)]
-        with _gradients(engine.optimizer, layers):
-            prune()
-        for name, layer in layers.items():
-            _blank_(layer, layer.dendrite_mask & ~before[name], moments)
-        for layer in asleep:
-            _restart_(layer, moments)
+        if due():
+            _prune(engine.optimizer, layers, prune)
         result = stock(engine, *args, **kwargs)
         mask_(model)
         for layer in layers.values():
@@ -62,6 +58,21 @@ def stock_steps_(engine: Any) -> None:
     vars(engine).pop("step", None)
 
 
+def _prune(optimizer: Any, layers: Mapping[str, DendriticLayer], prune: Callable[[], None]) -> None:
+    """Prune, and let what returns and sprouts that may have grown start anew in the optimizer."""
+    moments = partial(_moments, optimizer)
+    before = {name: layer.dendrite_mask.clone() for name, layer in layers.items()}
+    asleep = [layer for layer in layers.values() if _sleeps(layer)]
+    with _gradients(optimizer, layers):
+        prune()
+    for name, layer in layers.items():
+        back = layer.dendrite_mask & ~before[name]
+        if back.any():
+            _blank_(layer, back, moments)
+    for layer in asleep:
+        _restart_(layer, moments)
+
+
 @contextmanager
 def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator[None]:
     """Give the segmented parameters their gradients, averaged, unscaled and clipped as the step will take them."""
@@ -72,11 +83,11 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
         scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
     parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
     parameters = [parameter for parameter in parameters if "_hp_mapping" in vars(parameter)]  # those that it trains
-    for parameter in parameters:
-        gradient = safe_get_full_grad(parameter)
-        assert gradient is not None
-        parameter.grad = (gradient / scale).to(parameter.dtype)
     try:
+        for parameter in parameters:
+            gradient = safe_get_full_grad(parameter)
+            assert gradient is not None
+            parameter.grad = (gradient / scale).to(parameter.dtype)
         yield
     finally:
         for parameter in parameters:
@@ -85,8 +96,6 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
 
 def _blank_(layer: DendriticLayer, chosen: Tensor, parts: Parts) -> None:
     """Set what this process holds of the `chosen` tiles to zero, in the flat `parts` of each parameter."""
-    if not chosen.any():
-        return
     parameters = layer.segmented()
     kept = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in parameters.items()}
     layer.blank_(kept, chosen)
