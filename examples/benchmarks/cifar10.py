@@ -20,6 +20,7 @@ import torch
 from harness.budget import widest_within
 from harness.cli import main
 from harness.images import Augmented, as_it_is, correct, decoded, normalised
+from harness.runs import PRUNED, Run
 from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -46,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it;
         "levels": [0.5],
         "budget": "params",
         "epochs0": 2,
-        "epochs1": 3,
+        "epochs1": 2,
         "learning_rate": 1e-3,
         "learning_rate1": 5e-4,
         "warmup": 0.1,
@@ -60,13 +61,13 @@ def resnet(width: int = 16) -> PreTrainedModel:
 
 
 def vit(width: int = 96) -> PreTrainedModel:
-    """Four layers of six heads, FFN twice as wide as the residual stream."""
+    """Four layers of three heads, FFN twice as wide as the residual stream."""
     config = ViTConfig(
         image_size=32,
         patch_size=4,
         hidden_size=width,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=3,
         intermediate_size=2 * width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -75,7 +76,7 @@ def vit(width: int = 96) -> PreTrainedModel:
     return ViTForImageClassification(config)
 
 
-NARROWER = {"resnet20": (resnet, range(15, 0, -1)), "vit": (vit, range(90, 0, -6))}
+NARROWER = {"resnet20": (resnet, range(15, 0, -1)), "vit": (vit, range(93, 0, -3))}
 
 
 class Cifar10(Task):
@@ -104,7 +105,7 @@ class Cifar10(Task):
         parser.add_argument("--learning_rate1", type=float, help="of the epochs1")
         parser.add_argument("--warmup", type=float, help="share of the steps of a stage")
         parser.add_argument("--budget", choices=["params", "macs"])
-        parser.add_argument("--distillation", type=float, default=0.0, help="from the base")
+        parser.add_argument("--distillation", type=float, default=1.0, help="from the dense model of the same seed")
         parser.set_defaults(batch_size=128, large_batch=64)
 
     def recipe(self) -> dict[str, Any]:
@@ -141,6 +142,10 @@ class Cifar10(Task):
         """A long recovery: from scratch, what is kept has much to learn yet."""
         return {"budget": self.args.budget, "distillation": self.args.distillation, "end": 0.4}
 
+    def teacher(self, run: Run) -> Run | None:
+        """The dense control: from scratch and short, the base has not learnt enough to teach."""
+        return Run("dense", 0.0, run.seed) if run.method in PRUNED else None
+
     def fresh(self) -> nn.Module:
         return resnet() if self._is_resnet else vit()
 
@@ -167,7 +172,7 @@ class Cifar10(Task):
         model = (
             "ResNet-20 (He et al. 2016)"
             if resnet20
-            else "A small ViT (4 layers, 96 wide, 6 heads, patches of 4x4 pixels)"
+            else "A small ViT (4 layers, 96 wide, 3 heads, patches of 4x4 pixels)"
         )
         return Card(
             script="cifar10.py",

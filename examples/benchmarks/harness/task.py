@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .metric import ACCURACY, Metric
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,10 @@ class Task(ABC):
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """Fields of `DendriticConfig` that this task sets, where it ranks by this importance."""
         return {}
+
+    def teacher(self, run: Run) -> Run | None:
+        """Whose model teaches that of `run`, if its pruning has distillation; None: the one that it starts from."""
+        return None
 
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
         """Class and arguments of an optimizer that `TrainingArguments` cannot name."""

@@ -28,7 +28,8 @@ def train_phase(task: Task, output_dir: Path) -> None:
         with claimed(path) as mine:
             if not mine or is_done(path, _conditions(task, run)):
                 continue
-            ensure(task, run.base, output_dir)
+            for needed in filter(None, (run.base, task.teacher(run))):
+                ensure(task, needed, output_dir)
             _make(task, run, output_dir)
 
 
@@ -61,12 +62,14 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
     targets = target_names(model, config or pruning_config(task, run))
+    callbacks = []
     if config is not None:
+        callbacks = [_callback(task, run, config, output_dir)]
         _note_dense_score(task, run, model, output_dir)
     folder = output_dir / f"{run.name}.unfinished"
     steps, start, start_cpu = 0, time.perf_counter(), time.process_time()
     for arguments in due:
-        trainer = _trainer(task, run, model, stages.index(arguments), folder, config)
+        trainer = _trainer(task, run, model, stages.index(arguments), folder, callbacks)
         steps += trainer.train().global_step
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     trainer.save_model()
@@ -103,14 +106,17 @@ def pruning_config(task: Task, run: Run) -> DendriticConfig:
     return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
 
 
+def _callback(task: Task, run: Run, config: DendriticConfig, output_dir: Path) -> TrainerCallback:
+    taught_by = task.teacher(run) if config.distillation else None
+    teacher = None if taught_by is None else task.load(output_dir / taught_by.name)
+    return DendriticCallback(config, teacher=teacher, example_inputs=_first(task.example_inputs()))
+
+
 def _trainer(
-    task: Task, run: Run, model: nn.Module, stage: int, folder: Path, config: DendriticConfig | None
+    task: Task, run: Run, model: nn.Module, stage: int, folder: Path, callbacks: list[TrainerCallback]
 ) -> Trainer:
     dataset, collator = task.train_data()
     control = task.control() if run.method == "dense" else {}
-    callbacks: list[TrainerCallback] = []
-    if config is not None:
-        callbacks = [DendriticCallback(config, example_inputs=_first(task.example_inputs()))]
     settings = {
         "use_cpu": not torch.cuda.is_available(),
         "seed": run.seed,
