@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 
-from harness import claims, metric, report, runs, statistics  # noqa: E402
+from harness import augment, claims, metric, report, runs, statistics, text  # noqa: E402
 from harness.summary import Table  # noqa: E402
 from harness.task import Card, Task  # noqa: E402
 
@@ -155,3 +156,22 @@ def test_a_card_is_written_from_its_runs(tmp_path):
     runs.write_json(tmp_path / "odd.json", record("dense", 2, "11", 300) | {"recipe": {"epochs0": 2}})
     with pytest.raises(ValueError, match="several kinds of recipe"):
         report.render(Toy(argparse.Namespace()), tmp_path, card)
+
+
+def test_replaced_tokens_are_neighbours_and_the_rest_stays():
+    embeddings = torch.cat([torch.eye(4).repeat_interleave(20, 0), torch.full((1, 4), 1.0)])
+    embeddings += torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)) / 100
+    ids = [80, 0, 21, 22, 80]  # 80 is fixed, as a token that marks the ends is
+    table = augment.nearest_tokens(embeddings, [ids], fixed=[80, 1])
+    assert table[80].unique().tolist() == [80] and table[79].unique().tolist() == [79]
+    assert all(token // 20 == 0 and token not in (0, 1) for token in table[0].tolist())
+    assert all(token // 20 == 1 and token != 21 for token in table[21].tolist())
+
+    plain = text.Sentences([ids], [1])
+    assert augment.Replaced(plain, table, share=0.0)[0] == plain[0]
+    torch.manual_seed(0)
+    changed = augment.Replaced(plain, table, share=1.0)
+    first, second = changed[0], changed[0]
+    assert len(changed) == 1 and first["labels"] == 1 and first != second
+    assert [token // 20 for token in first["input_ids"]] == [token // 20 for token in ids]
+    assert not set(first["input_ids"][1:-1]) & {0, 1, 80}

@@ -204,7 +204,7 @@ class Cifar10(Task):
             selects=("architecture",),
         )
 
-    def train_data(self) -> tuple[Dataset, Any]:
+    def train_data(self, stage: int) -> tuple[Dataset, Any]:
         images, labels = self._splits["train"]
         return Augmented(images, labels, MEAN, STD, PADDING, channels_last=self._is_resnet), as_it_is
 

@@ -148,7 +148,7 @@ class Shakespeare(Task):
         heading = f"## Samples\n\n{SAMPLE} characters after a line break, seed {seed}, temperature {TEMPERATURE:g}.\n\n"
         return "\n" + heading + "\n\n".join(samples) + "\n" if samples else ""
 
-    def train_data(self) -> tuple[Dataset, Any]:
+    def train_data(self, stage: int) -> tuple[Dataset, Any]:
         return Windows(self._ids[0], self.args.batch_size * (self.args.steps0 + self.args.steps1)), as_it_is
 
     @torch.inference_mode()

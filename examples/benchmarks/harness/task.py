@@ -111,8 +111,8 @@ class Task(ABC):
         """A dense model of no more than the budget that `level` leaves, and whether it still needs stage 0."""
 
     @abstractmethod
-    def train_data(self) -> tuple[Dataset, Any]:
-        """Samples and their collator."""
+    def train_data(self, stage: int) -> tuple[Dataset, Any]:
+        """Samples of a stage and their collator."""
 
     @abstractmethod
     def score(self, model: nn.Module) -> Score:

@@ -92,7 +92,7 @@ class SentenceTask(Task):
     def load(self, folder: Path) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def train_data(self) -> tuple[Dataset, Any]:
+    def train_data(self, stage: int) -> tuple[Dataset, Any]:
         return self.splits["train"], self.pad
 
     def score(self, model: nn.Module) -> Score:

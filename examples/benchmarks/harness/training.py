@@ -115,7 +115,7 @@ def _callback(task: Task, run: Run, config: DendriticConfig, output_dir: Path) -
 def _trainer(
     task: Task, run: Run, model: nn.Module, stage: int, folder: Path, callbacks: list[TrainerCallback]
 ) -> Trainer:
-    dataset, collator = task.train_data()
+    dataset, collator = task.train_data(stage)
     control = task.control() if run.method == "dense" else {}
     settings = {
         "use_cpu": not torch.cuda.is_available(),
