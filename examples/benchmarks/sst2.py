@@ -169,9 +169,11 @@ class Sst2(SentenceTask):
     def _neighbours(self) -> Tensor:
         model = self.fresh()
         assert isinstance(model, PreTrainedModel)
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
         vocabulary = self._tokenizer.get_vocab()
         fixed = [token for text, token in vocabulary.items() if text.startswith("[") and text.endswith("]")]
-        return nearest_tokens(model.get_input_embeddings().weight, self.splits["train"].ids, fixed)
+        return nearest_tokens(embeddings.weight, self.splits["train"].ids, fixed)
 
     @cached_property
     def _tokenizer(self) -> Any:
