@@ -57,6 +57,7 @@ class Card:
     measure: str = "Accuracy"
     unit_of_examples: str = "sentences"
     shape: str = ""
+    augmented: str = ""
     selects: tuple[str, ...] = ()
     latencies: dict[float, float] = field(default_factory=dict)
 
