@@ -78,7 +78,7 @@ class Toy(Task):
 Toy.__abstractmethods__ = frozenset()
 
 
-@pytest.mark.parametrize("module", [runs, metric, claims])
+@pytest.mark.parametrize("module", [augment, runs, metric, claims])
 def test_the_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 
@@ -175,3 +175,6 @@ def test_replaced_tokens_are_neighbours_and_the_rest_stays():
     assert len(changed) == 1 and first["labels"] == 1 and first != second
     assert [token // 20 for token in first["input_ids"]] == [token // 20 for token in ids]
     assert not set(first["input_ids"][1:-1]) & {0, 1, 80}
+    assert 80 not in augment.nearest_tokens(embeddings, [ids], fixed=[])[80]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"30 must be in \[0, 1\]"):
+        augment.share("30")

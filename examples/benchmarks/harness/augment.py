@@ -4,6 +4,7 @@ Every token is replaced, with some probability, by one of the tokens whose embed
 TinyBERT, section 3.3; the nearest by the pretrained model's own embeddings, not GloVe's). The label stays.
 """
 
+import argparse
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -35,6 +36,18 @@ class Replaced(Dataset):
         return sample | {"input_ids": torch.where(torch.rand(ids.shape) < self.share, drawn, ids).tolist()}
 
 
+def share(text: str) -> float:
+    """A probability from the command line.
+
+    >>> share("0.3")
+    0.3
+    """
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be in [0, 1]: it is a share, 0.3 and not 30")
+    return value
+
+
 @torch.no_grad()
 def nearest_tokens(
     embeddings: Float[Tensor, "vocabulary width"], sentences: Sequence[Collection[int]], fixed: Collection[int]
@@ -44,8 +57,9 @@ def nearest_tokens(
     """
     directions = F.normalize(embeddings, dim=1)
     table = torch.arange(len(directions))[:, None].repeat(1, NEIGHBOURS)
-    barred = torch.tensor(sorted(fixed))
-    for rows in torch.tensor(sorted({token for ids in sentences for token in ids}.difference(fixed))).split(ROWS):
+    barred = torch.tensor(sorted(fixed), dtype=torch.long)
+    replaceable = sorted({token for ids in sentences for token in ids}.difference(fixed))
+    for rows in torch.tensor(replaceable, dtype=torch.long).split(ROWS):
         similarity = directions[rows] @ directions.T
         similarity[:, barred] = -1
         similarity[torch.arange(len(rows)), rows] = -1

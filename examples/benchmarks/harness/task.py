@@ -37,6 +37,7 @@ class Card:
         script: file name of the task.
         tolerances: level -> loss against dense that the card claims to stay within.
         latencies: level -> share of dense's time that the card claims to stay within; 1 where none is given.
+        augmented: a clause, from its comma on: how the samples of stage 1 are changed.
         selects: options, also in the recipe, that the time and render phases need.
     """
 
