@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, update_
 from optimum.dendritic import compress as compress_module
 from optimum.dendritic.layer_costs import layer_costs
+from optimum.dendritic.layout.records import Form
 from optimum.dendritic.nn import PackedLayer
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.record import dendritic_layers, layout_of
-from optimum.dendritic.records import Form
 from optimum.dendritic.selection import total_cost
 
 

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from families import ALL, PRUNING, Family, build, injected, inputs_of
 from models import Inputs
+from optimum.dendritic.layout.layout.layout import Layout
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 
@@ -31,9 +32,8 @@ from optimum.dendritic.description import DENSE
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
-from optimum.dendritic.layout import Layout
+from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.record import injected_layout, layout_of
-from optimum.dendritic.records import Form, Recurrent
 
 STEPS = 20
 NAMES = {family.name: family for family in ALL}

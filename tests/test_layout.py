@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build
+from optimum.dendritic.layout.layout.layout import Layout
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
-from optimum.dendritic.layout import Layout
+from optimum.dendritic.layout.records import Bundle, Follower, Form, Run, Segments, Wire
 from optimum.dendritic.record import layout_of
-from optimum.dendritic.records import Bundle, Follower, Form, Run, Segments, Wire
 
 counts = st.integers(1, 9)
 runs = st.builds(Run, *[counts] * 5)

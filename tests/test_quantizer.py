@@ -31,7 +31,7 @@ from optimum.dendritic import (
     score_,
     update_,
 )
-from optimum.dendritic.records import Follower, Form, Segments
+from optimum.dendritic.layout.records import Follower, Form, Segments
 
 CASES: dict[str, dict[str, Any]] = {
     "bert": {"name": "bert"},

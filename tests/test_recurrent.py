@@ -20,6 +20,7 @@ from optimum.dendritic import (
     inject_,
 )
 from optimum.dendritic.importance import gate_gradient
+from optimum.dendritic.layout.records import Recurrent
 from optimum.dendritic.nn import (
     DendriticRecurrent,
     PackedRecurrent,
@@ -28,7 +29,6 @@ from optimum.dendritic.nn import (
     states,
 )
 from optimum.dendritic.record import layout_of
-from optimum.dendritic.records import Recurrent
 
 CELLS = [nn.LSTM, nn.GRU]
 SHAPES = list(itertools.product(CELLS, [1, 2], [False, True]))

@@ -23,13 +23,13 @@ from optimum.dendritic import (
     score_,
     update_,
 )
+from optimum.dendritic.layout.records import Recurrent
 from optimum.dendritic.nn import (
     DendriticGRU,
     DendriticLSTM,
     PackedRecurrent,
 )
 from optimum.dendritic.record import layout_of
-from optimum.dendritic.records import Recurrent
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))

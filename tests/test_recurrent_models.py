@@ -24,12 +24,12 @@ from optimum.dendritic.costs import RecurrentCost
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.layer_costs import layer_costs
+from optimum.dendritic.layout.records import Segments
 from optimum.dendritic.nn import (
     DendriticGRU,
     DendriticLSTM,
 )
 from optimum.dendritic.record import dendritic_layers, layout_of
-from optimum.dendritic.records import Segments
 from optimum.dendritic.selection import total_cost, unit_cost
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum.dendritic.costs import LayerCost, StackCost
-from optimum.dendritic.records import Dial
+from optimum.dendritic.layout.records import Dial
 from optimum.dendritic.selection import total_cost
 from optimum.dendritic.uniform import select_uniform
 

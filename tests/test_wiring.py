@@ -13,8 +13,8 @@ from models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
 from torch import Tensor, nn
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
+from optimum.dendritic.layout.records import Bundle, Run
 from optimum.dendritic.packing import alive_channels, segments_reached
-from optimum.dendritic.records import Bundle, Run
 from optimum.dendritic.wiring import _runs
 
 

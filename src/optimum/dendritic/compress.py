@@ -12,14 +12,14 @@ from .description import DENSE, describe, summary
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
-from .layout import Layout
+from .layout.layout import Layout
+from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .native import native_
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout
-from .records import Bundle, Follower, Form, Record, Recurrent
 from .shards import reshard, worst
 from .unshard import replace_
 

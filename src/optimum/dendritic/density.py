@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from .description import DENSE, describe
 from .errors import invalid
-from .layout import Layout
+from .layout.layout import Layout
+from .layout.records import Follower
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
 from .packing import pack_modules
 from .record import dendritic_layers, dense_config_of, layout_of, split_stacks
-from .records import Follower
 
 
 @dataclass(frozen=True)

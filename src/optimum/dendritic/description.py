@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from .dye import READERS
+from .layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
 from .nn import DendriticLayer
 from .record import layout_of
-from .records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
 
 DENSE = "dense: not a target"
 

@@ -25,10 +25,10 @@ from transformers.utils import logging
 from .config import DendriticConfig
 from .errors import invalid
 from .importance import IMPORTANCE
+from .layout.records import Bundle, Dial
 from .nn import is_prunable, weight_layer, widths
 from .packing import inputs_fed, pack_modules
 from .probing import quiet
-from .records import Bundle, Dial
 from .trials import holds, kept_of, together
 from .vanilla import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from .errors import invalid
 from .inputs import as_mapping, tensors_of
-from .layout import Layout
+from .layout.layout import Layout
 from .probing import outputs_differ, quiet, tolerance
 from .record import layout_of
 

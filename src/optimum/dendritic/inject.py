@@ -15,7 +15,8 @@ from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import as_mapping, example_inputs_for
 from .layer_costs import costs_of
-from .layout import Layout
+from .layout.layout import Layout
+from .layout.records import Bundle, Dial, Record, Segments, Stack
 from .nn import (
     DendriticLayer,
     PrunableLayer,
@@ -28,7 +29,6 @@ from .nn import (
     widths,
 )
 from .record import layout_of, note_base, set_layout
-from .records import Bundle, Dial, Record, Segments, Stack
 from .segments import largest_divisor
 from .selection import select, total_cost
 from .shards import refuse_sharded

@@ -6,10 +6,10 @@ from torch import nn
 
 from .config import DendriticConfig
 from .costs import Cost, LayerCost, RecurrentCost, StackCost
+from .layout.records import Bundle
 from .nn import DendriticLayer, DendriticRecurrent, DendriticStack, DendriticWeight, directions, gates, widths
 from .packing import segments_reached
 from .record import dendritic_layers, injected_layout
-from .records import Bundle
 
 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:

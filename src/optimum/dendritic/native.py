@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .errors import invalid
-from .layout import Layout
+from .layout.layout import Layout
+from .layout.records import Form, Record, Recurrent
 from .nn import RecurrentLayer, WeightLayer, widths
 from .packing import pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .record import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
-from .records import Form, Record, Recurrent
 from .shards import reshard, worst
 from .unshard import replace_, unshard_
 from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import invalid
-from .layout import Layout
+from .layout.layout import Layout
 from .nn import DendriticLayer, DendriticStack
 
 ATTRIBUTE = "dendritic_layout"

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .layout.records import Bundle, Dial
 from .nn import block_input, weight_layer, widths, with_output
 from .packing import pack_modules
 from .probing import outputs_differ, probe, tolerance
-from .records import Bundle, Dial
 from .surgery import swap
 from .vanilla import alike, assemble, changed, stacks_kept, turned
 

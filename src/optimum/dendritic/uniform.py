@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .costs import Masks
-from .records import Dial
+from .layout.records import Dial
 from .selection import Costs, Scores, smallest_kept, total_cost, unit_cost
 
 Chosen = dict[str, Bool[Tensor, "arbors segments"]]

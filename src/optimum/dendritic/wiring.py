@@ -17,10 +17,10 @@ from transformers.utils import logging
 from .dye import Tangled, Tracer
 from .errors import invalid
 from .inputs import as_mapping, repeat_first
+from .layout.records import Bundle, Run, Wire
 from .nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
 from .packing import inputs_fed, last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
-from .records import Bundle, Run, Wire
 from .surgery import swap
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..importance import IMPORTANCE
-from ..layout import Layout
+from ..layout.layout import Layout
+from ..layout.records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 from ..nn import (
     RecurrentLayer,
     WeightLayer,
@@ -23,7 +24,6 @@ from ..nn import (
     weight_layer,
     widths,
 )
-from ..records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 
 Fault = tuple[str, object, str]
 

@@ -20,9 +20,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, invalid
-from ..layout import METHOD, Layout
+from ..layout.layout import METHOD, Layout
+from ..layout.strict_json import bad
 from ..record import layout_of, set_layout
-from ..strict import bad
 from ..surgery import swap
 from .checkpoint import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
 from .renaming import renames, resolver

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ..layer_costs import layer_costs
-from ..layout import Layout
+from ..layout.layout import Layout
+from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
+from ..layout.strict_json import bad
 from ..nn import (
     inject_layer,
     inject_stack,
@@ -23,9 +25,7 @@ from ..nn import (
     weight_layer,
 )
 from ..record import dendritic_layers, set_layout
-from ..records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 from ..selection import total_cost
-from ..strict import bad
 from .faults import faults
 
 

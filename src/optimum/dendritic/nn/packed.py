@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import invalid
-from ..records import Form
+from ..layout.records import Form
 from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import stock_type

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..records import Recurrent
+from ..layout.records import Recurrent
 from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import stock_type

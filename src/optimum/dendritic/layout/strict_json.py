@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .errors import CheckpointError, invalid
+from ..errors import CheckpointError, invalid
 
 LARGEST = 2**31 - 1
 LATER = {"later": True}  # metadata of a field that earlier releases did not write; its default says what they meant

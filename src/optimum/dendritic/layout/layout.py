@@ -8,10 +8,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import DendriticConfig
-from .errors import CheckpointError, DendriticError, invalid
+from ..config import DendriticConfig
+from ..errors import CheckpointError, DendriticError, invalid
 from .records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack
-from .strict import REMEDY, bad, only, read
+from .strict_json import REMEDY, bad, only, read
 
 METHOD = "dendritic"
 VERSION = 1

@@ -6,7 +6,7 @@ Each record refuses numbers that contradict each other, wherever they come from.
 import dataclasses
 from dataclasses import dataclass, field
 
-from .strict import LATER, bad
+from .strict_json import LATER, bad
 
 
 @dataclass(frozen=True)
