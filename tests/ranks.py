@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
-from optimum.dendritic.collectives import from_first_rank_, mean_over_ranks
+from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks
 from optimum.dendritic.record import dendritic_layers, layout_of
 
 STEPS, GLOBAL_BATCH, SAMPLES = 10, 8, 32

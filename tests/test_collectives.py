@@ -2,7 +2,7 @@
 
 import torch
 
-from optimum.dendritic.collectives import from_first_rank_, mean_over_ranks, world_size
+from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks, world_size
 
 
 def test_without_a_process_group_every_tensor_is_its_own_mean():

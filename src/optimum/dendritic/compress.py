@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .description import DENSE, describe, summary
+from .distributed.dtensor import reshard, worst
+from .distributed.fsdp import replace_
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
 from .inputs import as_mapping, example_inputs_for
@@ -20,8 +22,6 @@ from .packing import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout
-from .shards import reshard, worst
-from .unshard import replace_
 
 logger = logging.get_logger(__name__)
 

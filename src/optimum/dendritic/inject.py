@@ -11,6 +11,7 @@ from .adapters import refuse_adapters
 from .config import DendriticConfig
 from .costs import Cost
 from .dials import find_dials
+from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
 from .importance import IMPORTANCE, random_scores
 from .inputs import as_mapping, example_inputs_for
@@ -31,7 +32,6 @@ from .nn import (
 from .record import layout_of, note_base, set_layout
 from .segments import largest_divisor
 from .selection import select, total_cost
-from .shards import refuse_sharded
 from .surgery import swap
 from .targets import target_names
 from .uniform import select_uniform

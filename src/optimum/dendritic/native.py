@@ -15,6 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .distributed.dtensor import reshard, worst
+from .distributed.fsdp import replace_, unshard_
 from .errors import invalid
 from .layout.layout import Layout
 from .layout.records import Form, Record, Recurrent
@@ -22,8 +24,6 @@ from .nn import RecurrentLayer, WeightLayer, widths
 from .packing import pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .record import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
-from .shards import reshard, worst
-from .unshard import replace_, unshard_
 from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
 
 logger = logging.get_logger(__name__)

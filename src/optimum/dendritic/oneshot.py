@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .calibration import as_batches, readings, score_on_
+from .distributed.dtensor import refuse_sharded
 from .errors import invalid
 from .probing import quiet
 from .prune import pruning_of, update_
 from .reconstruct import reconstruct_, stages
 from .record import dendritic_layers, injected_layout
-from .shards import refuse_sharded
 
 logger = logging.get_logger(__name__)
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
-from .collectives import from_first_rank_, mean_over_ranks
 from .costs import Cost, LayerCost
+from .distributed.collectives import from_first_rank_, mean_over_ranks
+from .distributed.dtensor import local, reshard
 from .importance import IMPORTANCE, Importance
 from .layer_costs import layer_costs
 from .nn import DendriticLayer, DendriticWeight
 from .record import dendritic_layers, injected_layout
 from .selection import choose_regrown, select, total_cost, unit_cost
-from .shards import local, reshard
 from .uniform import select_uniform
 
 logger = logging.get_logger(__name__)

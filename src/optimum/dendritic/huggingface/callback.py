@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from ..collectives import from_first_rank_
 from ..compress import compress_
 from ..config import DendriticConfig
 from ..distill import distill_, distillation_of
+from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
 from ..inject import inject_
 from ..plan import Update, update_plan

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..distributed.dtensor import REMEDY, ZERO3
 from ..errors import invalid
-from ..shards import REMEDY, ZERO3
 from .calling import calling
 
 

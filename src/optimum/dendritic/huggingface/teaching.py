@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..collectives import from_first_rank_
 from ..distill import Distillation
+from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
 from ..record import Source, base_of, layout_of, source_named
 from .auto import load

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..shards import unwrapped, whole
+from ..distributed.dtensor import unwrapped, whole
 from ..surgery import shallow_copy
 
 

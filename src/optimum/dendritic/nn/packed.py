@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..distributed.dtensor import whole
 from ..errors import invalid
 from ..layout.records import Form
-from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import stock_type
 from .segmented import drop_own_buffers

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..distributed.dtensor import whole
 from ..layout.records import Recurrent
-from ..shards import whole
 from ..surgery import shallow_copy
 from .injected import stock_type
 from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states

@@ -25,9 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..distributed.dtensor import held, local
 from ..errors import invalid
 from ..segments import Piece
-from ..shards import held, local
 from .segmented import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU

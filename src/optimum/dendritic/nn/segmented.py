@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..distributed.dtensor import summed
 from ..importance import IMPORTANCE, Importance, Measure, square_gradient
 from ..segments import Piece
-from ..shards import summed
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 

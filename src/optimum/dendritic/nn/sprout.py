@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..collectives import from_first_rank_
-from ..shards import put_, whole
+from ..distributed.collectives import from_first_rank_
+from ..distributed.dtensor import put_, whole
 
 OVERSAMPLING = 8  # directions beyond the rank, and
 POWERS = 4  # rounds of power iteration of the range finder

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..distributed.dtensor import held, local, put_, summed
 from ..importance import Importance, square_norm
 from ..segments import Piece, wide
-from ..shards import held, local, put_, summed
 from ..surgery import shallow_copy
 from .segmented import DendriticLayer
 

@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..distributed.dtensor import summed, whole
 from ..importance import square_norm
 from ..segments import Piece, kept_inputs, over_tiles, piece, tiles, wide
-from ..shards import summed, whole
 from .segmented import DendriticLayer
 from .sprout import Sprout, empty_sprout
 

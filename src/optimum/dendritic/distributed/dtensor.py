@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from .errors import invalid
+from ..errors import invalid
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

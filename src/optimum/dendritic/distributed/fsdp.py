@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .shards import reshard, sharded, unwrapped, whole
-from .surgery import swap
+from ..surgery import swap
+from .dtensor import reshard, sharded, unwrapped, whole
 
 FSDP = "torch.distributed.fsdp"
 STATE, FLAGS = "__composable_api_state_key", ("_is_fsdp_managed_module", "_fsdp_use_orig_params")

@@ -1,0 +1,1 @@
+"""What several processes agree on, and what each holds of a sharded parameter."""
