@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, prune_, score_, update_
 from optimum.dendritic import compress as compressing
 from optimum.dendritic.distributed.dtensor import put_, summed, whole
+from optimum.dendritic.functional.tiles import over_tiles, piece, sum_tiles, tiles
 from optimum.dendritic.record import dendritic_layers
-from optimum.dendritic.segments import over_tiles, piece, sum_tiles, tiles
 
 STEPS, SAMPLES = 7, 4  # of optimization, and in each step, over all processes
 UPDATES = {2: 0.3, 4: 0.4, 6: 0.5}  # step -> sparsity

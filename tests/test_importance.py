@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from optimum.dendritic.importance import gate_gradient, random_scores
+from optimum.dendritic.functional.importance import gate_gradient, random_scores
+from optimum.dendritic.functional.tiles import over_tiles, tiles
 from optimum.dendritic.nn import inject_layer
-from optimum.dendritic.segments import over_tiles, tiles
 
 LAYERS = {"linear": lambda: nn.Linear(12, 8), "conv": lambda: nn.Conv2d(12, 8, 3), "conv1d": lambda: Conv1D(8, 12)}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum.dendritic.least_squares import Moments, least_squares, refit
+from optimum.dendritic.functional.least_squares import Moments, least_squares, refit
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

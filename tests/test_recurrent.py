@@ -19,7 +19,7 @@ from optimum.dendritic import (
     DendriticError,
     inject_,
 )
-from optimum.dendritic.importance import gate_gradient
+from optimum.dendritic.functional.importance import gate_gradient
 from optimum.dendritic.layout.records import Recurrent
 from optimum.dendritic.nn import (
     DendriticRecurrent,

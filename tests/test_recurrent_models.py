@@ -20,9 +20,10 @@ from optimum.dendritic import (
     score_,
     update_,
 )
-from optimum.dendritic.costs import RecurrentCost
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
+from optimum.dendritic.functional.costs import RecurrentCost
+from optimum.dendritic.functional.selection import total_cost, unit_cost
 from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.layout.records import Segments
 from optimum.dendritic.nn import (
@@ -30,7 +31,6 @@ from optimum.dendritic.nn import (
     DendriticLSTM,
 )
 from optimum.dendritic.record import dendritic_layers, layout_of
-from optimum.dendritic.selection import total_cost, unit_cost
 
 
 def injected_model(name: str = "lstm", **fields: Any) -> tuple[nn.Module, dict]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum.dendritic.segments import kept_inputs, largest_divisor, over_tiles, sum_tiles, tiles
+from optimum.dendritic.functional.tiles import kept_inputs, largest_divisor, over_tiles, sum_tiles, tiles
 
 sizes = st.integers(1, 4)
 SHAPES = {

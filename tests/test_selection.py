@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum.dendritic.costs import LayerCost
-from optimum.dendritic.selection import (
+from optimum.dendritic.functional.costs import LayerCost
+from optimum.dendritic.functional.selection import (
     choose_regrown,
     select,
     smallest_kept,

@@ -7,7 +7,7 @@ import torch
 from models import build
 from torch import nn
 
-from optimum.dendritic.importance import IMPORTANCE
+from optimum.dendritic.functional.importance import IMPORTANCE
 from optimum.dendritic.nn import DendriticStack, inject_stack
 from optimum.dendritic.surgery import swap
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum.dendritic.costs import LayerCost, StackCost
+from optimum.dendritic.functional.costs import LayerCost, StackCost
+from optimum.dendritic.functional.selection import total_cost
+from optimum.dendritic.functional.uniform_selection import select_uniform
 from optimum.dendritic.layout.records import Dial
-from optimum.dendritic.selection import total_cost
-from optimum.dendritic.uniform import select_uniform
 
 WIDTH, DEPTH, HEADS = (
     Dial(("width",), ("0.down", "1.down", "2.down"), (), ()),

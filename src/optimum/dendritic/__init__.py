@@ -8,13 +8,13 @@ from .config import DendriticConfig as DendriticConfig
 from .description import describe as describe
 from .distill import Distillation as Distillation
 from .distill import distill_ as distill_
-from .divergence import distillation_loss as distillation_loss
 from .efficiency import EfficiencyReport as EfficiencyReport
 from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
 from .errors import PushError as PushError
 from .export import export_onnx as export_onnx
+from .functional.distillation_loss import distillation_loss as distillation_loss
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import invalid
-from .importance import IMPORTANCE
+from .functional.importance import IMPORTANCE
+from .functional.tiles import wide
 from .inputs import is_empty, shapes
 from .nn import DendriticLayer
 from .record import dendritic_layers, injected_layout
-from .segments import wide
 
 Batch = Mapping[str, Any]
 REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .config import DendriticConfig
 from .errors import invalid
-from .importance import IMPORTANCE
+from .functional.importance import IMPORTANCE
 from .layout.records import Bundle, Dial
 from .nn import is_prunable, weight_layer, widths
 from .packing import inputs_fed, pack_modules

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .divergence import distillation_loss
 from .errors import invalid
+from .functional.distillation_loss import distillation_loss
 from .inputs import LABELS
 
 ATTRIBUTE = "dendritic_distillation"

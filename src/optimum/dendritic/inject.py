@@ -9,11 +9,14 @@ from transformers.utils import logging
 
 from .adapters import refuse_adapters
 from .config import DendriticConfig
-from .costs import Cost
 from .dials import find_dials
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
-from .importance import IMPORTANCE, random_scores
+from .functional.costs import Cost
+from .functional.importance import IMPORTANCE, random_scores
+from .functional.selection import select, total_cost
+from .functional.tiles import largest_divisor
+from .functional.uniform_selection import select_uniform
 from .inputs import as_mapping, example_inputs_for
 from .layer_costs import costs_of
 from .layout.layout import Layout
@@ -30,11 +33,8 @@ from .nn import (
     widths,
 )
 from .record import layout_of, note_base, set_layout
-from .segments import largest_divisor
-from .selection import select, total_cost
 from .surgery import swap
 from .targets import target_names
-from .uniform import select_uniform
 from .wiring import Wiring, trace_wiring
 
 logger = logging.get_logger(__name__)

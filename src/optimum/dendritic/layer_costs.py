@@ -5,7 +5,7 @@ from collections.abc import Collection
 from torch import nn
 
 from .config import DendriticConfig
-from .costs import Cost, LayerCost, RecurrentCost, StackCost
+from .functional.costs import Cost, LayerCost, RecurrentCost, StackCost
 from .layout.records import Bundle
 from .nn import DendriticLayer, DendriticRecurrent, DendriticStack, DendriticWeight, directions, gates, widths
 from .packing import segments_reached

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
-from .costs import Cost, LayerCost
 from .distributed.collectives import from_first_rank_, mean_over_ranks
 from .distributed.dtensor import local, reshard
-from .importance import IMPORTANCE, Importance
+from .functional.costs import Cost, LayerCost
+from .functional.importance import IMPORTANCE, Importance
+from .functional.selection import choose_regrown, select, total_cost, unit_cost
+from .functional.uniform_selection import select_uniform
 from .layer_costs import layer_costs
 from .nn import DendriticLayer, DendriticWeight
 from .record import dendritic_layers, injected_layout
-from .selection import choose_regrown, select, total_cost, unit_cost
-from .uniform import select_uniform
 
 logger = logging.get_logger(__name__)
 

@@ -19,10 +19,10 @@ from transformers.utils import logging
 
 from .calibration import Batch, on_device
 from .errors import invalid
-from .least_squares import Moments, refit
+from .functional.least_squares import Moments, refit
+from .functional.tiles import wide
 from .nn import DendriticWeight
 from .record import dendritic_layers
-from .segments import wide
 
 logger = logging.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..importance import IMPORTANCE
+from ..functional.importance import IMPORTANCE
 from ..layout.layout import Layout
 from ..layout.records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 from ..nn import (

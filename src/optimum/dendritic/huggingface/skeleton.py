@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..functional.selection import total_cost
 from ..layer_costs import layer_costs
 from ..layout.layout import Layout
 from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
@@ -25,7 +26,6 @@ from ..nn import (
     weight_layer,
 )
 from ..record import dendritic_layers, set_layout
-from ..selection import total_cost
 from .faults import faults
 
 

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..distributed.dtensor import held, local
 from ..errors import invalid
-from ..segments import Piece
+from ..functional.tiles import Piece
 from .segmented import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..distributed.dtensor import summed
-from ..importance import IMPORTANCE, Importance, Measure, square_gradient
-from ..segments import Piece
+from ..functional.importance import IMPORTANCE, Importance, Measure, square_gradient
+from ..functional.tiles import Piece
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 

@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..distributed.dtensor import held, local, put_, summed
-from ..importance import Importance, square_norm
-from ..segments import Piece, wide
+from ..functional.importance import Importance, square_norm
+from ..functional.tiles import Piece, wide
 from ..surgery import shallow_copy
 from .segmented import DendriticLayer
 

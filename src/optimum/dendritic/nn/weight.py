@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..distributed.dtensor import summed, whole
-from ..importance import square_norm
-from ..segments import Piece, kept_inputs, over_tiles, piece, tiles, wide
+from ..functional.importance import square_norm
+from ..functional.tiles import Piece, kept_inputs, over_tiles, piece, tiles, wide
 from .segmented import DendriticLayer
 from .sprout import Sprout, empty_sprout
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .segments import sum_tiles, wide
+from .tiles import sum_tiles, wide
 
 Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
 Scores = Float[Tensor, "arbors segments"]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .distributed.dtensor import held, local
+from ..distributed.dtensor import held, local
 
 
 def rows_first(weight: Tensor, transposed: bool) -> Float[Tensor, "outputs inputs kernel"]:

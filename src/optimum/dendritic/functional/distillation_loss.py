@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .errors import invalid
+from ..errors import invalid
 
 TEMPERATURE = 2.0
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..layout.records import Dial
 from .costs import Masks
-from .layout.records import Dial
 from .selection import Costs, Scores, smallest_kept, total_cost, unit_cost
 
 Chosen = dict[str, Bool[Tensor, "arbors segments"]]

@@ -1,0 +1,1 @@
+"""Every formula: tensors in, tensors out."""
