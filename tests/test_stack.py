@@ -9,7 +9,7 @@ from torch import nn
 
 from optimum.dendritic.functional.importance import IMPORTANCE
 from optimum.dendritic.nn import DendriticStack, inject_stack
-from optimum.dendritic.surgery import swap
+from optimum.dendritic.nn.surgery import swap
 
 STACKS = {"bert": "bert.encoder.layer", "gpt2": "transformer.h", "llama": "model.layers", "vit": "vit.layers"}
 every_stack = pytest.mark.parametrize("name", STACKS)

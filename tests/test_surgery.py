@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from optimum.dendritic.nn import DendriticLinear, inject_layer
-from optimum.dendritic.surgery import shallow_copy, swap
+from optimum.dendritic.nn.surgery import shallow_copy, swap
 
 
 def stock() -> nn.Linear:

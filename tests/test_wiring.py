@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
 from optimum.dendritic.layout.records import Bundle, Run
-from optimum.dendritic.packing import alive_channels, segments_reached
+from optimum.dendritic.nn.pack_model import alive_channels, segments_reached
 from optimum.dendritic.wiring import _runs
 
 

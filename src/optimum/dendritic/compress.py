@@ -18,7 +18,7 @@ from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .native import native_
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
-from .packing import last_readers, pack_modules
+from .nn.pack_model import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .record import dendritic_layers, injected_layout, set_layout

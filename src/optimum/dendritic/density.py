@@ -18,7 +18,7 @@ from .errors import invalid
 from .layout.layout import Layout
 from .layout.records import Follower
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
-from .packing import pack_modules
+from .nn.pack_model import pack_modules
 from .record import dendritic_layers, dense_config_of, layout_of, split_stacks
 
 

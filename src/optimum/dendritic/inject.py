@@ -32,8 +32,8 @@ from .nn import (
     states,
     widths,
 )
+from .nn.surgery import swap
 from .record import layout_of, note_base, set_layout
-from .surgery import swap
 from .targets import target_names
 from .wiring import Wiring, trace_wiring
 

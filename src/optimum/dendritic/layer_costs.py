@@ -8,7 +8,7 @@ from .config import DendriticConfig
 from .functional.costs import Cost, LayerCost, RecurrentCost, StackCost
 from .layout.records import Bundle
 from .nn import DendriticLayer, DendriticRecurrent, DendriticStack, DendriticWeight, directions, gates, widths
-from .packing import segments_reached
+from .nn.pack_model import segments_reached
 from .record import dendritic_layers, injected_layout
 
 

@@ -21,7 +21,7 @@ from .errors import invalid
 from .layout.layout import Layout
 from .layout.records import Form, Record, Recurrent
 from .nn import RecurrentLayer, WeightLayer, widths
-from .packing import pack_modules
+from .nn.pack_model import pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .record import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
 from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned

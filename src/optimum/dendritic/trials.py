@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from .layout.records import Bundle, Dial
 from .nn import block_input, weight_layer, widths, with_output
-from .packing import pack_modules
+from .nn.pack_model import pack_modules
+from .nn.surgery import swap
 from .probing import outputs_differ, probe, tolerance
-from .surgery import swap
 from .vanilla import alike, assemble, changed, stacks_kept, turned
 
 logger = logging.get_logger(__name__)

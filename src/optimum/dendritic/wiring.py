@@ -19,9 +19,9 @@ from .errors import invalid
 from .inputs import as_mapping, repeat_first
 from .layout.records import Bundle, Run, Wire
 from .nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
-from .packing import inputs_fed, last_readers, pack_modules
+from .nn.pack_model import inputs_fed, last_readers, pack_modules
+from .nn.surgery import swap
 from .probing import outputs_differ, probe, quiet, tolerance
-from .surgery import swap
 
 logger = logging.get_logger(__name__)
 

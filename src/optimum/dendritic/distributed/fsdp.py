@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..surgery import swap
+from ..nn.surgery import swap
 from .dtensor import reshard, sharded, unwrapped, whole
 
 FSDP = "torch.distributed.fsdp"

@@ -1,7 +1,10 @@
 """Layers: stock layers that carry segments while they train, and the small layers they become."""
 
-from .followers import follower_channels as follower_channels
-from .followers import shrink_follower as shrink_follower
+from .base import DendriticLayer as DendriticLayer
+from .block_stack import DendriticStack as DendriticStack
+from .block_stack import block_input as block_input
+from .block_stack import inject_stack as inject_stack
+from .block_stack import with_output as with_output
 from .injected import INJECTED as INJECTED
 from .injected import DendriticConv1D as DendriticConv1D
 from .injected import DendriticConv2d as DendriticConv2d
@@ -25,6 +28,8 @@ from .packed_recurrent import PackedLSTM as PackedLSTM
 from .packed_recurrent import PackedRecurrent as PackedRecurrent
 from .packed_recurrent import pack_recurrent as pack_recurrent
 from .packed_recurrent import recurrent_skeleton as recurrent_skeleton
+from .per_channel import follower_channels as follower_channels
+from .per_channel import shrink_follower as shrink_follower
 from .recurrent import DendriticGRU as DendriticGRU
 from .recurrent import DendriticLSTM as DendriticLSTM
 from .recurrent import DendriticRecurrent as DendriticRecurrent
@@ -34,12 +39,7 @@ from .recurrent import gates as gates
 from .recurrent import is_recurrent_layer as is_recurrent_layer
 from .recurrent import recurrent_layer as recurrent_layer
 from .recurrent import states as states
-from .segmented import DendriticLayer as DendriticLayer
 from .sprout import Sprout as Sprout
-from .stack import DendriticStack as DendriticStack
-from .stack import block_input as block_input
-from .stack import inject_stack as inject_stack
-from .stack import with_output as with_output
 from .weight import DendriticWeight as DendriticWeight
 from .weight import WeightLayer as WeightLayer
 from .weight import widths as widths

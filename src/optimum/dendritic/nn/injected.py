@@ -3,10 +3,10 @@
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..surgery import shallow_copy
+from .base import DendriticLayer
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
-from .segmented import DendriticLayer
 from .sprout import sprout_parameters
+from .surgery import shallow_copy
 from .weight import DendriticWeight, WeightLayer, widths
 
 PrunableLayer = WeightLayer | RecurrentLayer

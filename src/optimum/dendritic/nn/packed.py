@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from ..distributed.dtensor import whole
 from ..errors import invalid
 from ..layout.records import Form
-from ..surgery import shallow_copy
+from .base import drop_own_buffers
 from .injected import stock_type
-from .segmented import drop_own_buffers
 from .sprout import Sprout, empty_sprout
+from .surgery import shallow_copy
 from .weight import DendriticWeight, WeightLayer
 
 

@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..distributed.dtensor import whole
 from ..layout.records import Recurrent
-from ..surgery import shallow_copy
+from .base import drop_own_buffers
 from .injected import stock_type
 from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states
-from .segmented import drop_own_buffers
+from .surgery import shallow_copy
 
 
 class PackedRecurrent(nn.RNNBase):

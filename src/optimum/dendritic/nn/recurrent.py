@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..distributed.dtensor import held, local
 from ..errors import invalid
 from ..functional.tiles import Piece
-from .segmented import DendriticLayer
+from .base import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU
 Sequence = Tensor | PackedSequence

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from ..distributed.dtensor import summed, whole
 from ..functional.importance import square_norm
 from ..functional.tiles import Piece, kept_inputs, over_tiles, piece, tiles, wide
-from .segmented import DendriticLayer
+from .base import DendriticLayer
 from .sprout import Sprout, empty_sprout
 
 ACTIVITY_DECAY = 0.9

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from .layout.records import Bundle, Run
-from .nn import is_recurrent_layer, pack_layer, pack_recurrent, recurrent_layer, shrink_follower, weight_layer, widths
+from ..layout.records import Bundle, Run
+from . import is_recurrent_layer, pack_layer, pack_recurrent, recurrent_layer, shrink_follower, weight_layer, widths
 
 Kept = Mapping[str, list[Tensor]]
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..distributed.dtensor import held, local, put_, summed
 from ..functional.importance import Importance, square_norm
 from ..functional.tiles import Piece, wide
-from ..surgery import shallow_copy
-from .segmented import DendriticLayer
+from .base import DendriticLayer
+from .surgery import shallow_copy
 
 GATE = "dendrite_gate"
 

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..distributed.dtensor import unwrapped, whole
-from ..surgery import shallow_copy
+from .surgery import shallow_copy
 
 
 def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
