@@ -8,7 +8,7 @@ from models import Inputs, build
 from transformers import PreTrainedModel
 
 from optimum.dendritic import DendriticConfig, compress_, inject_, score_, update_
-from optimum.dendritic.record import injected_layout, set_layout
+from optimum.dendritic.state import injected_layout, set_layout
 
 
 def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -> tuple[PreTrainedModel, Inputs]:

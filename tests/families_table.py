@@ -18,7 +18,7 @@ from optimum.dendritic import compress_, describe
 from optimum.dendritic.description import DENSE
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.nn import is_prunable
-from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
+from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 
 START, END = "<!-- families -->", "<!-- /families -->"
 HEADER = """\

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 STEPS, GLOBAL_BATCH, SAMPLES = 10, 8, 32
 BAD_SAMPLE = 9

@@ -25,7 +25,7 @@ from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject
 from optimum.dendritic import compress as compressing
 from optimum.dendritic.distributed.dtensor import put_, summed, whole
 from optimum.dendritic.functional.tiles import over_tiles, piece, sum_tiles, tiles
-from optimum.dendritic.record import dendritic_layers
+from optimum.dendritic.state import dendritic_layers
 
 STEPS, SAMPLES = 7, 4  # of optimization, and in each step, over all processes
 UPDATES = {2: 0.3, 4: 0.4, 6: 0.5}  # step -> sparsity

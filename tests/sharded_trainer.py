@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 CONFIG = DendriticConfig(sparsity=0.5, updates=4, regrow=0.3, segment_size=4)
 

@@ -27,7 +27,7 @@ from optimum.dendritic import (
     update_,
     update_plan,
 )
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 STEPS, FREEZE = 20, 12
 CONFIG = DendriticConfig(sparsity=0.5, updates=5, regrow=0.5)

@@ -20,7 +20,7 @@ from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.layout.records import Form
 from optimum.dendritic.nn import PackedLayer
 from optimum.dendritic.prune import pruning_of
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 
 def injected(name: str, seed: int = 0, **fields) -> tuple[nn.Module, Inputs]:

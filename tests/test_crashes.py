@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification
 
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 SCRIPT = Path(__file__).parents[1] / "examples/benchmarks/crashes.py"
 OTHER_NUMBER = """

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, describe, inject_, score_, update_
 from optimum.dendritic.density import Density, density
 from optimum.dendritic.nn import DendriticWeight
-from optimum.dendritic.record import dendritic_layers
+from optimum.dendritic.state import dendritic_layers
 
 NAMES = ["bert", "gpt2", "resnet_basic", "grouped_cnn", "concat_mlp", "lstm"]
 

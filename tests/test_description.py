@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum.dendritic import DendriticConfig, compress_, describe, inject_
 from optimum.dendritic.description import DENSE, together
-from optimum.dendritic.record import dendritic_layers
+from optimum.dendritic.state import dendritic_layers
 
 
 def halve(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from models import roughen
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_
-from optimum.dendritic.record import injected_layout
+from optimum.dendritic.state import injected_layout
 from optimum.dendritic.vanilla import NoSuchModel, alike, assemble, changed, fields_of, shapes, skeleton
 
 FAMILIES = {family.name: family for family in ALL}

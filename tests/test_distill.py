@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification, GPT2LMHeadModel, Pretrai
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, distill_, distillation_loss
 from optimum.dendritic.distill import distillation_of
 from optimum.dendritic.functional.distillation_loss import divergence, relative_distance
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 TAUGHT = DendriticConfig(**CONFIG.to_dict() | {"distillation": 2.0})
 

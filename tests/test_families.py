@@ -33,7 +33,7 @@ from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.layout.records import Form, Recurrent
-from optimum.dendritic.record import injected_layout, layout_of
+from optimum.dendritic.state import injected_layout, layout_of
 
 STEPS = 20
 NAMES = {family.name: family for family in ALL}

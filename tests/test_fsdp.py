@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, inject_, mask_, update_
 from optimum.dendritic.huggingface.engines import check_engine
 from optimum.dendritic.huggingface.zero import around_steps_
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start the processes anew
 

@@ -26,8 +26,8 @@ from optimum.dendritic import (
     update_plan,
 )
 from optimum.dendritic.config import BUDGETS, IMPORTANCES
-from optimum.dendritic.record import layout_of
 from optimum.dendritic.schedules import SCHEDULES
+from optimum.dendritic.state import layout_of
 
 STEPS = 4
 SLOW = ("mobilenet", "t5", "resnet_bottleneck")

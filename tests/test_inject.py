@@ -10,7 +10,7 @@ from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, update_
 from optimum.dendritic.nn import DendriticLayer
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 CONFIG = DendriticConfig(sparsity=0.3, segment_size=4, arbors=2, importance="activation")
 

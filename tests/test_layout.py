@@ -11,7 +11,7 @@ from optimum.dendritic.layout.layout.layout import Layout
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
 from optimum.dendritic.layout.records import Bundle, Follower, Form, Run, Segments, Wire
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 counts = st.integers(1, 9)
 runs = st.builds(Run, *[counts] * 5)

@@ -30,7 +30,7 @@ from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import DendriticStack
-from optimum.dendritic.record import dendritic_layers, injected_layout, layout_of
+from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 
 NAMES = ["BERT", "DistilBERT", "GPT-2", "ViT", "Llama"]
 SPARSITY = {"ViT": 0.3}  # its patches, which no stock config makes narrower, are much of so small a model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, prune_, score_, update_
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 CONFIG = DendriticConfig(sparsity=0.4, segment_size=2)
 

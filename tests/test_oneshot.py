@@ -12,7 +12,7 @@ from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject
 from optimum.dendritic.calibration import score_on_
 from optimum.dendritic.probing import quiet
 from optimum.dendritic.prune import pruning_of
-from optimum.dendritic.record import dendritic_layers
+from optimum.dendritic.state import dendritic_layers
 
 IMPORTANCES = ["dendritic", "magnitude", "taylor", "movement", "activation", "random"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, inject_
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 SPROUTS = DendriticConfig(sparsity=0.5, updates=2, segment_size=4, sprout_rank=1)
 MAKERS = {

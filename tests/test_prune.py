@@ -18,7 +18,7 @@ from optimum.dendritic.functional.tiles import over_tiles
 from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.plan import update_plan
 from optimum.dendritic.prune import pruning_of
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -239,7 +239,7 @@ def test_random_importance_is_the_same_in_every_process():
         [
             "from models import build",
             "from optimum.dendritic import DendriticConfig, inject_, update_",
-            "from optimum.dendritic.record import dendritic_layers",
+            "from optimum.dendritic.state import dendritic_layers",
             "model, inputs = build('plain_cnn')",
             "inject_(model, DendriticConfig(importance='random', seed=3, segment_size=4), example_inputs=inputs)",
             "update_(model, 0.5)",

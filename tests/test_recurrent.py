@@ -28,7 +28,7 @@ from optimum.dendritic.nn import (
     pack_recurrent,
     states,
 )
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 CELLS = [nn.LSTM, nn.GRU]
 SHAPES = list(itertools.product(CELLS, [1, 2], [False, True]))

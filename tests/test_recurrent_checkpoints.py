@@ -29,7 +29,7 @@ from optimum.dendritic.nn import (
     DendriticLSTM,
     PackedRecurrent,
 )
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))

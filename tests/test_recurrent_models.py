@@ -30,7 +30,7 @@ from optimum.dendritic.nn import (
     DendriticGRU,
     DendriticLSTM,
 )
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 
 def injected_model(name: str = "lstm", **fields: Any) -> tuple[nn.Module, dict]:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, last_checkpoint
-from optimum.dendritic.record import layout_of
+from optimum.dendritic.state import layout_of
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 SAVING = {"save_strategy": "steps", "save_steps": 4}

@@ -20,7 +20,7 @@ from models import build
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
-from optimum.dendritic.record import dendritic_layers, layout_of
+from optimum.dendritic.state import dendritic_layers, layout_of
 
 STEPS, SAVED = 12, 5
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the Trainer, fields of the config

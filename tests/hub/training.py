@@ -65,7 +65,7 @@ def forms(repo_id: str, revisions: list[str], subfolder: str = "") -> list[str]:
     """Load each commit; tells whether its model is injected or packed."""
     from transformers import AutoModelForSequenceClassification
 
-    from optimum.dendritic.record import layout_of
+    from optimum.dendritic.state import layout_of
 
     found = []
     for revision in revisions:

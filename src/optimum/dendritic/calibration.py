@@ -13,7 +13,7 @@ from .functional.importance import IMPORTANCE
 from .functional.tiles import wide
 from .inputs import is_empty, shapes
 from .nn import DendriticLayer
-from .record import dendritic_layers, injected_layout
+from .state import dendritic_layers, injected_layout
 
 Batch = Mapping[str, Any]
 REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."

@@ -21,7 +21,7 @@ from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follo
 from .nn.pack_model import last_readers, pack_modules
 from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
-from .record import dendritic_layers, injected_layout, set_layout
+from .state import dendritic_layers, injected_layout, set_layout
 
 logger = logging.get_logger(__name__)
 

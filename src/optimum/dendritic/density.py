@@ -19,7 +19,7 @@ from .layout.layout import Layout
 from .layout.records import Follower
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
 from .nn.pack_model import pack_modules
-from .record import dendritic_layers, dense_config_of, layout_of, split_stacks
+from .state import dendritic_layers, dense_config_of, layout_of, split_stacks
 
 
 @dataclass(frozen=True)

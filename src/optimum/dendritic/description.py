@@ -9,7 +9,7 @@ from torch import nn
 from .dye import READERS
 from .layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
 from .nn import DendriticLayer
-from .record import layout_of
+from .state import layout_of
 
 DENSE = "dense: not a target"
 

@@ -22,7 +22,7 @@ from .errors import invalid
 from .inputs import as_mapping, tensors_of
 from .layout.layout import Layout
 from .probing import outputs_differ, quiet, tolerance
-from .record import layout_of
+from .state import layout_of
 
 FILE = "model.onnx"
 Inputs = dict[str, Tensor]

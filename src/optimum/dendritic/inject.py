@@ -33,7 +33,7 @@ from .nn import (
     widths,
 )
 from .nn.surgery import swap
-from .record import layout_of, note_base, set_layout
+from .state import layout_of, note_base, set_layout
 from .targets import target_names
 from .wiring import Wiring, trace_wiring
 

@@ -19,7 +19,7 @@ from .errors import invalid
 from .probing import quiet
 from .prune import pruning_of, update_
 from .reconstruct import reconstruct_, stages
-from .record import dendritic_layers, injected_layout
+from .state import dendritic_layers, injected_layout
 
 logger = logging.get_logger(__name__)
 

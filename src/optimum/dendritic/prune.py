@@ -26,7 +26,7 @@ from .functional.selection import choose_regrown, select, total_cost, unit_cost
 from .functional.uniform_selection import select_uniform
 from .layer_costs import layer_costs
 from .nn import DendriticLayer, DendriticWeight
-from .record import dendritic_layers, injected_layout
+from .state import dendritic_layers, injected_layout
 
 logger = logging.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from .errors import invalid
 from .functional.least_squares import Moments, refit
 from .functional.tiles import wide
 from .nn import DendriticWeight
-from .record import dendritic_layers
+from .state import dendritic_layers
 
 logger = logging.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from ..errors import invalid
 from ..inject import inject_
 from ..plan import Update, update_plan
 from ..prune import mask_, pruning_of, score_, update_
-from ..record import layout_of
+from ..state import layout_of
 from .engines import check_engine, deepspeed_engine, save_in_whole
 from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts

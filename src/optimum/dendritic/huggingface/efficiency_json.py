@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 from ..density import density
 from ..efficiency import EfficiencyReport
 from ..layout.layout import Layout
-from ..record import base_of, layout_of
+from ..state import base_of, layout_of
 from .facts import ATTRIBUTE, Facts, facts_of, fingerprint, present
 
 logger = logging.get_logger(__name__)

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..efficiency import EfficiencyReport
 from ..errors import invalid
-from ..record import layout_of
+from ..state import layout_of
 from .card import write_card
 from .saving import check_remote_code, save
 from .uploading import Upload

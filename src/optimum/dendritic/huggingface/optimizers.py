@@ -5,7 +5,7 @@ from torch.optim import Optimizer
 
 from ..errors import invalid
 from ..nn import DendriticWeight
-from ..record import dendritic_layers
+from ..state import dendritic_layers
 
 
 def check_learns_sprouts(model: nn.Module, optimizer: Optimizer) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..record import layout_of
+from ..state import layout_of
 from .calling import calling
 from .card import write_card
 from .patience import persist, summary

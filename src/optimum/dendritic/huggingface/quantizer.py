@@ -23,7 +23,7 @@ from ..errors import CheckpointError, invalid
 from ..layout.layout import METHOD, Layout
 from ..layout.strict_json import bad
 from ..nn.surgery import swap
-from ..record import layout_of, set_layout
+from ..state import layout_of, set_layout
 from .checkpoint import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
 from .renaming import renames, resolver
 from .skeleton import build, renamed, with_cost

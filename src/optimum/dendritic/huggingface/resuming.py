@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..config import DendriticConfig
 from ..errors import CheckpointError, invalid
 from ..plan import Update
-from ..record import layout_of
+from ..state import layout_of
 from .torn import first
 
 logger = logging.get_logger(__name__)

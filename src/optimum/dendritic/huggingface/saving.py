@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from ..errors import CheckpointError, invalid
-from ..record import layout_of
+from ..state import layout_of
 from .auto import auto_class_for
 from .quantizer import check_saved
 

@@ -25,7 +25,7 @@ from ..nn import (
     shrink_follower,
     weight_layer,
 )
-from ..record import dendritic_layers, set_layout
+from ..state import dendritic_layers, set_layout
 from .faults import faults
 
 

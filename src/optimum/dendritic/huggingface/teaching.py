@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..distill import Distillation
 from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
-from ..record import Source, base_of, layout_of, source_named
+from ..state import Source, base_of, layout_of, source_named
 from .auto import load
 
 Teacher = nn.Module | str | os.PathLike[str]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..efficiency import EfficiencyReport, measure
 from ..inputs import example_inputs_for, longest_text, of_length
-from ..record import layout_of
+from ..state import layout_of
 
 logger = logging.get_logger(__name__)
 

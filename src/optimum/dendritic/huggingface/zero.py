@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import invalid
 from ..nn import DendriticLayer, DendriticWeight
 from ..prune import mask_
-from ..record import dendritic_layers
+from ..state import dendritic_layers
 
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 
