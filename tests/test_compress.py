@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, update_
 from optimum.dendritic import compress as compress_module
 from optimum.dendritic.functional.selection import total_cost
-from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.layout.records import Form
 from optimum.dendritic.nn import PackedLayer
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers, layout_of
+from optimum.dendritic.structure.model_costs import layer_costs
 
 
 def injected(name: str, seed: int = 0, **fields) -> tuple[nn.Module, Inputs]:

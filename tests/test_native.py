@@ -28,9 +28,9 @@ from optimum.dendritic import (
 from optimum.dendritic.density import density
 from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.functional.selection import total_cost
-from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.nn import DendriticStack
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
+from optimum.dendritic.structure.model_costs import layer_costs
 
 NAMES = ["BERT", "DistilBERT", "GPT-2", "ViT", "Llama"]
 SPARSITY = {"ViT": 0.3}  # its patches, which no stock config makes narrower, are much of so small a model

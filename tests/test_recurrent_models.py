@@ -24,13 +24,13 @@ from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.functional.costs import RecurrentCost
 from optimum.dendritic.functional.selection import total_cost, unit_cost
-from optimum.dendritic.layer_costs import layer_costs
 from optimum.dendritic.layout.records import Segments
 from optimum.dendritic.nn import (
     DendriticGRU,
     DendriticLSTM,
 )
 from optimum.dendritic.state import dendritic_layers, layout_of
+from optimum.dendritic.structure.model_costs import layer_costs
 
 
 def injected_model(name: str = "lstm", **fields: Any) -> tuple[nn.Module, dict]:

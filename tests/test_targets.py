@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize, weight_norm
 
 from optimum.dendritic import DendriticConfig, DendriticError
-from optimum.dendritic.targets import target_names
+from optimum.dendritic.structure.targets import target_names
 
 LAYER = "bert.encoder.layer.0"
 

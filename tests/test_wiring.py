@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
 from optimum.dendritic.layout.records import Bundle, Run
 from optimum.dendritic.nn.pack_model import alive_channels, segments_reached
-from optimum.dendritic.wiring import _runs
+from optimum.dendritic.structure.dependency_groups import _runs
 
 
 def trace(name: str, **options) -> dict[str, Bundle]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from optimum.dendritic import DendriticConfig
-from optimum.dendritic.targets import target_names
+from optimum.dendritic.structure.targets import target_names
 
 from .sizes import sizes
 from .task import Task

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.huggingface.card import write_card
 from optimum.dendritic.huggingface.facts import Data, note_evaluation
-from optimum.dendritic.targets import target_names
+from optimum.dendritic.structure.targets import target_names
 
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
 from .sizes import sizes

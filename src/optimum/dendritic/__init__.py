@@ -26,5 +26,5 @@ from .prune import Pruning as Pruning
 from .prune import mask_ as mask_
 from .prune import score_ as score_
 from .prune import update_ as update_
-from .wiring import Wiring as Wiring
-from .wiring import trace_wiring as trace_wiring
+from .structure.dependency_groups import Wiring as Wiring
+from .structure.dependency_groups import trace_wiring as trace_wiring

@@ -13,15 +13,15 @@ from .distributed.dtensor import reshard, worst
 from .distributed.fsdp import replace_
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
-from .inputs import as_mapping, example_inputs_for
 from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .native import native_
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .nn.pack_model import last_readers, pack_modules
-from .probing import outputs_differ, probe, quiet, tolerance
 from .prune import mask_
 from .state import dendritic_layers, injected_layout, set_layout
+from .structure.example_inputs import as_mapping, example_inputs_for
+from .structure.probing import outputs_differ, probe, quiet, tolerance
 
 logger = logging.get_logger(__name__)
 

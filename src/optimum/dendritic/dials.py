@@ -28,7 +28,7 @@ from .functional.importance import IMPORTANCE
 from .layout.records import Bundle, Dial
 from .nn import is_prunable, weight_layer, widths
 from .nn.pack_model import inputs_fed, pack_modules
-from .probing import quiet
+from .structure.probing import quiet
 from .trials import holds, kept_of, together
 from .vanilla import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
 

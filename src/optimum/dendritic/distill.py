@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .errors import invalid
 from .functional.distillation_loss import distillation_loss
-from .inputs import LABELS
+from .structure.example_inputs import LABELS
 
 ATTRIBUTE = "dendritic_distillation"
 NOT_FOR_TEACHERS = ("num_items_in_batch", "output_hidden_states", *LABELS)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import invalid
-from .inputs import as_mapping, tensors_of
 from .layout.layout import Layout
-from .probing import outputs_differ, quiet, tolerance
 from .state import layout_of
+from .structure.example_inputs import as_mapping, tensors_of
+from .structure.probing import outputs_differ, quiet, tolerance
 
 FILE = "model.onnx"
 Inputs = dict[str, Tensor]

@@ -17,8 +17,6 @@ from .functional.importance import IMPORTANCE, random_scores
 from .functional.selection import select, total_cost
 from .functional.tiles import largest_divisor
 from .functional.uniform_selection import select_uniform
-from .inputs import as_mapping, example_inputs_for
-from .layer_costs import costs_of
 from .layout.layout import Layout
 from .layout.records import Bundle, Dial, Record, Segments, Stack
 from .nn import (
@@ -34,8 +32,10 @@ from .nn import (
 )
 from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
-from .targets import target_names
-from .wiring import Wiring, trace_wiring
+from .structure.dependency_groups import Wiring, trace_wiring
+from .structure.example_inputs import as_mapping, example_inputs_for
+from .structure.model_costs import costs_of
+from .structure.targets import target_names
 
 logger = logging.get_logger(__name__)
 

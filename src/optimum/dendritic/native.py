@@ -22,8 +22,8 @@ from .layout.layout import Layout
 from .layout.records import Form, Record, Recurrent
 from .nn import RecurrentLayer, WeightLayer, widths
 from .nn.pack_model import pack_modules
-from .probing import outputs_differ, probe, quiet, tolerance
 from .state import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
+from .structure.probing import outputs_differ, probe, quiet, tolerance
 from .vanilla import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
 
 logger = logging.get_logger(__name__)

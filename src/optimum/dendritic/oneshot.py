@@ -16,10 +16,10 @@ from transformers.utils import logging
 from .calibration import as_batches, readings, score_on_
 from .distributed.dtensor import refuse_sharded
 from .errors import invalid
-from .probing import quiet
 from .prune import pruning_of, update_
 from .reconstruct import reconstruct_, stages
 from .state import dendritic_layers, injected_layout
+from .structure.probing import quiet
 
 logger = logging.get_logger(__name__)
 

@@ -24,9 +24,9 @@ from .functional.costs import Cost, LayerCost
 from .functional.importance import IMPORTANCE, Importance
 from .functional.selection import choose_regrown, select, total_cost, unit_cost
 from .functional.uniform_selection import select_uniform
-from .layer_costs import layer_costs
 from .nn import DendriticLayer, DendriticWeight
 from .state import dendritic_layers, injected_layout
+from .structure.model_costs import layer_costs
 
 logger = logging.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from .layout.records import Bundle, Dial
 from .nn import block_input, weight_layer, widths, with_output
 from .nn.pack_model import pack_modules
 from .nn.surgery import swap
-from .probing import outputs_differ, probe, tolerance
+from .structure.probing import outputs_differ, probe, tolerance
 from .vanilla import alike, assemble, changed, stacks_kept, turned
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..huggingface.auto import load
-from ..inputs import example_inputs_for, longest_text, of_length
+from ..structure.example_inputs import example_inputs_for, longest_text, of_length
 
 OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ..functional.selection import total_cost
-from ..layer_costs import layer_costs
 from ..layout.layout import Layout
 from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
 from ..layout.strict_json import bad
@@ -26,6 +25,7 @@ from ..nn import (
     weight_layer,
 )
 from ..state import dendritic_layers, set_layout
+from ..structure.model_costs import layer_costs
 from .faults import faults
 
 

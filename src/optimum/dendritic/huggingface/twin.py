@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..efficiency import EfficiencyReport, measure
-from ..inputs import example_inputs_for, longest_text, of_length
 from ..state import layout_of
+from ..structure.example_inputs import example_inputs_for, longest_text, of_length
 
 logger = logging.get_logger(__name__)
 

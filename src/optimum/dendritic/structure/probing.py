@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .inputs import tensors_of
+from .example_inputs import tensors_of
 
 
 @contextmanager

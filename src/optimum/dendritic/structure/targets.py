@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .config import DendriticConfig
-from .errors import DendriticError, invalid
-from .nn import INJECTED, is_prunable
+from ..config import DendriticConfig
+from ..errors import DendriticError, invalid
+from ..nn import INJECTED, is_prunable
 
 logger = logging.get_logger(__name__)
 

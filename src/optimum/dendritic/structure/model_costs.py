@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from torch import nn
 
-from .config import DendriticConfig
-from .functional.costs import Cost, LayerCost, RecurrentCost, StackCost
-from .layout.records import Bundle
-from .nn import DendriticLayer, DendriticRecurrent, DendriticStack, DendriticWeight, directions, gates, widths
-from .nn.pack_model import segments_reached
-from .state import dendritic_layers, injected_layout
+from ..config import DendriticConfig
+from ..functional.costs import Cost, LayerCost, RecurrentCost, StackCost
+from ..layout.records import Bundle
+from ..nn import DendriticLayer, DendriticRecurrent, DendriticStack, DendriticWeight, directions, gates, widths
+from ..nn.pack_model import segments_reached
+from ..state import dendritic_layers, injected_layout
 
 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import invalid
+from ..errors import invalid
 
 LABELS = ("labels", "label", "label_ids", "next_sentence_label", "start_positions", "end_positions")
 TEXT_LENGTH = 4

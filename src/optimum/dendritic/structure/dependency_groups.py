@@ -14,13 +14,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .dye import Tangled, Tracer
-from .errors import invalid
-from .inputs import as_mapping, repeat_first
-from .layout.records import Bundle, Run, Wire
-from .nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
-from .nn.pack_model import inputs_fed, last_readers, pack_modules
-from .nn.surgery import swap
+from ..errors import invalid
+from ..layout.records import Bundle, Run, Wire
+from ..nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
+from ..nn.pack_model import inputs_fed, last_readers, pack_modules
+from ..nn.surgery import swap
+from .example_inputs import as_mapping, repeat_first
+from .nan_tracing import Tangled, Tracer
 from .probing import outputs_differ, probe, quiet, tolerance
 
 logger = logging.get_logger(__name__)

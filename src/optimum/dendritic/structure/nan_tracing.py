@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from transformers.pytorch_utils import Conv1D
 
-from .inputs import repeat_first, tensors_of
-from .nn import RecurrentLayer, WeightLayer, directions, follower_channels, widths
+from ..nn import RecurrentLayer, WeightLayer, directions, follower_channels, widths
+from .example_inputs import repeat_first, tensors_of
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 READERS = (nn.Linear, Conv1D, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, *CONVOLUTIONS)
