@@ -12,7 +12,7 @@ from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_
 from optimum.dendritic.state import injected_layout
-from optimum.dendritic.vanilla import NoSuchModel, alike, assemble, changed, fields_of, shapes, skeleton
+from optimum.dendritic.stock_config.models import NoSuchModel, alike, assemble, changed, fields_of, shapes, skeleton
 
 FAMILIES = {family.name: family for family in ALL}
 IDS = {"input_ids": torch.arange(5)[None]}

@@ -9,7 +9,6 @@ from transformers.utils import logging
 
 from .adapters import refuse_adapters
 from .config import DendriticConfig
-from .dials import find_dials
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
 from .functional.costs import Cost
@@ -32,6 +31,7 @@ from .nn import (
 )
 from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
+from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import as_mapping, example_inputs_for
 from .structure.model_costs import costs_of

@@ -16,12 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .layout.records import Bundle, Dial
-from .nn import block_input, weight_layer, widths, with_output
-from .nn.pack_model import pack_modules
-from .nn.surgery import swap
-from .structure.probing import outputs_differ, probe, tolerance
-from .vanilla import alike, assemble, changed, stacks_kept, turned
+from ..layout.records import Bundle, Dial
+from ..nn import block_input, weight_layer, widths, with_output
+from ..nn.pack_model import pack_modules
+from ..nn.surgery import swap
+from ..structure.probing import outputs_differ, probe, tolerance
+from .models import alike, assemble, changed, stacks_kept, turned
 
 logger = logging.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .layout.records import Dial
-from .nn import DendriticStack
+from ..layout.records import Dial
+from ..nn import DendriticStack
 
 Shapes = dict[str, torch.Size]
 OF_EVERY_CONFIG = frozenset(vars(PreTrainedConfig()))  # bookkeeping, of no architecture

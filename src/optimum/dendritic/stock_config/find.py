@@ -22,15 +22,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .config import DendriticConfig
-from .errors import invalid
-from .functional.importance import IMPORTANCE
-from .layout.records import Bundle, Dial
-from .nn import is_prunable, weight_layer, widths
-from .nn.pack_model import inputs_fed, pack_modules
-from .structure.probing import quiet
-from .trials import holds, kept_of, together
-from .vanilla import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
+from ..config import DendriticConfig
+from ..errors import invalid
+from ..functional.importance import IMPORTANCE
+from ..layout.records import Bundle, Dial
+from ..nn import is_prunable, weight_layer, widths
+from ..nn.pack_model import inputs_fed, pack_modules
+from ..structure.probing import quiet
+from .models import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
+from .verify import holds, kept_of, together
 
 logger = logging.get_logger(__name__)
 

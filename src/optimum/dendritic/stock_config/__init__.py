@@ -1,0 +1,1 @@
+"""The native form: what a stock config can say of a pruned model."""
