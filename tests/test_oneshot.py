@@ -9,7 +9,7 @@ from models import build
 from torch import Tensor, nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, prune_
-from optimum.dendritic.calibration import score_on_
+from optimum.dendritic.one_shot.calibration import score_on_
 from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers
 from optimum.dendritic.structure.probing import quiet

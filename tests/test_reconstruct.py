@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_, score_, update_
 from optimum.dendritic.nn import DendriticLayer
-from optimum.dendritic.reconstruct import answers, columns, kept_columns, reconstruct_, stages
+from optimum.dendritic.one_shot.reconstruction import answers, columns, kept_columns, reconstruct_, stages
 from optimum.dendritic.state import dendritic_layers
 
 

@@ -19,7 +19,7 @@ from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
-from .oneshot import prune_ as prune_
+from .one_shot.prune import prune_ as prune_
 from .plan import Update as Update
 from .plan import update_plan as update_plan
 from .prune import Pruning as Pruning

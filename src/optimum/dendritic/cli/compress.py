@@ -17,7 +17,7 @@ from ..errors import DendriticError
 from ..huggingface.card import write_card
 from ..huggingface.facts import Data, data_of, facts_of, note_evaluation
 from ..inject import inject_
-from ..oneshot import prune_
+from ..one_shot.prune import prune_
 from .data import held_out, load_splits, split_of
 from .loading import Refusal, check_json, example_inputs, import_modules, load_model, write_json
 from .tasks import Batches, Task, task_of

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..calibration import on_device
+from ..one_shot.calibration import on_device
 from .data import draw, image_column, label_column, text_columns
 from .loading import Refusal
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import invalid
-from .functional.importance import IMPORTANCE
-from .functional.tiles import wide
-from .nn import DendriticLayer
-from .state import dendritic_layers, injected_layout
-from .structure.example_inputs import is_empty, shapes
+from ..errors import invalid
+from ..functional.importance import IMPORTANCE
+from ..functional.tiles import wide
+from ..nn import DendriticLayer
+from ..state import dendritic_layers, injected_layout
+from ..structure.example_inputs import is_empty, shapes
 
 Batch = Mapping[str, Any]
 REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."

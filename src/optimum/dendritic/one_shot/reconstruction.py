@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import logging
 
+from ..errors import invalid
+from ..functional.least_squares import Moments, refit
+from ..functional.tiles import wide
+from ..nn import DendriticWeight
+from ..state import dendritic_layers
 from .calibration import Batch, on_device
-from .errors import invalid
-from .functional.least_squares import Moments, refit
-from .functional.tiles import wide
-from .nn import DendriticWeight
-from .state import dendritic_layers
 
 logger = logging.get_logger(__name__)
 

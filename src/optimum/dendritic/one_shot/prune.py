@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..distributed.dtensor import refuse_sharded
+from ..errors import invalid
+from ..prune import pruning_of, update_
+from ..state import dendritic_layers, injected_layout
+from ..structure.probing import quiet
 from .calibration import as_batches, readings, score_on_
-from .distributed.dtensor import refuse_sharded
-from .errors import invalid
-from .prune import pruning_of, update_
-from .reconstruct import reconstruct_, stages
-from .state import dendritic_layers, injected_layout
-from .structure.probing import quiet
+from .reconstruction import reconstruct_, stages
 
 logger = logging.get_logger(__name__)
 
