@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from optimum.dendritic import compress_, describe
-from optimum.dendritic.description import DENSE
+from optimum.dendritic.inspection.describe import DENSE
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.nn import is_prunable
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of

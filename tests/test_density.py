@@ -9,7 +9,7 @@ from models import build
 from transformers import AutoModelForCausalLM
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, describe, inject_, score_, update_
-from optimum.dendritic.density import Density, density
+from optimum.dendritic.inspection.density import Density, density
 from optimum.dendritic.nn import DendriticWeight
 from optimum.dendritic.state import dendritic_layers
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from optimum.dendritic import DendriticConfig, compress_, describe, inject_
-from optimum.dendritic.description import DENSE, together
+from optimum.dendritic.inspection.describe import DENSE, together
 from optimum.dendritic.state import dendritic_layers
 
 

@@ -28,10 +28,10 @@ from optimum.dendritic import (
     update_,
     update_plan,
 )
-from optimum.dendritic.description import DENSE
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
+from optimum.dendritic.inspection.describe import DENSE
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.state import injected_layout, layout_of
 

@@ -11,8 +11,8 @@ from PIL import Image
 from test_density import pruned
 
 from optimum.dendritic import DendriticError, compress_, figures
-from optimum.dendritic.density import density
-from optimum.dendritic.figures import COUNTED, GONE, KEPT, density_figure, save_density_figure, short_names
+from optimum.dendritic.inspection.density import density
+from optimum.dendritic.inspection.figures import COUNTED, GONE, KEPT, density_figure, save_density_figure, short_names
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -25,9 +25,9 @@ from optimum.dendritic import (
     score_,
     update_,
 )
-from optimum.dendritic.density import density
 from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.functional.selection import total_cost
+from optimum.dendritic.inspection.density import density
 from optimum.dendritic.nn import DendriticStack
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs

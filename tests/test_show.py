@@ -12,7 +12,7 @@ from test_density import pruned
 
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.cli.show import ASCII, BLOCKS, COLOURS, NO_COLOURS, Style, draw, style
-from optimum.dendritic.density import density
+from optimum.dendritic.inspection.density import density
 
 
 def test_a_packed_model_with_its_figure_and_its_json(cli, tmp_path):

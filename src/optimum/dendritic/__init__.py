@@ -5,7 +5,6 @@ Importing this package also registers the loader, so that `AutoModel….from_pre
 
 from .compress import compress_ as compress_
 from .config import DendriticConfig as DendriticConfig
-from .description import describe as describe
 from .distill import Distillation as Distillation
 from .distill import distill_ as distill_
 from .efficiency import EfficiencyReport as EfficiencyReport
@@ -19,6 +18,7 @@ from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
+from .inspection.describe import describe as describe
 from .one_shot.prune import prune_ as prune_
 from .plan import Update as Update
 from .plan import update_plan as update_plan

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .description import DENSE, describe, summary
 from .distributed.dtensor import reshard, worst
 from .distributed.fsdp import replace_
 from .errors import invalid
 from .inject import TRACING_IMAGE_SIZE
+from .inspection.describe import DENSE, describe, summary
 from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths

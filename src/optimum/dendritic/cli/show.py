@@ -10,10 +10,10 @@ from itertools import groupby
 
 import torch.nn.functional as F
 
-from ..density import Density, LayerDensity, Side, density
-from ..description import together
 from ..errors import DendriticError
-from ..figures import block, percent, save_density_figure, short_names
+from ..inspection.density import Density, LayerDensity, Side, density
+from ..inspection.describe import together
+from ..inspection.figures import block, percent, save_density_figure, short_names
 from .loading import Refusal, check_folder, check_json, import_modules, load_model, write_json
 
 WIDEST, NARROWEST = 40, 6  # characters of a strip

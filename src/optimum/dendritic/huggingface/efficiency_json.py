@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from ..density import density
 from ..efficiency import EfficiencyReport
+from ..inspection.density import density
 from ..layout.layout import Layout
 from ..state import base_of, layout_of
 from .facts import ATTRIBUTE, Facts, facts_of, fingerprint, present

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from .layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
-from .nn import DendriticLayer
-from .state import layout_of
-from .structure.nan_tracing import READERS
+from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
+from ..nn import DendriticLayer
+from ..state import layout_of
+from ..structure.nan_tracing import READERS
 
 DENSE = "dense: not a target"
 

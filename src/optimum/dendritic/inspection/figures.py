@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import invalid
 from .density import Density, LayerDensity, Side, density
-from .errors import invalid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

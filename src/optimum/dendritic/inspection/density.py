@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .description import DENSE, describe
-from .errors import invalid
-from .layout.layout import Layout
-from .layout.records import Follower
-from .nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
-from .nn.pack_model import pack_modules
-from .state import dendritic_layers, dense_config_of, layout_of, split_stacks
+from ..errors import invalid
+from ..layout.layout import Layout
+from ..layout.records import Follower
+from ..nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
+from ..nn.pack_model import pack_modules
+from ..state import dendritic_layers, dense_config_of, layout_of, split_stacks
+from .describe import DENSE, describe
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What is left of a model, in words, numbers and pictures."""
