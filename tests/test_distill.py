@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, distill_, distillation_loss
-from optimum.dendritic.distill import distillation_of
+from optimum.dendritic.distillation import distillation_of
 from optimum.dendritic.functional.distillation_loss import divergence, relative_distance
 from optimum.dendritic.state import layout_of
 

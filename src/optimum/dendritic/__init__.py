@@ -5,8 +5,8 @@ Importing this package also registers the loader, so that `AutoModel….from_pre
 
 from .compress import compress_ as compress_
 from .config import DendriticConfig as DendriticConfig
-from .distill import Distillation as Distillation
-from .distill import distill_ as distill_
+from .distillation import Distillation as Distillation
+from .distillation import distill_ as distill_
 from .efficiency import EfficiencyReport as EfficiencyReport
 from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .batch import Batch, ExampleInputs
-from .context import describe, device_of, dtype_of, tensors_of
+from .conditions import describe, device_of, dtype_of, tensors_of
 from .latency import paired_ratio, summarise, time_in_turn
 from .macs import count_macs
 from .memory import peak_memory

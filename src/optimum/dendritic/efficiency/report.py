@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from .context import Context
+from .conditions import Context
 from .table import render
 
 FORMAT_VERSION = 1

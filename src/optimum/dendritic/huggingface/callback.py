@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..compress import compress_
 from ..config import DendriticConfig
-from ..distill import distill_, distillation_of
+from ..distillation import distill_, distillation_of
 from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
 from ..inject import inject_

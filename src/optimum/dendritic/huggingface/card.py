@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..efficiency import EfficiencyReport
-from ..efficiency.context import own_version
+from ..efficiency.conditions import own_version
 from ..errors import DendriticError, invalid
 from . import card_text as text
 from .auto import auto_class_for

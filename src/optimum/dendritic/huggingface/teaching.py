@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..distill import Distillation
+from ..distillation import Distillation
 from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
 from ..state import Source, base_of, layout_of, source_named
