@@ -419,7 +419,7 @@ class TestAutoClass:
     def test_builds_the_architecture_that_the_config_names(self, name: str):
         import transformers
 
-        from optimum.dendritic.huggingface.auto import auto_class_for
+        from optimum.dendritic.huggingface.checkpoint.auto_class import auto_class_for
 
         model_class = getattr(transformers, name)
         config = model_class.config_class(architectures=[name])
@@ -429,7 +429,7 @@ class TestAutoClass:
     def test_by_the_name_that_a_user_would_write(self):
         from transformers import BertModel
 
-        from optimum.dendritic.huggingface.auto import auto_class_for
+        from optimum.dendritic.huggingface.checkpoint.auto_class import auto_class_for
 
         names = {"AutoModelForCausalLM": GPT2LMHeadModel, "AutoModel": BertModel}
         for name, model_class in names.items():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from checkpoints import saved
 from models import FACTORIES, build, images, outputs
+from optimum.dendritic.huggingface.checkpoint.tensors.loader import check_saved
 from transformers import Dinov2Config, Dinov2ForImageClassification, PreTrainedModel
 
 from optimum.dendritic import CheckpointError, DendriticError
-from optimum.dendritic.huggingface.auto import load
-from optimum.dendritic.huggingface.quantizer import check_saved
-from optimum.dendritic.huggingface.saving import STUB, check_remote_code, save
+from optimum.dendritic.huggingface.checkpoint.auto_class import load
+from optimum.dendritic.huggingface.checkpoint.save import STUB, check_remote_code, save
 
 
 @pytest.mark.parametrize("form", ["injected", "packed"])

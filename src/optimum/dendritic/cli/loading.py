@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..huggingface.auto import load
+from ..huggingface.checkpoint.auto_class import load
 from ..structure.example_inputs import example_inputs_for, longest_text, of_length
 
 OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"

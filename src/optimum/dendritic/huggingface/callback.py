@@ -22,11 +22,11 @@ from ..inject import inject_
 from ..plan import Update, update_plan
 from ..prune import mask_, pruning_of, score_, update_
 from ..state import layout_of
+from .checkpoint.key_mapping import rename_on_load_state_dict
 from .engines import check_engine, deepspeed_engine, save_in_whole
 from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
-from .renaming import rename_on_load_state_dict
 from .reporting import Progress, stand_before_reporters
 from .resuming import check_length, noted, planned_steps, refuse_other_masks
 from .teaching import Teacher, match_trainer, name_of, teacher_for

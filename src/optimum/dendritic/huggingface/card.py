@@ -18,9 +18,9 @@ from ..efficiency import EfficiencyReport
 from ..efficiency.conditions import own_version
 from ..errors import DendriticError, invalid
 from . import card_text as text
-from .auto import auto_class_for
 from .card_data import earlier_metadata, metadata_of, pipeline_of
 from .card_figures import draw
+from .checkpoint.auto_class import auto_class_for
 from .efficiency_json import recall, record_of, report_as_dict, write
 from .facts import note_evaluation
 from .twin import measure_beside_twin

@@ -15,7 +15,7 @@ from ..efficiency import EfficiencyReport
 from ..errors import invalid
 from ..state import layout_of
 from .card import write_card
-from .saving import check_remote_code, save
+from .checkpoint.save import check_remote_code, save
 from .uploading import Upload
 
 logger = logging.get_logger(__name__)

@@ -18,8 +18,8 @@ from transformers.utils import logging
 from ..state import layout_of
 from .calling import calling
 from .card import write_card
+from .checkpoint.save import make_loadable
 from .patience import persist, summary
-from .saving import make_loadable
 
 if TYPE_CHECKING:
     from transformers import Trainer

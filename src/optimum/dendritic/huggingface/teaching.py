@@ -11,7 +11,7 @@ from ..distillation import Distillation
 from ..distributed.collectives import from_first_rank_
 from ..errors import invalid
 from ..state import Source, base_of, layout_of, source_named
-from .auto import load
+from .checkpoint.auto_class import load
 
 Teacher = nn.Module | str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ..errors import CheckpointError
-from .checkpoint import read_headers
+from .checkpoint.tensors import read_headers
 
 logger = logging.get_logger(__name__)
 

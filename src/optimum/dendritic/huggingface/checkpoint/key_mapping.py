@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from ..errors import CheckpointError, invalid
-from .checkpoint import Rename
+from ...errors import CheckpointError, invalid
+from .tensors import Rename
 
 
 def renames(model: PreTrainedModel, known: Iterable[str]) -> Rename:

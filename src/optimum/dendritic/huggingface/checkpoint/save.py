@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from ..errors import CheckpointError, invalid
-from ..state import layout_of
-from .auto import auto_class_for
-from .quantizer import check_saved
+from ...errors import CheckpointError, invalid
+from ...state import layout_of
+from .auto_class import auto_class_for
+from .loader import check_saved
 
 STUB = "loading_dendritic.py"
 STUB_TEXT = '''"""Lets `trust_remote_code=True` load this model: it imports the loader."""

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError, invalid
-from ..layout.layout import Layout
-from ..layout.records import Form, Record, Recurrent, Segments
-from ..layout.strict_json import bad
+from ...errors import CheckpointError, invalid
+from ...layout.layout import Layout
+from ...layout.records import Form, Record, Recurrent, Segments
+from ...layout.strict_json import bad
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMES = {torch.bool: "BOOL", torch.int64: "I64"}

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from ..errors import invalid
+from ...errors import invalid
 
 # They also know classes that another Auto class names better: AutoModelForCausalLM, AutoModel
 VAGUE = ("AutoModelForPreTraining", "AutoModelForTextEncoding")

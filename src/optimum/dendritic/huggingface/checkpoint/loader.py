@@ -19,14 +19,14 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..errors import CheckpointError, invalid
-from ..layout.layout import METHOD, Layout
-from ..layout.strict_json import bad
-from ..nn.surgery import swap
-from ..state import layout_of, set_layout
-from .checkpoint import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
-from .renaming import renames, resolver
-from .skeleton import build, renamed, with_cost
+from ...errors import CheckpointError, invalid
+from ...layout.layout import METHOD, Layout
+from ...layout.strict_json import bad
+from ...nn.surgery import swap
+from ...state import layout_of, set_layout
+from .build import build, renamed, with_cost
+from .key_mapping import renames, resolver
+from .tensors import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
 
 
 class DendriticLayoutConfig(QuantizationConfigMixin):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..functional.importance import IMPORTANCE
-from ..layout.layout import Layout
-from ..layout.records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
-from ..nn import (
+from ...functional.importance import IMPORTANCE
+from ...layout.layout import Layout
+from ...layout.records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
+from ...nn import (
     RecurrentLayer,
     WeightLayer,
     can_sprout,

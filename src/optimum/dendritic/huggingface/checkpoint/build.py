@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..functional.selection import total_cost
-from ..layout.layout import Layout
-from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
-from ..layout.strict_json import bad
-from ..nn import (
+from ...functional.selection import total_cost
+from ...layout.layout import Layout
+from ...layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
+from ...layout.strict_json import bad
+from ...nn import (
     inject_layer,
     inject_stack,
     packed_skeleton,
@@ -24,9 +24,9 @@ from ..nn import (
     shrink_follower,
     weight_layer,
 )
-from ..state import dendritic_layers, set_layout
-from ..structure.model_costs import layer_costs
-from .faults import faults
+from ...state import dendritic_layers, set_layout
+from ...structure.model_costs import layer_costs
+from .validate import faults
 
 
 def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:

@@ -1,0 +1,1 @@
+"""Checkpoints: written, checked and loaded by way of transformers' own registry."""
