@@ -16,6 +16,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from models import build
+from optimum.dendritic.huggingface.card.write.write import write_card
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -27,9 +28,8 @@ from transformers import (
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, inject_, score_, update_
 from optimum.dendritic.huggingface import card_figures, twin
-from optimum.dendritic.huggingface.card import write_card
-from optimum.dendritic.huggingface.efficiency_json import SCHEMA
-from optimum.dendritic.huggingface.facts import POINTS, curve, data_of, facts_of, fingerprint, note_evaluation
+from optimum.dendritic.huggingface.card.efficiency_json import SCHEMA
+from optimum.dendritic.huggingface.card.provenance import POINTS, curve, data_of, facts_of, fingerprint, note_evaluation
 
 QUICK = {"seconds": 0.02, "threads": 1, "large_batch": 2, "memory": False}
 CONFIG = DendriticConfig(sparsity=0.5, updates=5, segment_size=8)
@@ -394,6 +394,6 @@ class TestTwin:
     )
     def test_an_unguarded_script_starts_no_process_that_would_train_again(self, tmp_path, told, body, guarded):
         script = tmp_path / "train.py"
-        script.write_text(f"from optimum.dendritic.huggingface.twin import _script_is_guarded\n{body}\n")
+        script.write_text(f"from optimum.dendritic.huggingface.card.dense_baseline import _script_is_guarded\n{body}\n")
         assert runpy.run_path(str(script), run_name="__main__")["guarded"] is guarded
         assert len(told) == (0 if guarded else 1)

@@ -9,6 +9,9 @@ from math import cos, pi
 
 Schedule = Callable[[float], float]
 
+WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
+PHASES = ("warm-up", "pruning", "recovery")
+
 
 def cubic(final: float, start: float, end: float) -> Schedule:
     """`s(p) = final * (1 - (1 - p)^3)`: fast while much is redundant, slow near the end (Zhu & Gupta 2017, eq. 1).

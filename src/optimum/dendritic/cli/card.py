@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DendriticError
-from ..huggingface.card import write_card
-from ..huggingface.card_text import cost_rows
-from ..huggingface.efficiency_json import FILE
+from ..huggingface.card.efficiency_json import FILE
+from ..huggingface.card.text import cost_rows
+from ..huggingface.card.write import write_card
 from .loading import Refusal, check_json, example_inputs, import_modules, load_model, write_json
 
 

@@ -14,8 +14,8 @@ from ..efficiency.batch import Batch
 from ..efficiency.macs import count_macs
 from ..efficiency.size import count_parameters, serialised_bytes
 from ..errors import DendriticError
-from ..huggingface.card import write_card
-from ..huggingface.facts import Data, data_of, facts_of, note_evaluation
+from ..huggingface.card.provenance import Data, data_of, facts_of, note_evaluation
+from ..huggingface.card.write import write_card
 from ..inject import inject_
 from ..one_shot.prune import prune_
 from .data import held_out, load_splits, split_of

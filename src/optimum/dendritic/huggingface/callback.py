@@ -22,9 +22,9 @@ from ..inject import inject_
 from ..plan import Update, update_plan
 from ..prune import mask_, pruning_of, score_, update_
 from ..state import layout_of
+from .card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
 from .checkpoint.key_mapping import rename_on_load_state_dict
 from .engines import check_engine, deepspeed_engine, save_in_whole
-from .facts import fingerprint, hand_on_scores, note_evaluation, note_training
 from .optimizers import check_learns_sprouts
 from .publishing import look_after_pushes
 from .reporting import Progress, stand_before_reporters

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..efficiency import EfficiencyReport
 from ..errors import invalid
 from ..state import layout_of
-from .card import write_card
+from .card.write import write_card
 from .checkpoint.save import check_remote_code, save
 from .uploading import Upload
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..state import layout_of
 from .calling import calling
-from .card import write_card
+from .card.write import write_card
 from .checkpoint.save import make_loadable
 from .patience import persist, summary
 

@@ -15,11 +15,9 @@ from transformers.trainer_callback import CallbackHandler
 
 from ..plan import Update
 from ..prune import Pruning
+from ..schedules import PHASES, PRUNING, RECOVERY, WARMUP
 from .calling import calling
 from .resuming import NoStepTooMany
-
-WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
-PHASES = ("warm-up", "pruning", "recovery")
 
 
 class LayerDensity(TrainerCallback):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ..state import Source, base_of
+from ...state import Source, base_of
 
 ATTRIBUTE = "dendritic_facts"
 POINTS = 500  # of a training curve that are kept; more cannot be seen

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from .reporting import PHASES
+from ...schedules import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from transformers.modelcard import infer_metric_tags_from_eval_results
 from transformers.pipelines import SUPPORTED_TASKS
 from transformers.utils import logging
 
-from .card_text import FIGURES, batches, shapes_of
+from .text import FIGURES, batches, shapes_of
 
 logger = logging.get_logger(__name__)
 

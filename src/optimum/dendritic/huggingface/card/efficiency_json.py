@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from ..efficiency import EfficiencyReport
-from ..inspection.density import density
-from ..layout.layout import Layout
-from ..state import base_of, layout_of
-from .facts import ATTRIBUTE, Facts, facts_of, fingerprint, present
+from ...efficiency import EfficiencyReport
+from ...inspection.density import density
+from ...layout.layout import Layout
+from ...state import base_of, layout_of
+from .provenance import ATTRIBUTE, Facts, facts_of, fingerprint, present
 
 logger = logging.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import DendriticConfig
-from ..efficiency.table import ABSENT, scaled
+from ...config import DendriticConfig
+from ...efficiency.table import ABSENT, scaled
 
 Record = Mapping[str, Any]
 

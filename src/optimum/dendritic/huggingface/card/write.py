@@ -14,16 +14,16 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..efficiency import EfficiencyReport
-from ..efficiency.conditions import own_version
-from ..errors import DendriticError, invalid
-from . import card_text as text
-from .card_data import earlier_metadata, metadata_of, pipeline_of
-from .card_figures import draw
-from .checkpoint.auto_class import auto_class_for
+from ...efficiency import EfficiencyReport
+from ...efficiency.conditions import own_version
+from ...errors import DendriticError, invalid
+from ..checkpoint.auto_class import auto_class_for
+from . import text
+from .dense_baseline import measure_beside_twin
 from .efficiency_json import recall, record_of, report_as_dict, write
-from .facts import note_evaluation
-from .twin import measure_beside_twin
+from .figures import draw
+from .metadata import earlier_metadata, metadata_of, pipeline_of
+from .provenance import note_evaluation
 
 logger = logging.get_logger(__name__)
 

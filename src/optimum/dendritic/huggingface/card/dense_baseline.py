@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..efficiency import EfficiencyReport, measure
-from ..state import layout_of
-from ..structure.example_inputs import example_inputs_for, longest_text, of_length
+from ...efficiency import EfficiencyReport, measure
+from ...state import layout_of
+from ...structure.example_inputs import example_inputs_for, longest_text, of_length
 
 logger = logging.get_logger(__name__)
 

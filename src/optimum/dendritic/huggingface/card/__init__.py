@@ -1,0 +1,1 @@
+"""The model card and efficiency.json: text, metadata, figures, the dense baseline."""
