@@ -50,7 +50,7 @@ def logged(lines: list[str]) -> Iterator[None]:
 
 def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
     """Do it, without the waits between attempts, and tell all about it."""
-    import optimum.dendritic.huggingface.patience as patience
+    import optimum.dendritic.huggingface.hub.retry as patience
 
     patience.FIRST_WAIT = 0.01
     outcome = Outcome()

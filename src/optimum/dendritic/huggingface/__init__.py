@@ -2,5 +2,5 @@
 
 from .callback import DendriticCallback as DendriticCallback
 from .checkpoint.loader import DendriticLoader as DendriticLoader
-from .hub import push_to_hub as push_to_hub
+from .hub.push import push_to_hub as push_to_hub
 from .torn import last_checkpoint as last_checkpoint

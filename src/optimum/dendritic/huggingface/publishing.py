@@ -19,7 +19,7 @@ from ..state import layout_of
 from .calling import calling
 from .card.write import write_card
 from .checkpoint.save import make_loadable
-from .patience import persist, summary
+from .hub.retry import persist, summary
 
 if TYPE_CHECKING:
     from transformers import Trainer

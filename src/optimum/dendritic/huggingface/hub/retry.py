@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from transformers.utils import logging
 
-from ..errors import DendriticError, PushError, invalid
+from ...errors import DendriticError, PushError, invalid
 
 logger = logging.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 
-from ..errors import invalid
-from .patience import FAILURES, persist
+from ...errors import invalid
+from .retry import FAILURES, persist
 
 # what describes a model that was here before and would contradict the new one
 STALE = (

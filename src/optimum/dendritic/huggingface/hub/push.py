@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..efficiency import EfficiencyReport
-from ..errors import invalid
-from ..state import layout_of
-from .card.write import write_card
-from .checkpoint.save import check_remote_code, save
-from .uploading import Upload
+from ...efficiency import EfficiencyReport
+from ...errors import invalid
+from ...state import layout_of
+from ..card.write import write_card
+from ..checkpoint.save import check_remote_code, save
+from .commit import Upload
 
 logger = logging.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Pushing to the Hub: one commit, retried where that may help."""
