@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, inject_, mask_, update_
-from optimum.dendritic.huggingface.engines import check_engine
-from optimum.dendritic.huggingface.zero import around_steps_
+from optimum.dendritic.huggingface.trainer.deepspeed import around_steps_
+from optimum.dendritic.huggingface.trainer.engines import check_engine
 from optimum.dendritic.state import layout_of
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start the processes anew

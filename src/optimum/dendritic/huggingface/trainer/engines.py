@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..distributed.dtensor import REMEDY, ZERO3
-from ..errors import invalid
-from .calling import calling
+from ...distributed.dtensor import REMEDY, ZERO3
+from ...errors import invalid
+from .access import calling
 
 
 def check_engine(compiles: bool) -> None:

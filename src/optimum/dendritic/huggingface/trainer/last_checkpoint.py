@@ -15,8 +15,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..errors import CheckpointError
-from .checkpoint.tensors import read_headers
+from ...errors import CheckpointError
+from ..checkpoint.tensors import read_headers
 
 logger = logging.get_logger(__name__)
 

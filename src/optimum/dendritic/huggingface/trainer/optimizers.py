@@ -3,9 +3,9 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import invalid
-from ..nn import DendriticWeight
-from ..state import dendritic_layers
+from ...errors import invalid
+from ...nn import DendriticWeight
+from ...state import dendritic_layers
 
 
 def check_learns_sprouts(model: nn.Module, optimizer: Optimizer) -> None:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..config import DendriticConfig
-from ..errors import CheckpointError, invalid
-from ..plan import Update
-from ..state import layout_of
-from .torn import first
+from ...config import DendriticConfig
+from ...errors import CheckpointError, invalid
+from ...plan import Update
+from ...state import layout_of
+from .last_checkpoint import first
 
 logger = logging.get_logger(__name__)
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..distillation import Distillation
-from ..distributed.collectives import from_first_rank_
-from ..errors import invalid
-from ..state import Source, base_of, layout_of, source_named
-from .checkpoint.auto_class import load
+from ...distillation import Distillation
+from ...distributed.collectives import from_first_rank_
+from ...errors import invalid
+from ...state import Source, base_of, layout_of, source_named
+from ..checkpoint.auto_class import load
 
 Teacher = nn.Module | str | os.PathLike[str]
 

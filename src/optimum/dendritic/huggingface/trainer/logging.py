@@ -13,11 +13,11 @@ from transformers import (
 )
 from transformers.trainer_callback import CallbackHandler
 
-from ..plan import Update
-from ..prune import Pruning
-from ..schedules import PHASES, PRUNING, RECOVERY, WARMUP
-from .calling import calling
-from .resuming import NoStepTooMany
+from ...plan import Update
+from ...prune import Pruning
+from ...schedules import PHASES, PRUNING, RECOVERY, WARMUP
+from .access import calling
+from .resume import NoStepTooMany
 
 
 class LayerDensity(TrainerCallback):

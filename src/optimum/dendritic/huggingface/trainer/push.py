@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..state import layout_of
-from .calling import calling
-from .card.write import write_card
-from .checkpoint.save import make_loadable
-from .hub.retry import persist, summary
+from ...state import layout_of
+from ..card.write import write_card
+from ..checkpoint.save import make_loadable
+from ..hub.retry import persist, summary
+from .access import calling
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -13,25 +13,25 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from ..compress import compress_
-from ..config import DendriticConfig
-from ..distillation import distill_, distillation_of
-from ..distributed.collectives import from_first_rank_
-from ..errors import invalid
-from ..inject import inject_
-from ..plan import Update, update_plan
-from ..prune import mask_, pruning_of, score_, update_
-from ..state import layout_of
-from .card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
-from .checkpoint.key_mapping import rename_on_load_state_dict
+from ...compress import compress_
+from ...config import DendriticConfig
+from ...distillation import distill_, distillation_of
+from ...distributed.collectives import from_first_rank_
+from ...errors import invalid
+from ...inject import inject_
+from ...plan import Update, update_plan
+from ...prune import mask_, pruning_of, score_, update_
+from ...state import layout_of
+from ..card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
+from ..checkpoint.key_mapping import rename_on_load_state_dict
+from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, deepspeed_engine, save_in_whole
+from .last_checkpoint import random_states
+from .logging import Progress, stand_before_reporters
 from .optimizers import check_learns_sprouts
-from .publishing import look_after_pushes
-from .reporting import Progress, stand_before_reporters
-from .resuming import check_length, noted, planned_steps, refuse_other_masks
-from .teaching import Teacher, match_trainer, name_of, teacher_for
-from .torn import random_states
-from .zero import around_steps_, stock_steps_
+from .push import look_after_pushes
+from .resume import check_length, noted, planned_steps, refuse_other_masks
+from .teacher import Teacher, match_trainer, name_of, teacher_for
 
 logger = logging.get_logger(__name__)
 

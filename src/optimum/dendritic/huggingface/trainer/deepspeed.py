@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import invalid
-from ..nn import DendriticLayer, DendriticWeight
-from ..prune import mask_
-from ..state import dendritic_layers
+from ...errors import invalid
+from ...nn import DendriticLayer, DendriticWeight
+from ...prune import mask_
+from ...state import dendritic_layers
 
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 
