@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
 
-from .adapters import refuse_adapters
 from .config import DendriticConfig
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
@@ -35,7 +34,7 @@ from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import as_mapping, example_inputs_for
 from .structure.model_costs import costs_of
-from .structure.targets import target_names
+from .structure.targets import refuse_adapters, target_names
 
 logger = logging.get_logger(__name__)
 

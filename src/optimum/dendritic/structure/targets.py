@@ -1,6 +1,7 @@
 """Which modules are pruned: names, suffixes or a regular expression, as in PEFT."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -101,3 +102,25 @@ def _no_match(field: str, pattern: str, names: list[str]) -> DendriticError:
     suffixes = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
     near = get_close_matches(pattern, sorted(suffixes), n=5, cutoff=0.4) or names[:5]
     return invalid(field, pattern, "matches no prunable module", f"Near names: {', '.join(near) or 'none at all'}.")
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Refuse a model that PEFT has wrapped or put adapters into.
+
+    PEFT freezes the weights below its adapters, so that what remains to prune while training would be the adapters.
+
+    Raises:
+        DendriticError: `model` is a `PeftModel` or has a layer with an adapter.
+    """
+    peft = sys.modules.get("peft")  # whoever made such a model has imported it
+    if peft is None:
+        return
+    layers = sys.modules["peft.tuners.tuners_utils"].BaseTunerLayer
+    adapted = [name for name, module in model.named_modules() if isinstance(module, layers)]
+    if adapted or isinstance(model, peft.PeftModel):
+        rule = f"carries PEFT adapters ({', '.join(adapted[:3]) or 'around it'}), below which every weight is frozen"
+        remedy = (
+            "Merge them first, model = model.merge_and_unload().requires_grad_(True), "
+            "or prune and pack the model and put adapters on the packed one."
+        )
+        raise invalid("model", type(model).__name__, rule, remedy)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...config import DendriticConfig
-from ...efficiency.table import ABSENT, scaled
+from ...efficiency.report import ABSENT, scaled
 
 Record = Mapping[str, Any]
 

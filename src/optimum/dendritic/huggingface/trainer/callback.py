@@ -25,10 +25,9 @@ from ...state import layout_of
 from ..card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
-from .engines import check_engine, deepspeed_engine, save_in_whole
+from .engines import check_engine, check_learns_sprouts, deepspeed_engine, save_in_whole
 from .last_checkpoint import random_states
 from .logging import Progress, stand_before_reporters
-from .optimizers import check_learns_sprouts
 from .push import look_after_pushes
 from .resume import check_length, noted, planned_steps, refuse_other_masks
 from .teacher import Teacher, match_trainer, name_of, teacher_for
