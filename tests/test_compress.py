@@ -18,9 +18,9 @@ from optimum.dendritic import compress as compress_module
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.layout.records import Form
 from optimum.dendritic.nn import PackedLayer
-from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
+from optimum.dendritic.train_steps import pruning_of
 
 
 def injected(name: str, seed: int = 0, **fields) -> tuple[nn.Module, Inputs]:

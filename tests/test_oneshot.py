@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, prune_
 from optimum.dendritic.one_shot.calibration import score_on_
-from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers
 from optimum.dendritic.structure.probing import quiet
+from optimum.dendritic.train_steps import pruning_of
 
 IMPORTANCES = ["dendritic", "magnitude", "taylor", "movement", "activation", "random"]
 

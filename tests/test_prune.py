@@ -15,10 +15,9 @@ from torch import nn
 from optimum.dendritic import DendriticConfig, DendriticError, inject_, mask_, score_, update_
 from optimum.dendritic.functional.selection import total_cost, unit_cost
 from optimum.dendritic.functional.tiles import over_tiles
-from optimum.dendritic.plan import update_plan
-from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
+from optimum.dendritic.train_steps import pruning_of, update_plan
 
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),

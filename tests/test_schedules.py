@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import optimum.dendritic
 from optimum.dendritic import DendriticConfig, DendriticError
-from optimum.dendritic.plan import update_plan
 from optimum.dendritic.schedules import SCHEDULES, cosine_decay, update_steps
+from optimum.dendritic.train_steps import update_plan
 
 MODULES = [m.name for m in pkgutil.walk_packages(optimum.dendritic.__path__, "optimum.dendritic.")]
 fractions = st.floats(0, 1)

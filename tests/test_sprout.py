@@ -30,9 +30,9 @@ from optimum.dendritic.functional.selection import select, total_cost
 from optimum.dendritic.layout.records import Form, Segments
 from optimum.dendritic.nn import DendriticLayer, PackedLayer, Sprout
 from optimum.dendritic.nn.sprout import factorise, sprout_parameters
-from optimum.dendritic.prune import pruning_of
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
+from optimum.dendritic.train_steps import pruning_of
 
 FIELDS = {"sparsity": 0.6, "segment_size": 4, "floor": 0.0, "sprout_rank": 1}
 MODELS = ["bert", "gpt2", "vit", "llama", "t5", "concat_mlp", "convnext"]

@@ -20,11 +20,11 @@ from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
 from .inspection.describe import describe as describe
 from .one_shot.prune import prune_ as prune_
-from .plan import Update as Update
-from .plan import update_plan as update_plan
-from .prune import Pruning as Pruning
-from .prune import mask_ as mask_
-from .prune import score_ as score_
-from .prune import update_ as update_
 from .structure.dependency_groups import Wiring as Wiring
 from .structure.dependency_groups import trace_wiring as trace_wiring
+from .train_steps import Pruning as Pruning
+from .train_steps import Update as Update
+from .train_steps import mask_ as mask_
+from .train_steps import score_ as score_
+from .train_steps import update_ as update_
+from .train_steps import update_plan as update_plan

@@ -17,11 +17,11 @@ from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .nn.pack_model import last_readers, pack_modules
-from .prune import mask_
 from .state import dendritic_layers, injected_layout, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping, example_inputs_for
 from .structure.probing import outputs_differ, probe, quiet, tolerance
+from .train_steps import mask_
 
 logger = logging.get_logger(__name__)
 

@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
-from ..prune import pruning_of, update_
 from ..state import dendritic_layers, injected_layout
 from ..structure.probing import quiet
+from ..train_steps import pruning_of, update_
 from .calibration import as_batches, readings, score_on_
 from .reconstruction import reconstruct_, stages
 

@@ -19,9 +19,8 @@ from ...distillation import distill_, distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
-from ...plan import Update, update_plan
-from ...prune import mask_, pruning_of, score_, update_
 from ...state import layout_of
+from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ...errors import invalid
 from ...nn import DendriticLayer, DendriticWeight
-from ...prune import mask_
 from ...state import dendritic_layers
+from ...train_steps import mask_
 
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 

@@ -13,9 +13,8 @@ from transformers import (
 )
 from transformers.trainer_callback import CallbackHandler
 
-from ...plan import Update
-from ...prune import Pruning
 from ...schedules import PHASES, PRUNING, RECOVERY, WARMUP
+from ...train_steps import Pruning, Update
 from .access import calling
 from .resume import NoStepTooMany
 

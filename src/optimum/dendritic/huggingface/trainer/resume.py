@@ -9,8 +9,8 @@ from transformers.utils import logging
 
 from ...config import DendriticConfig
 from ...errors import CheckpointError, invalid
-from ...plan import Update
 from ...state import layout_of
+from ...train_steps import Update
 from .last_checkpoint import first
 
 logger = logging.get_logger(__name__)
