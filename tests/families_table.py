@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from families import ALL, Family, injected, inputs_of
-from optimum.dendritic.layout.layout.layout import Layout
 from torch import nn
 from transformers import PreTrainedModel
 
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.inspection.describe import DENSE
+from optimum.dendritic.layout.layout import Layout
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.nn import is_prunable
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of

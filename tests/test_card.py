@@ -16,7 +16,6 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from models import build
-from optimum.dendritic.huggingface.card.write.write import write_card
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -27,9 +26,10 @@ from transformers import (
 )
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, inject_, score_, update_
-from optimum.dendritic.huggingface import card_figures, twin
+from optimum.dendritic.huggingface.card import dense_baseline, figures
 from optimum.dendritic.huggingface.card.efficiency_json import SCHEMA
 from optimum.dendritic.huggingface.card.provenance import POINTS, curve, data_of, facts_of, fingerprint, note_evaluation
+from optimum.dendritic.huggingface.card.write import write_card
 
 QUICK = {"seconds": 0.02, "threads": 1, "large_batch": 2, "memory": False}
 CONFIG = DendriticConfig(sparsity=0.5, updates=5, segment_size=8)
@@ -92,10 +92,10 @@ def trained(tmp_path_factory) -> Trained:
 
 @pytest.fixture
 def told(monkeypatch) -> list[str]:
-    """What the twin and the figures warn of."""
+    """What the dense baseline and the figures warn of."""
     messages: list[str] = []
-    monkeypatch.setattr(twin.logger, "warning", messages.append)
-    monkeypatch.setattr(card_figures.logger, "warning", messages.append)
+    monkeypatch.setattr(dense_baseline.logger, "warning", messages.append)
+    monkeypatch.setattr(figures.logger, "warning", messages.append)
     return messages
 
 
@@ -381,7 +381,7 @@ class TestTwin:
         assert isinstance(dense, PreTrainedModel)
         shapes = {key: tensor.shape for key, tensor in dense.state_dict().items()}
         state = torch.get_rng_state()
-        built = twin.dense_twin(pruned(dense))
+        built = dense_baseline.dense_twin(pruned(dense))
         assert {key: tensor.shape for key, tensor in built.state_dict().items()} == shapes
         assert torch.equal(torch.get_rng_state(), state)
 

@@ -12,7 +12,6 @@ import torch
 import transformers as hf
 from families import ALL, PRUNING, Family, build, injected, inputs_of
 from models import Inputs
-from optimum.dendritic.layout.layout.layout import Layout
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 
@@ -32,6 +31,7 @@ from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters
 from optimum.dendritic.inspection.describe import DENSE
+from optimum.dendritic.layout.layout import Layout
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.state import injected_layout, layout_of
 

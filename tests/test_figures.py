@@ -10,7 +10,8 @@ from models import build
 from PIL import Image
 from test_density import pruned
 
-from optimum.dendritic import DendriticError, compress_, figures
+from optimum.dendritic import DendriticError, compress_
+from optimum.dendritic.inspection import figures
 from optimum.dendritic.inspection.density import density
 from optimum.dendritic.inspection.figures import COUNTED, GONE, KEPT, density_figure, save_density_figure, short_names
 

@@ -8,93 +8,82 @@ import pytest
 import optimum.dendritic
 
 HOUSE = Path(optimum.dendritic.__file__).parent
-FLOORS = [  # bottom to top; within a floor nobody imports anybody, but inside a package (`name.`) its own files may
-    {"errors", "schedules", "collectives"},
-    {"config", "strict", "divergence"},
-    {"records"},
+FLOORS = [  # bottom to top; the rooms of one floor do not import each other, but the files of a room may
+    {"errors", "schedules", "efficiency"},
+    {"config", "distributed", "metrics"},
     {"layout"},
-    {"adapters", "plan", "shards", "surgery", "costs", "least_squares"},
-    {"segments"},
-    {"importance"},
-    {"nn."},
-    {"inputs", "record", "packing", "targets", "selection"},
-    {"probing", "distill", "calibration", "uniform", "vanilla", "unshard", "layer_costs"},
-    {"dye", "trials"},
-    {"wiring", "dials"},
-    {"inject"},
-    {"prune", "reconstruct"},
-    {"description", "native"},
-    {"compress", "oneshot", "density"},
-    {"figures", "export"},
-    {"efficiency."},
-    {"metrics"},
-    {"huggingface."},
-    {"cli."},
-    {""},
+    {"functional"},
+    {"nn"},
+    {"state"},
+    {"structure"},
+    {"stock_config", "train_steps", "inspection", "distillation", "export"},
+    {"inject", "one_shot", "compress"},
+    {"huggingface.checkpoint"},
+    {"huggingface.card"},
+    {"huggingface.hub"},
+    {"huggingface.trainer"},
+    {"huggingface"},
+    {"cli"},
+    {"__init__"},
 ]
-ALONE = "efficiency."  # imports nothing of the rest, so that it measures any model
-FILES = {path: path.relative_to(HOUSE).with_suffix("").parts for path in sorted(HOUSE.rglob("*.py"))}
+ALONE = "efficiency"  # imports nothing of the rest, so that it measures any model
+FILES = {path: ".".join(path.relative_to(HOUSE).with_suffix("").parts) for path in sorted(HOUSE.rglob("*.py"))}
+ROOMS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def room(parts: tuple[str, ...]) -> str:
-    """`a` for a module, `a.` for everything in the package `a`, the empty string for the top `__init__`."""
-    if parts == ("__init__",):
-        return ""
-    return f"{parts[0]}." if len(parts) > 1 else parts[0]
+def room(module: str) -> str:
+    """The room that a module stands in: the longest of those whose name its own begins with."""
+    return max((name for name in ROOMS if f"{module}.".startswith(f"{name}.")), key=len)
 
 
-def imports(path: Path) -> set[tuple[str, ...]]:
-    """What a file imports from this package, wherever in the file, as paths below it."""
-    package, found = FILES[path][:-1], set()
+def imports(path: Path) -> set[str]:
+    """What a file imports from this package, wherever in the file, as dotted names below it."""
+    package, found = FILES[path].split(".")[:-1], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
-            base = ["optimum", "dendritic", *package[: len(package) - node.level + 1]]
-            modules = [node.module.split(".")] if node.module else [[alias.name] for alias in node.names]
-            names = [[*base, *module] for module in modules]
+            base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+            parts = [[*base, alias.name] for alias in node.names]
+            found |= {".".join(part if (HOUSE.joinpath(*part).with_suffix(".py")).exists() else base) for part in parts}
+            continue
         elif isinstance(node, ast.ImportFrom):
-            names = [str(node.module).split(".")]
+            names = [str(node.module)]
         else:
             continue
-        found |= {tuple(name[2:]) or ("__init__",) for name in names if name[:2] == ["optimum", "dendritic"]}
-    return found
+        found |= {name.removeprefix("optimum.dendritic").lstrip(".") for name in names if is_ours(name)}
+    return {name or "__init__" for name in found}
 
 
-def floor(name: str) -> int:
-    return next(level for level, names in enumerate(FLOORS) if name in names)
+def is_ours(name: str) -> bool:
+    return f"{name}.".startswith("optimum.dendritic.")
 
 
-def room_of_import(parts: tuple[str, ...]) -> str:
-    return f"{parts[0]}." if (HOUSE / parts[0]).is_dir() else room(parts)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(FILES[path]))
+@pytest.mark.parametrize("path", FILES, ids=FILES.get)
 def test_a_module_imports_only_from_floors_below(path):
     own = room(FILES[path])
-    for imported in map(room_of_import, imports(path)):
-        inside_its_package = imported == own and own.endswith(".")
-        assert inside_its_package or floor(imported) < floor(own), f"{own} imports {imported}"
-        assert own != ALONE or inside_its_package
+    for imported in map(room, imports(path)):
+        assert imported == own or ROOMS[imported] < ROOMS[own], f"{own} imports {imported}"
+        assert imported == own or own != ALONE
 
 
-def test_every_file_has_one_floor_and_every_floor_has_files():
-    rooms = [name for names in FLOORS for name in names]
-    assert len(rooms) == len(set(rooms)) and set(rooms) == {room(parts) for parts in FILES.values()}
+def test_every_file_has_a_room_and_every_room_has_files():
+    assert sum(map(len, FLOORS)) == len(ROOMS)
+    assert {room(module) for module in FILES.values()} == ROOMS.keys()
 
 
 def test_the_reader_of_imports_sees_them():
-    below = {room_of_import(parts) for parts in imports(HOUSE / "compress.py")}
-    assert {"errors", "inject", "prune", "layout", "nn."} <= below
-    assert imports(HOUSE / "nn" / "packed.py") >= {("records",), ("surgery",), ("nn", "injected")}
+    assert {"errors", "train_steps", "layout.layout", "nn", "state"} <= imports(HOUSE / "compress.py")
+    assert {"layout.records", "nn.surgery", "nn.injected"} <= imports(HOUSE / "nn" / "packed.py")
+    assert "huggingface.card.text" in imports(HOUSE / "huggingface" / "card" / "write.py")
 
 
 def test_inside_nn_packed_stands_on_injected():
-    assert ("nn", "packed") not in imports(HOUSE / "nn" / "injected.py")
+    assert "nn.packed" not in imports(HOUSE / "nn" / "injected.py")
 
 
 def test_data_needs_no_torch():
-    for name in ("errors", "schedules", "strict", "config", "records", "layout"):
+    for name in ("errors", "schedules", "config", "layout/strict_json", "layout/records", "layout/layout"):
         roots = set()
         for node in ast.walk(ast.parse((HOUSE / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):

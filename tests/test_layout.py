@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build
-from optimum.dendritic.layout.layout.layout import Layout
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
+from optimum.dendritic.layout.layout import Layout
 from optimum.dendritic.layout.records import Bundle, Follower, Form, Run, Segments, Wire
 from optimum.dendritic.state import layout_of
 

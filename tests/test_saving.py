@@ -6,11 +6,11 @@ import pytest
 import torch
 from checkpoints import saved
 from models import FACTORIES, build, images, outputs
-from optimum.dendritic.huggingface.checkpoint.tensors.loader import check_saved
 from transformers import Dinov2Config, Dinov2ForImageClassification, PreTrainedModel
 
 from optimum.dendritic import CheckpointError, DendriticError
 from optimum.dendritic.huggingface.checkpoint.auto_class import load
+from optimum.dendritic.huggingface.checkpoint.loader import check_saved
 from optimum.dendritic.huggingface.checkpoint.save import STUB, check_remote_code, save
 
 

@@ -13,10 +13,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimum.dendritic.huggingface.card.write.write import write_card
 from tqdm import tqdm
 from transformers.utils import logging
 
+from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.huggingface.checkpoint.auto_class import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the architectures of the examples

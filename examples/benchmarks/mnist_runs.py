@@ -24,11 +24,10 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from optimum.dendritic.huggingface.card.write.write import write_card  # noqa: E402
-
 from convnet import ConvNetConfig, ConvNetForImageClassification  # noqa: E402
 from optimum.dendritic import DendriticCallback, DendriticConfig  # noqa: E402
 from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation  # noqa: E402
+from optimum.dendritic.huggingface.card.write import write_card  # noqa: E402
 
 PRUNED = {  # method -> what it changes in DendriticConfig
     "dendritic": {"importance": "dendritic"},

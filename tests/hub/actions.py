@@ -50,9 +50,9 @@ def logged(lines: list[str]) -> Iterator[None]:
 
 def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
     """Do it, without the waits between attempts, and tell all about it."""
-    import optimum.dendritic.huggingface.hub.retry as patience
+    import optimum.dendritic.huggingface.hub.retry as retry
 
-    patience.FIRST_WAIT = 0.01
+    retry.FIRST_WAIT = 0.01
     outcome = Outcome()
     with logged(outcome.log):
         try:

@@ -49,11 +49,11 @@ def trainer(repo_id: str, **arguments: Any) -> Any:
 def train_and_push(repo_id: str, push: dict[str, Any] | None = None, **arguments: Any) -> tuple[str, list[list[float]]]:
     """Train, push at the end; returns the commit's sha and what the trained model answers."""
     from models import outputs, text
-    from optimum.dendritic.huggingface.card.write.write import write_card
 
-    from optimum.dendritic.huggingface import publishing
+    from optimum.dendritic.huggingface.card.write import write_card
+    from optimum.dendritic.huggingface.trainer import push as pushes
 
-    publishing.write_card = partial(write_card, measuring=False)  # not the subject here, and slow
+    pushes.write_card = partial(write_card, measuring=False)  # not the subject here, and slow
     made = trainer(repo_id, **arguments)
     made.train()
     commit = made.push_to_hub(**push or {})

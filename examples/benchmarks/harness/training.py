@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimum.dendritic.huggingface.card.write.write import write_card
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation
+from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json

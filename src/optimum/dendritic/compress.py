@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .distributed.dtensor import reshard, worst
-from .distributed.fsdp import replace_
 from .errors import invalid
-from .inject import TRACING_IMAGE_SIZE
 from .inspection.describe import DENSE, describe, summary
 from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
 from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
 from .nn.pack_model import last_readers, pack_modules
+from .nn.surgery import replace_
 from .state import dendritic_layers, injected_layout, set_layout
 from .stock_config.convert import native_
-from .structure.example_inputs import as_mapping, example_inputs_for
+from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.probing import outputs_differ, probe, quiet, tolerance
 from .train_steps import mask_
 

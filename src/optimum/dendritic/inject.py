@@ -32,13 +32,11 @@ from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
 from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
-from .structure.example_inputs import as_mapping, example_inputs_for
+from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.targets import refuse_adapters, target_names
 
 logger = logging.get_logger(__name__)
-
-TRACING_IMAGE_SIZE = 64  # pixels; wiring does not depend on it, and small images trace fast
 
 
 def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None) -> nn.Module:

@@ -6,13 +6,12 @@ it is defined, and taken off; the parameters are gathered one after the other. T
 were, so whoever holds the model (a Trainer, an accelerator, hooks of the user) holds the stock one from then on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 
-from ..nn.surgery import swap
 from .dtensor import reshard, sharded, unwrapped, whole
 
 FSDP = "torch.distributed.fsdp"
@@ -52,26 +51,6 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
         undo()
         raise
     return undo
-
-
-def replace_(model: nn.Module, packed: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], Callable[[], None]]:
-    """Put packed modules into a model, and `unshard_` the rest of it.
-
-    Returns:
-        The modules whose places they took, and a function that puts everything back as it was.
-    """
-    replaced = swap(model, packed)
-    try:
-        shard_again = unshard_(model)
-    except BaseException:
-        swap(model, replaced)
-        raise
-
-    def undo() -> None:
-        shard_again()
-        swap(model, replaced)
-
-    return replaced, undo
 
 
 class _Before:

@@ -1,10 +1,12 @@
 """Finding and replacing modules without disturbing anything else: shared modules, hooks, devices and flags stay."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torch import nn
+
+from ..distributed.fsdp import unshard_
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,3 +37,23 @@ def swap(model: nn.Module, replacements: Mapping[str, nn.Module]) -> dict[str, n
             if id(child) in by_identity:
                 parent._modules[child_name] = by_identity[id(child)]
     return old
+
+
+def replace_(model: nn.Module, packed: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], Callable[[], None]]:
+    """Put packed modules into a model, and `unshard_` the rest of it.
+
+    Returns:
+        The modules whose places they took, and a function that puts everything back as it was.
+    """
+    replaced = swap(model, packed)
+    try:
+        shard_again = unshard_(model)
+    except BaseException:
+        swap(model, replaced)
+        raise
+
+    def undo() -> None:
+        shard_again()
+        swap(model, replaced)
+
+    return replaced, undo

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..distributed.dtensor import reshard, worst
-from ..distributed.fsdp import replace_, unshard_
+from ..distributed.fsdp import unshard_
 from ..errors import invalid
 from ..layout.layout import Layout
 from ..layout.records import Form, Record, Recurrent
 from ..nn import RecurrentLayer, WeightLayer, widths
 from ..nn.pack_model import pack_modules
+from ..nn.surgery import replace_
 from ..state import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
 from ..structure.probing import outputs_differ, probe, quiet, tolerance
 from .models import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned

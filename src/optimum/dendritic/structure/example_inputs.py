@@ -13,6 +13,7 @@ from ..errors import invalid
 
 LABELS = ("labels", "label", "label_ids", "next_sentence_label", "start_positions", "end_positions")
 TEXT_LENGTH = 4
+TRACING_IMAGE_SIZE = 64  # pixels; wiring does not depend on it, and small images trace fast
 
 
 def example_inputs_for(model: nn.Module, *, image_size: int = 224) -> dict[str, Tensor]:
