@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
+from optimum.dendritic.functional.codes import Reach
 from optimum.dendritic.layout.records import Bundle, Run
+from optimum.dendritic.nn import is_weight_layer
 from optimum.dendritic.nn.pack_model import alive_channels, segments_reached
-from optimum.dendritic.structure.dependency_groups import _runs
+from optimum.dendritic.structure.dependency_groups import Spans, _runs
+from optimum.dendritic.structure.nan_tracing import Tracer
+from optimum.dendritic.structure.probing import quiet
 
 
 def trace(name: str, **options) -> dict[str, Bundle]:
@@ -315,7 +320,7 @@ def test_runs_describe_the_reach_that_they_were_read_from(size, width, count, sk
         for i in range(count):
             lo = (skip + i) * width
             reach[start + i * size : start + (i + 1) * size, lo : lo + width] = True
-    runs = _runs(reach)
+    runs = _runs(Spans.of(Reach(*reach.nonzero().unbind(1), width=reach.shape[1]), len(reach)))
     assert runs is not None
     drawn = torch.zeros_like(reach)
     for run in runs:
@@ -330,3 +335,65 @@ def test_channels_that_nobody_reads_stay():
     runs = (Run(1, 1, 0, 2, 2),)
     assert alive_channels(runs, 4, torch.tensor([False, False, True, True])).tolist() == [0, 2, 3]
     assert segments_reached(runs, 4, 2).tolist() == [-1, 0, 1, -1]
+
+
+def tracer_of(name: str) -> Tracer:
+    model, inputs = build(name)
+    layers = {n: m for n, m in model.named_modules() if n and is_weight_layer(m)}
+    tracer = Tracer(model, inputs, layers, {})
+    with quiet(model), torch.no_grad():
+        tracer.positions()
+    return tracer
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "plain_cnn"])
+def test_a_traced_pass_multiplies_by_no_weight(name, monkeypatch):
+    tracer = tracer_of(name)
+    with quiet(tracer.model), torch.no_grad():
+        expected, failed = tracer.reach(list(tracer.layers))
+        assert expected and not failed
+
+        def multiply(*args, **kwargs):
+            raise AssertionError("a weight was multiplied")
+
+        monkeypatch.setattr(nn.Linear, "forward", multiply)
+        monkeypatch.setattr(nn.Conv2d, "forward", multiply)
+        monkeypatch.setattr(Conv1D, "forward", multiply)
+        found, _ = tracer.reach(list(tracer.layers))
+    for producer, reached in expected.items():
+        assert reached.keys() == found[producer].keys()
+        for module, reach in reached.items():
+            assert torch.equal(reach.channels, found[producer][module].channels)
+            assert torch.equal(reach.inputs, found[producer][module].inputs)
+
+
+def test_layers_that_reach_no_common_module_share_the_samples_of_a_pass(monkeypatch):
+    samples: list[int] = []
+    mark = Tracer.mark
+    monkeypatch.setattr(Tracer, "mark", lambda self, patterns, n: samples.append(n) or mark(self, patterns, n))
+    counts = []
+    for _ in range(2):
+        tracer = tracer_of("llama")
+        names = list(tracer.layers)
+        first = [name for name in names if "layers.0.mlp" in name and "down" not in name]
+        second = [name for name in names if "layers.1.mlp" in name and "down" not in name]
+        for chosen in (first, first + second):
+            samples.clear()
+            with quiet(tracer.model), torch.no_grad():
+                tracer.reach(chosen)
+            counts.append(sum(samples))
+    assert (
+        counts[1] - counts[0] == len(second) and counts[:2] == counts[2:]
+    )  # one more sample each, in the census alone
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8), nn.GroupNorm(2, 8)], ids=repr)
+def test_a_norm_hands_the_mark_on_by_channel_or_by_its_groups(norm):
+    model = roughen(Between(norm))
+    tracer = Tracer(model, vectors(), {"up": model.up, "down": model.down}, {})
+    with quiet(model), torch.no_grad():
+        tracer.positions()
+        reached, _ = tracer.reach(["up"])
+    size = 4 if isinstance(norm, nn.GroupNorm) else 1
+    expected = torch.eye(8 // size, dtype=torch.bool).repeat_interleave(size, 0).repeat_interleave(size, 1)
+    assert torch.equal(reached["up"]["down"].dense(8), expected)

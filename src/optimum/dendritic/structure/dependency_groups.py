@@ -5,16 +5,19 @@ first block is cut out, and the outputs must equal those of the same model with 
 """
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..errors import invalid
+from ..functional.codes import Reach
 from ..layout.records import Bundle, Run, Wire
 from ..nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
 from ..nn.pack_model import inputs_fed, last_readers, pack_modules
@@ -72,17 +75,40 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
         return Wiring(tuple(_proved(model, repeat_first(inputs, 2), bundles, layers)), positions)
 
 
-def _runs(reach: Bool[Tensor, "out in"], block: int = 1) -> tuple[Run, ...] | None:
+@dataclass(frozen=True)
+class Spans:
+    """Of each channel, how many inputs it reaches (`count`), the first of them (`low`) and the end of them (`high`)."""
+
+    count: Int[Tensor, " channels"]
+    low: Int[Tensor, " channels"]
+    high: Int[Tensor, " channels"]
+
+    @classmethod
+    def of(cls, reach: Reach, channels: int) -> "Spans":
+        """The spans of a relation that starts from so many channels."""
+        zeros = torch.zeros(channels, dtype=torch.int64)
+        low = zeros.scatter_reduce(0, reach.channels, reach.inputs, "amin", include_self=False)
+        high = zeros.scatter_reduce(0, reach.channels, reach.inputs + 1, "amax", include_self=False)
+        return cls(torch.bincount(reach.channels, minlength=channels), low, high)
+
+    @property
+    def contiguous(self) -> Bool[Tensor, " channels"]:
+        """Which channels reach one block of inputs without a hole; in a fused product only some of them do."""
+        return self.high - self.low == self.count
+
+    def where(self, chosen: Bool[Tensor, " channels"]) -> "Spans":
+        """The spans of the `chosen` channels alone."""
+        return Spans(self.count[chosen], self.low[chosen], self.high[chosen])
+
+
+def _runs(spans: Spans, block: int = 1) -> tuple[Run, ...] | None:
     """Reach as runs of blocks; None when some channel reaches no input, or scattered ones.
 
     With `block > 1` a channel counts as reaching the whole blocks from its first to its last input (a value head that
     is repeated for several query heads reaches scattered inputs of one block).
     """
-    count, inputs = reach.sum(1), reach.shape[1]
-    low = reach.int().argmax(1) // block * block
-    high = inputs - reach.flip(1).int().argmax(1)
-    high = (high + block - 1) // block * block
-    if not bool((count > 0).all()) or (block == 1 and not bool((high - low == count).all())):
+    low, high = spans.low // block * block, (spans.high + block - 1) // block * block
+    if not bool((spans.count > 0).all()) or (block == 1 and not bool(spans.contiguous.all())):
         return None
     blocks: list[list[int]] = []  # start, size, reach, width
     for channel, (lo, hi) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
@@ -100,49 +126,38 @@ def _runs(reach: Bool[Tensor, "out in"], block: int = 1) -> tuple[Run, ...] | No
     return tuple(runs)
 
 
-def _contiguous(reach: Bool[Tensor, "out in"]) -> Bool[Tensor, " out"]:
-    """Channels that reach one block of inputs without a hole; in a fused product only some of them do."""
-    index = torch.arange(reach.shape[1])
-    span = index.where(reach, -1).amax(1) - index.where(reach, reach.shape[1]).amin(1) + 1
-    return span == reach.sum(1)
-
-
 def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
     """Collect what leads to each reader; keep the bundles whose blocks line up and leave something to choose."""
-    found: dict[str, dict[str, Tensor]] = {}  # reader -> producer -> [out, in]
-    onward: dict[str, dict[str, Tensor]] = {}  # reader -> follower -> [channels, in]
-    failed: dict[str, Exception] = {}
-    for name in layers:
-        try:
-            exclusive = tracer.exclusive(name)
-        except Exception as error:  # any model may fail in any way; this producer is left alone
-            logger.info(f"{name} stays uncut, its dye could not be read: {error}")
-            if not isinstance(error, Tangled):
-                failed[name] = error
+    found: dict[str, dict[str, Reach]] = {}  # reader -> producer -> what reaches the reader
+    onward: dict[str, dict[str, Reach]] = {}  # reader -> follower -> likewise
+    reached, failed = tracer.reach(list(layers))
+    for name, error in failed.items():
+        logger.info(f"{name} stays uncut, its marks could not be read: {error}")
+    for name, reach in reached.items():
+        reader = tracer.exclusive(name, reach)
+        if reader is None:
             continue
-        if exclusive is None or exclusive[0] == name:
-            continue
-        reader, reach = exclusive
         found.setdefault(reader, {})[name] = reach[reader]
-        for follower in reach.keys() - {reader}:
-            leads = reach[follower].t().float() @ reach[reader].float() > 0
-            known = onward.setdefault(reader, {})
-            known[follower] = leads | known.get(follower, torch.zeros_like(leads))
-    if failed:
-        name, error = next(iter(failed.items()))
+        for follower in reach.keys() & tracer.followers.values():
+            leads, known = reach[follower].then(reach[reader]), onward.setdefault(reader, {})
+            known[follower] = leads | known[follower] if follower in known else leads
+    raised = {name: error for name, error in failed.items() if not isinstance(error, Tangled)}
+    if raised:
+        name, error = next(iter(raised.items()))
         logger.warning(
-            f"The forward pass raises when NaN traces the wires of {len(failed)} layers, which are not cut: "
+            f"The forward pass raises when NaN traces the wires of {len(raised)} layers, which are not cut: "
             f"{name}: {type(error).__name__}: {error}"
         )
-    bundles = [_bundle(name, found[name], onward.get(name, {})) for name in layers if name in found]
+    bundles = [_bundle(tracer, name, found[name], onward.get(name, {})) for name in layers if name in found]
     return [bundle for bundle in bundles if bundle is not None]
 
 
-def _bundle(reader: str, producers: dict[str, Tensor], followers: dict[str, Tensor]) -> Bundle | None:
-    inputs = next(iter(producers.values())).shape[1]
-    contiguous = [runs for reach in producers.values() if (runs := _runs(reach[_contiguous(reach)]))]
-    block = math.lcm(*(run.width for runs in contiguous for run in runs))
-    wires = {name: _runs(reach) or _runs(reach, block) for name, reach in (producers | followers).items()}
+def _bundle(tracer: Tracer, reader: str, producers: dict[str, Reach], followers: dict[str, Reach]) -> Bundle | None:
+    inputs = next(iter(producers.values())).width
+    spans = {name: Spans.of(reach, tracer.channels(name)) for name, reach in (producers | followers).items()}
+    whole = [runs for name in producers if (runs := _runs(spans[name].where(spans[name].contiguous)))]
+    block = math.lcm(*(run.width for runs in whole for run in runs))
+    wires = {name: _runs(own) or _runs(own, block) for name, own in spans.items()}
     runs = [run for found in wires.values() for run in found or ()]
     block = math.lcm(block, *(run.width for run in runs))
     if None in wires.values() or any(run.reach % run.width for run in runs) or inputs % block or block == inputs:
@@ -155,16 +170,27 @@ def _bundle(reader: str, producers: dict[str, Tensor], followers: dict[str, Tens
 def _proved(
     model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], layers: dict[str, WeightLayer]
 ) -> list[Bundle]:
-    """The bundles, `cut` where a trial cut leaves the outputs alone; all at once first, then each alone."""
-    if not bundles or _cut_holds(model, inputs, bundles, layers):
+    """The bundles, `cut` where a trial cut leaves the outputs alone: all at once first, then those whose names differ
+    in numbers only, then each alone. Where the first of such alike bundles cannot be cut alone, no other one is."""
+
+    def holds(some: list[Bundle]) -> bool:
+        return _cut_holds(model, inputs, some, layers)
+
+    if not bundles or holds(bundles):
         return bundles
-    proved = []
+    families: dict[str, list[Bundle]] = defaultdict(list)
     for bundle in bundles:
-        cut = len(bundles) > 1 and _cut_holds(model, inputs, [bundle], layers)
-        if not cut:
+        families[re.sub(r"(?<![^.])\d+(?![^.])", "*", bundle.reader)].append(bundle)
+    kept: set[str] = set()
+    for family in families.values() if len(bundles) > 1 else ():
+        if len(families) > 1 and holds(family):
+            kept |= {bundle.reader for bundle in family}
+        elif len(family) > 1 and holds(family[:1]):
+            kept |= {bundle.reader for bundle in family if bundle is family[0] or holds([bundle])}
+    for bundle in bundles:
+        if bundle.reader not in kept:
             logger.info(f"{bundle.reader} keeps a gather: the tensor that it reads cannot shrink")
-        proved.append(Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut))
-    return proved
+    return [replace(bundle, cut=bundle.reader in kept) for bundle in bundles]
 
 
 def _cut_holds(model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], layers: dict[str, WeightLayer]) -> bool:
