@@ -1,5 +1,7 @@
 """Scores: the gate's gradient is exact, every control is its formula, and one bad batch spoils nothing."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,17 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from optimum.dendritic.functional.importance import gate_gradient, random_scores
+from optimum.dendritic.functional import importance as formulas
+from optimum.dendritic.functional.importance import (
+    gate_gradient,
+    gate_information,
+    per_cost,
+    random_scores,
+    running_mean,
+    square_sums,
+    times_cost,
+    with_dying_rows,
+)
 from optimum.dendritic.functional.tiles import over_tiles, tiles
 from optimum.dendritic.nn import inject_layer
 
@@ -189,3 +201,55 @@ def test_what_was_seen_finds_a_layer_that_was_made_on_the_meta_device():
     assert not layer.seen_here().any()
     layer(torch.ones(4, 12))
     assert layer.seen_here().tolist() == [4.0] * 13
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99))
+def test_a_segment_bears_the_norms_of_the_rows_that_die_with_it(arbors, segments, rows, seed):
+    score, norms = drawn(seed, arbors, segments), drawn(seed + 1, rows).square()
+    reached = torch.randint(-1, segments, (rows,), generator=torch.Generator().manual_seed(seed))
+    expected = score.clone()
+    for norm, segment in zip(norms, reached.tolist(), strict=True):
+        if segment >= 0:
+            expected[:, segment] += norm / arbors
+    found = with_dying_rows(score, norms, reached)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose((found - score).sum(), norms[reached >= 0].sum(), atol=1e-4), "nothing is lost among arbors"
+
+
+@given(st.floats(0, 1), st.integers(0, 99))
+def test_a_running_mean_lies_between_what_it_was_and_what_it_reads(decay, seed):
+    mean, reading = drawn(seed, 5), drawn(seed + 1, 5)
+    found = running_mean(mean, reading, decay)
+    assert torch.allclose(found, decay * mean + (1 - decay) * reading, atol=1e-6)
+    reading[2], mean_before = torch.nan, mean.clone()
+    assert running_mean(mean, reading, decay)[2] == mean[2] and torch.equal(mean, mean_before)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_square_sums_leave_the_axis_of_the_inputs_alone(axis):
+    x = drawn(0, 3, 4, 5)
+    expected = torch.stack([part.square().sum() for part in x.movedim(axis, 0)])
+    assert torch.allclose(square_sums(x, axis), expected)
+
+
+def test_a_score_times_its_cost_is_ranked_by_its_mean_over_the_arbors():
+    score = drawn(0, 3, 6)
+    ranked = per_cost(times_cost(score, 7.0).sum(0), 7.0)
+    assert torch.allclose(ranked, score.mean(0))
+
+
+def test_the_information_of_a_gate_is_that_of_its_sum_and_not_the_sum_of_its_parts():
+    weight, gradient = drawn(0, 1, 1, 1, 6, 1), drawn(1, 1, 1, 1, 6, 1)
+    whole = gate_information(gate_gradient(weight, gradient))
+    parts = [gate_gradient(w, g) for w, g in zip(weight.split(2, 3), gradient.split(2, 3), strict=True)]
+    assert torch.allclose(gate_information(torch.stack(parts).sum(0)), whole)
+    assert not torch.allclose(torch.stack([gate_information(part) for part in parts]).sum(0), whole)
+
+
+def test_every_formula_has_a_numeric_example():
+    functions = [f for _, f in inspect.getmembers(formulas, inspect.isfunction) if f.__module__ == formulas.__name__]
+    assert len(functions) >= 12 and all(">>> " in str(function.__doc__) for function in functions)

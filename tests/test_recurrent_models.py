@@ -118,7 +118,8 @@ class TestTheModel:
         inputs, layers, ways, gates = shape
         cell = {4: nn.LSTM, 3: nn.GRU}[gates]
         masks = {"rnn": torch.ones(layers * ways, 6, dtype=torch.bool)}
-        cost = {"rnn": RecurrentCost(*shape, per_weight=1, per_row=2)}
+        sizes = {"inputs": inputs, "layers": layers, "directions": ways, "gates": gates}
+        cost = {"rnn": RecurrentCost(**sizes, per_weight=1, per_row=2)}
         for kept in range(6, 0, -1):
             small = cell(inputs, kept, layers, bidirectional=ways == 2)
             assert total_cost(masks, cost) == sum(p.numel() for p in small.parameters())

@@ -35,8 +35,14 @@ def problems(draw):
         reader, reached = None, None
         if i + 1 < len(shapes) and draw(st.booleans()):
             reader, reached = f"layer{i + 1}", torch.randint(-1, shapes[i + 1][1], (rows,), generator=generator)
-        per_weight, per_row = draw(st.sampled_from([1, 9, 50])), draw(st.sampled_from([0, 1]))
-        costs[name] = LayerCost(rows, draw(st.integers(1, 3)), per_weight, per_row, reader, reached)
+        costs[name] = LayerCost(
+            rows=rows,
+            per_weight=draw(st.sampled_from([1, 9, 50])),
+            per_row=draw(st.sampled_from([0, 1])),
+            segment_size=draw(st.integers(1, 3)),
+            reader=reader,
+            reached=reached,
+        )
         scores[name] = torch.randint(
             0, draw(st.sampled_from([2, 1000])), (arbors, segments), generator=generator
         ).float()
@@ -183,7 +189,7 @@ def test_only_pruned_segments_with_a_gradient_come_back_and_the_strongest_first(
 
 
 def test_a_budget_that_a_mask_meets_to_the_unit_is_not_overshot():
-    costs = {"layer": LayerCost(1, 1, 1, 0)}
+    costs = {"layer": LayerCost(rows=1, segment_size=1, per_weight=1, per_row=0)}
     masks, scores = {"layer": torch.ones(1, 10, dtype=torch.bool)}, {"layer": torch.arange(10.0)[None]}
     for budget in range(11):
         assert total_cost(select(scores, masks, costs, budget, 0.0), costs) == budget
@@ -198,9 +204,12 @@ def test_a_floor_keeps_at_least_one_segment_and_zero_none():
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(1, 3), st.sampled_from([1, 9]), st.sampled_from([0, 1]))
 def test_a_unit_saves_its_columns_and_the_rows_that_die_with_it(rows_each, segments, size, per_weight, per_row):
     reached = torch.arange(segments).repeat_interleave(rows_each)
+    leading = {"reader": "reader", "reached": reached}
     costs = {
-        "producer": LayerCost(rows_each * segments, 2, per_weight, per_row, "reader", reached),
-        "reader": LayerCost(5, size, 1, per_row),
+        "producer": LayerCost(
+            rows=rows_each * segments, segment_size=2, per_weight=per_weight, per_row=per_row, **leading
+        ),
+        "reader": LayerCost(rows=5, segment_size=size, per_weight=1, per_row=per_row),
     }
     masks = {"producer": torch.ones(1, 3, dtype=torch.bool), "reader": torch.ones(1, segments, dtype=torch.bool)}
     for name in masks:
@@ -213,7 +222,7 @@ def test_a_layer_cut_into_arbors_ranks_as_the_whole_layer_does():
     """A unit takes a segment of every arbor: its score is their sum, as its cost is."""
     scores = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)).sort(1)[0]
     whole = {"a": scores.sum(0)[None], "b": torch.rand(1, 6, generator=torch.Generator().manual_seed(1))}
-    costs = {name: LayerCost(4, 1, 1, 0) for name in whole}
+    costs = {name: LayerCost(rows=4, segment_size=1, per_weight=1, per_row=0) for name in whole}
     for budget in range(0, 49, 4):
         kept = []
         for problem in (whole, whole | {"a": scores}):

@@ -1,9 +1,10 @@
 """Replacing modules disturbs nothing: hooks, flags, devices and shared modules stay."""
 
+import pytest
 import torch
 from torch import nn
 
-from optimum.dendritic.nn import DendriticLinear, inject_layer
+from optimum.dendritic.nn import DendriticLayer, DendriticLinear, inject_layer
 from optimum.dendritic.nn.surgery import shallow_copy, swap
 
 
@@ -20,6 +21,18 @@ def test_a_copy_shares_tensors_and_has_registries_of_its_own():
     copy.register_buffer("more", torch.zeros(1))
     copy.weight = nn.Parameter(torch.zeros(1, 1))
     assert list(layer.state_dict()) == ["weight", "bias"] and layer.weight.shape == (4, 4)
+
+
+def test_nothing_becomes_an_abstract_layer():
+    class Half(DendriticLayer, nn.Linear):
+        def kept(self) -> list[torch.Tensor]:
+            return []
+
+    for abstract in (DendriticLayer, Half):
+        with pytest.raises(TypeError, match="abstract"):
+            shallow_copy(stock(), abstract)
+        with pytest.raises(TypeError, match="abstract"):
+            abstract(4, 4)
 
 
 def test_an_injected_layer_keeps_flags_and_device():

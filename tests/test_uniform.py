@@ -23,11 +23,12 @@ def problem(seed: int, dials=(WIDTH, DEPTH, HEADS)):
     draw = torch.Generator().manual_seed(seed)
     masks, costs = {"stack": torch.ones(1, BLOCKS, dtype=torch.bool)}, {"stack": StackCost()}
     for i in range(BLOCKS):
-        place = {"stack": "stack", "place": i}
+        place = {"per_weight": 1, "per_row": 1, "stack": "stack", "place": i}
         for reader, producer, units, size in (("down", "up", NEURONS, 1), ("out", "value", GROUPS, 2)):
             rows = torch.arange(units).repeat_interleave(size)
-            costs[f"{i}.{reader}"] = LayerCost(8, size, 1, 1, **place)
-            costs[f"{i}.{producer}"] = LayerCost(units * size, 8, 1, 1, f"{i}.{reader}", rows, **place)
+            costs[f"{i}.{reader}"] = LayerCost(rows=8, segment_size=size, **place)
+            leading = {"reader": f"{i}.{reader}", "reached": rows}
+            costs[f"{i}.{producer}"] = LayerCost(rows=units * size, segment_size=8, **leading, **place)
             masks[f"{i}.{reader}"] = torch.ones(1, units, dtype=torch.bool)
             masks[f"{i}.{producer}"] = torch.ones(1, 1, dtype=torch.bool)
     scores = {name: torch.rand(mask.shape, generator=draw) for name, mask in masks.items()}

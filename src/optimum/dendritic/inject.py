@@ -82,7 +82,7 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = costs_of(replacements, bundles, wiring.positions, config, stacks)
+    costs = costs_of(replacements, bundles, positions=wiring.positions, config=config, stacks=stacks)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
@@ -95,7 +95,15 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     swap(model, replacements)
     note_base(model)
     records: dict[str, Record] = {**shapes, **{name: Stack(len(stack)) for name, stack in stacks.items()}}
-    set_layout(model, Layout(config, records, bundles, wiring.positions, dense_cost, dials))
+    layout = Layout(
+        config=config,
+        modules=records,
+        bundles=bundles,
+        positions=wiring.positions,
+        dense_cost=dense_cost,
+        dials=dials,
+    )
+    set_layout(model, layout)
     for name in shapes:
         if shapes[name].sprout < config.sprout_rank:
             logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in readers)}")
@@ -124,7 +132,8 @@ def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: De
     kernel = layer.weight[0, 0].numel()
     block = bundle.block if bundle else 1
     size = largest_divisor(inputs, max(1, config.segment_size // kernel), multiple_of=block)
-    return Segments(largest_divisor(outputs, config.arbors), inputs // size, activity, sprout)
+    arbors = largest_divisor(outputs, config.arbors)
+    return Segments(arbors=arbors, segments=inputs // size, activity=activity, sprout=sprout)
 
 
 def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:

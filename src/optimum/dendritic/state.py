@@ -87,8 +87,13 @@ def dendritic_layers(model: nn.Module) -> dict[str, DendriticLayer]:
     Raises:
         DendriticError: `model` is not injected, or another module stands in a layer's place.
     """
+    return layers_in(model, injected_layout(model))
+
+
+def layers_in(model: nn.Module, layout: Layout) -> dict[str, DendriticLayer]:
+    """The layers that the layout of an injected model names, as `dendritic_layers`."""
     layers = {}
-    for name in injected_layout(model).modules:
+    for name in layout.modules:
         layer = model.get_submodule(name)
         if not isinstance(layer, DendriticLayer):
             rule = f"{name} was replaced after the injection, by an adapter of PEFT or another wrapper"

@@ -10,7 +10,7 @@ for step in range(1, max_steps + 1):
     mask_(model)                                                       # pruned means zero
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +20,21 @@ from transformers.utils import logging
 
 from .config import DendriticConfig
 from .distributed.collectives import from_first_rank_, mean_over_ranks
-from .distributed.dtensor import local, reshard
+from .distributed.dtensor import reshard
 from .errors import invalid
-from .functional.costs import Cost, LayerCost
-from .functional.importance import IMPORTANCE, Importance
-from .functional.selection import choose_regrown, select, total_cost, unit_cost
+from .functional.costs import Masks
+from .functional.importance import IMPORTANCE, Importance, times_cost, with_dying_rows
+from .functional.selection import Costs, choose_regrown, select, total_cost, unit_cost
 from .functional.uniform_selection import select_uniform
-from .nn import DendriticLayer, DendriticWeight
+from .layout.layout import Layout
+from .nn import DendriticLayer
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .state import dendritic_layers, injected_layout
-from .structure.model_costs import layer_costs
+from .state import dendritic_layers, injected_layout, layers_in
+from .structure.model_costs import costs_in
 
 logger = logging.get_logger(__name__)
+
+Layers = Mapping[str, DendriticLayer]
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ def score_(model: nn.Module) -> None:
     In a distributed training every rank calls, once the gradients are averaged (and unscaled, under a GradScaler).
     A step in which any reading is not finite, such as one that a GradScaler skips, is not scored, with a warning.
     """
-    config, layers = injected_layout(model).config, dendritic_layers(model)
+    layout = injected_layout(model)
+    config, layers = layout.config, layers_in(model, layout)
     reshard(model)
-    observed = [x for x in layers.values() if isinstance(x, DendriticWeight) and x.dendrite_activity is not None]
-    for layer, seen in zip(observed, mean_over_ranks([layer.seen_here() for layer in observed]), strict=True):
+    observing = [layer for layer in layers.values() if layer.dendrite_activity is not None]
+    for layer, seen in zip(observing, mean_over_ranks([layer.seen_here() for layer in observing]), strict=True):
         layer.note_activity_(seen)
     readings = {name: layer.read(config.importance) for name, layer in layers.items()}
     found = {name: reading for name, reading in readings.items() if reading is not None}
@@ -109,11 +113,12 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     those that pay, and from then on they learn. In a distributed training every rank calls, and rank 0 chooses.
     """
     reshard(model)
-    layout, layers, costs = injected_layout(model), dendritic_layers(model), layer_costs(model)
-    masks = {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
-    scores = _ranked(layers, masks, costs, IMPORTANCE[layout.config.importance])
+    layout = injected_layout(model)
+    layers = layers_in(model, layout)
+    costs, masks, rule = costs_in(layers, layout), _masks(layers), IMPORTANCE[layout.config.importance]
+    scores = _ranked(layers, masks, costs, rule)
     if all(bool(mask.all()) for mask in masks.values()):
-        _tell_unscored(layers, IMPORTANCE[layout.config.importance])
+        _tell_unscored(layers, rule)
     growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
     budget, floor = (1 - sparsity) * layout.dense_cost, layout.config.floor
@@ -124,20 +129,19 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     chosen = {name: mask.to(layers[name].dendrite_mask.device) for name, mask in chosen.items()}
     from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
     chosen = {name: mask.cpu() for name, mask in chosen.items()}
-    returned = 0
+    final, returned = sparsity >= layout.config.sparsity, 0
     for name, layer in layers.items():
         back = (chosen[name] & ~masks[name]).to(layer.dendrite_mask.device)
         gone = (masks[name] & ~chosen[name]).to(layer.dendrite_mask.device)  # now: masks may be views of the buffers
         layer.dendrite_mask.copy_(chosen[name])
         if back.any():
             returned += int(back.sum())
-            _welcome(layer, back, optimizer)
-        cost = costs[name]
-        if isinstance(layer, DendriticWeight) and isinstance(cost, LayerCost) and layer.sprout is not None:
-            pays, final = cost.sprout_cost(chosen, name) > 0, sparsity >= layout.config.sparsity
-            _tend(layer, gone, cost.alive_rows(chosen), pays, final, optimizer)
-    mask_(model)
-    return Pruning(1 - total_cost(chosen, costs) / layout.dense_cost, _density(chosen), returned)
+            layer.welcome_(back, optimizer)
+        alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
+        layer.tend_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
+    for layer in layers.values():
+        layer.mask_()
+    return _pruning(chosen, costs, layout, returned)
 
 
 def mask_(model: nn.Module) -> None:
@@ -149,31 +153,32 @@ def mask_(model: nn.Module) -> None:
 
 def pruning_of(model: nn.Module) -> Pruning:
     """How much of an injected model is pruned at present."""
-    masks = {name: layer.dendrite_mask.cpu() for name, layer in dendritic_layers(model).items()}
-    return Pruning(1 - total_cost(masks, layer_costs(model)) / injected_layout(model).dense_cost, _density(masks))
+    layout = injected_layout(model)
+    layers = layers_in(model, layout)
+    return _pruning(_masks(layers), costs_in(layers, layout), layout)
 
 
-def _ranked(
-    layers: dict[str, DendriticLayer], masks: dict[str, Tensor], costs: dict[str, Cost], rule: Importance
-) -> dict[str, Tensor]:
+def _masks(layers: Layers) -> dict[str, Tensor]:
+    return {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
+
+
+def _pruning(masks: Masks, costs: Costs, layout: Layout, regrown: int = 0) -> Pruning:
+    density = {name: mask.float().mean().item() for name, mask in masks.items()}
+    return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density, regrown)
+
+
+def _ranked(layers: Layers, masks: Masks, costs: Costs, rule: Importance) -> dict[str, Tensor]:
     """The scores as `select` ranks them by their cost: see `Importance`."""
     scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
     for name, cost in costs.items() if rule.grouped else ():
-        layer = layers[name]
-        if (
-            isinstance(layer, DendriticWeight)
-            and isinstance(cost, LayerCost)
-            and cost.reader
-            and cost.reached is not None
-        ):
-            norms, dies = layer.row_norms().cpu(), cost.reached >= 0
-            arbors, segments = scores[cost.reader].shape
-            rows = torch.zeros(segments).index_add(0, cost.reached[dies], norms[dies])
-            scores[cost.reader] = scores[cost.reader] + rows / arbors
+        dying = cost.dying_rows()
+        if dying is not None:
+            reader, reached = dying
+            scores[reader] = with_dying_rows(scores[reader], layers[name].row_norms().cpu(), reached)
     if rule.per_cost:
         return scores
     units = unit_cost(masks, costs)
-    return {name: score * units[name] / len(score) for name, score in scores.items()}
+    return {name: times_cost(score, units[name]) for name, score in scores.items()}
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -182,7 +187,7 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
-def _tell_unscored(layers: dict[str, DendriticLayer], rule: Importance) -> None:
+def _tell_unscored(layers: Layers, rule: Importance) -> None:
     """Warn of layers without a gradient so far: what the loss does not feel goes first, though outputs may need it."""
     unscored = [name for name, layer in layers.items() if not bool(layer.dendrite_score.any())]
     if rule.running and 0 < len(unscored) < len(layers):
@@ -190,38 +195,3 @@ def _tell_unscored(layers: dict[str, DendriticLayer], rule: Importance) -> None:
             f"No gradient has reached {', '.join(unscored)} so far: they count as unimportant and are pruned first. "
             "Where the model needs them, name them in exclude_modules."
         )
-
-
-def _density(masks: dict[str, Tensor]) -> dict[str, float]:
-    return {name: mask.float().mean().item() for name, mask in masks.items()}
-
-
-def _welcome(layer: DendriticLayer, back: Tensor, optimizer: Optimizer | None) -> None:
-    """A returned segment starts from zero weights, with a fresh optimizer state and its layer's weakest live score: it
-    goes first at the next update unless it has earned a better one by then."""
-    live = layer.dendrite_mask & ~back
-    if live.any():
-        layer.dendrite_score[back] = layer.dendrite_score[live].min()
-    if optimizer is not None:
-        for name, parameter in layer.segmented().items():
-            for moment in optimizer.state.get(parameter, {}).values():
-                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    layer.blank_({name: moment}, back)
-
-
-def _tend(
-    layer: DendriticWeight, gone: Tensor, alive: Tensor, pays: bool, final: bool, optimizer: Optimizer | None
-) -> None:
-    """A sleeping sprout takes up the segments `gone` of the rows `alive`, and wakes when it `pays` in the `final`
-    update; one that no longer pays falls asleep, and its gate shuts."""
-    assert layer.sprout is not None and layer.dendrite_awake is not None
-    awake = bool(layer.dendrite_awake)
-    if not awake:
-        layer.absorb_(gone, alive.to(gone.device))
-    layer.dendrite_awake.fill_(pays and (awake or final))
-    local(layer.sprout.gate).mul_(layer.dendrite_awake)
-    if optimizer is not None and not awake:
-        for parameter in layer.sprout.parameters():
-            for moment in optimizer.state.get(parameter, {}).values():
-                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    moment.zero_()

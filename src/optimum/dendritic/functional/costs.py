@@ -29,8 +29,21 @@ class Cost(ABC):
         Positive for the layer itself, so that scores can be divided by it, unless it goes with its block.
         """
 
+    def dying_rows(self) -> tuple[str, Int[Tensor, " rows"]] | None:
+        """The reader whose pruned inputs kill rows of this layer, and the segment of it that each row reaches (-1 where
+        it cannot die); None where none die so."""
+        return None
 
-@dataclass(frozen=True)
+    def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
+        """Which outputs are left; empty for a layer that has no rows of its own to lose."""
+        return torch.ones(0, dtype=torch.bool)
+
+    def sprout_cost(self, masks: Masks, name: str) -> int:
+        """What its sprout costs; 0 where it has none, or none that pays."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerCost(Cost):
     """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
 
@@ -90,6 +103,9 @@ class LayerCost(Cost):
             saved[self.stack] = self.cost(masks, name) / int(masks[self.stack].sum())
         return saved
 
+    def dying_rows(self) -> tuple[str, Int[Tensor, " rows"]] | None:
+        return None if self.reader is None or self.reached is None else (self.reader, self.reached)
+
     def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
         """Which outputs still reach a kept segment of the reader."""
         if self.reader is None or self.reached is None:
@@ -112,7 +128,7 @@ class StackCost(Cost):
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecurrentCost(Cost):
     """What an LSTM or GRU costs; a unit is one hidden unit of every direction of every layer.
 

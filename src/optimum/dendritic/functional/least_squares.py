@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Moments:
     """Sums over samples of what a layer reads (`x`, `[samples, in]`) and of what it should answer (`y`)."""
 
@@ -31,11 +31,15 @@ class Moments:
 
     @classmethod
     def of(cls, x: Float[Tensor, "samples in"], y: Float[Tensor, "samples out"]) -> "Moments":
-        return cls(len(x), x.sum(0), y.sum(0), x.t() @ x, y.t() @ x)
+        return cls(count=len(x), x=x.sum(0), y=y.sum(0), xx=x.t() @ x, yx=y.t() @ x)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
-            self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx
+            count=self.count + other.count,
+            x=self.x + other.x,
+            y=self.y + other.y,
+            xx=self.xx + other.xx,
+            yx=self.yx + other.yx,
         )
 
 

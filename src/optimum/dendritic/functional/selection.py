@@ -14,10 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .costs import Cost, Masks
+from .importance import per_cost
 
 Scores = Mapping[str, Float[Tensor, "arbors segments"]]
-
-
 Costs = Mapping[str, Cost]
 
 
@@ -49,7 +48,7 @@ def select(
         ordered, orders[name] = score.sort(dim=1, stable=True)
         fewest[name] = int(dead.sum(1)[0])
         most[name] = max(fewest[name], mask.shape[1] - smallest_kept(mask.shape[1], floor))
-        units = (ordered.sum(0) / unit_costs[name])[fewest[name] : most[name]]
+        units = per_cost(ordered.sum(0), unit_costs[name])[fewest[name] : most[name]]
         ranked += [(value, index, name) for value in units.tolist()]
     ranked.sort(key=lambda unit: unit[:2])  # stable: within a layer the weaker unit stays first
 

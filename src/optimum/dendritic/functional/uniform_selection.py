@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ..layout.records import Dial
 from .costs import Masks
+from .importance import per_cost
 from .selection import Costs, Scores, smallest_kept, total_cost, unit_cost
 
 Chosen = dict[str, Bool[Tensor, "arbors segments"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
     """A dial at this update: `pruned[r]` units of each member are gone on rung `r`; rungs below `first` would bring
     pruned units back. `values[r]`: score per cost of the step from rung `first + r`; `step`: what a rung saves."""
@@ -133,8 +134,8 @@ def _ladder(
     live = [m for m in dial.members if units[m] > 0]  # others stand in skipped blocks
     saved = sum(units[m] for m in live)
     ordered = torch.stack([scores[m][0].double()[orders[m]] for m in live]).sum(0) if live else torch.zeros(size)
-    sums = [0.0, *ordered.cumsum(0).tolist()]
-    pairs = zip(pruned[first:-1], pruned[first + 1 :], strict=True)
-    values = ((sums[more] - sums[less]) / (max(saved, 1e-9) * (more - less)) for less, more in pairs)
-    ascending = tuple(accumulate(values, max))  # those of regrown units, which go last, may be lower
-    return Ladder(dial, pruned, first, ascending, saved * size / len(pruned))
+    sums, rungs = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)]), torch.tensor(pruned[first:])
+    values = per_cost(sums[rungs].diff(), max(saved, 1e-9) * rungs.diff().double())
+    ascending = tuple(accumulate(values.tolist(), max))  # those of regrown units, which go last, may be lower
+    step = saved * size / len(pruned)
+    return Ladder(dial=dial, pruned=pruned, first=first, values=ascending, step=step)

@@ -18,7 +18,7 @@ from ..layout.layout import Layout
 from ..layout.records import Follower
 from ..nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
 from ..nn.pack_model import pack_modules
-from ..state import dendritic_layers, dense_config_of, layout_of, split_stacks
+from ..state import dense_config_of, layers_in, layout_of, split_stacks
 from .describe import DENSE, describe
 
 
@@ -43,7 +43,7 @@ class Side:
         return self.kept / self.size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerDensity:
     """What is left of one layer; `words` are those of `describe`."""
 
@@ -60,7 +60,7 @@ class LayerDensity:
         return self.parameters / self.dense_parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Density:
     """The density map of a model.
 
@@ -114,17 +114,18 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     Raises:
         DendriticError: the dense shapes are not known.
     """
-    layout, words = layout_of(model), describe(model)
+    layout, words, kind = layout_of(model), describe(model), type(model).__name__
     if layout is None:
         total = _parameters(model)
-        return Density(type(model).__name__, False, (), tuple(words), total, total)
+        counts = {"parameters": total, "dense_parameters": total}
+        return Density(model=kind, packed=False, layers=(), untouched=tuple(words), **counts)
     if layout.packed:
         dense = _dense(model) if dense is None else dense
         layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
         modules = {name: model.get_submodule(name) for name in layers}
         total, dense_total = _parameters(model), _parameters(dense)
     else:
-        stacks, layers = split_stacks(dendritic_layers(model))
+        stacks, layers = split_stacks(layers_in(model, layout))
         skipped = [
             f"{name}.{i}." for name, stack in stacks.items() for i in (~stack.dendrite_mask[0]).nonzero()[:, 0].tolist()
         ]
@@ -136,7 +137,8 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         total -= sum(_parameters(model.get_submodule(block.rstrip("."))) for block in skipped)
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
-    return Density(type(model).__name__, layout.packed, tuple(found), untouched, total, dense_total)
+    counts = {"parameters": total, "dense_parameters": dense_total}
+    return Density(model=kind, packed=layout.packed, layers=tuple(found), untouched=untouched, **counts)
 
 
 def _dense(model: nn.Module) -> nn.Module:
@@ -159,11 +161,12 @@ def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticL
 def _layer(name: str, module: nn.Module, dense: nn.Module, words: str) -> LayerDensity:
     if isinstance(module, RecurrentLayer):
         assert isinstance(dense, RecurrentLayer)
-        sides = _known(module.input_size, module.input_size), _units(module, dense.hidden_size)
+        read, made = _known(module.input_size, module.input_size), _units(module, dense.hidden_size)
     else:
         assert isinstance(module, WeightLayer)
-        sides = _sides(module, *widths(dense))
-    return LayerDensity(name, words, _parameters(module), _own(dense), *sides)
+        read, made = _sides(module, *widths(dense))
+    sizes = {"parameters": _parameters(module), "dense_parameters": _own(dense)}
+    return LayerDensity(name=name, words=words, inputs=read, outputs=made, **sizes)
 
 
 def _sides(module: WeightLayer, inputs: int, outputs: int) -> tuple[Side, Side]:

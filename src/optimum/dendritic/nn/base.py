@@ -4,25 +4,36 @@ A pruned tile is a tile of zeros; nothing is multiplied in the forward pass, so 
 can grow back. Buffers are persistent, hence saved, resumed and broadcast like weights.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..distributed.dtensor import summed
-from ..functional.importance import IMPORTANCE, Importance, Measure, square_gradient
+from ..functional.importance import IMPORTANCE, Importance, Measure, finite_or, running_mean, square_gradient
 from ..functional.tiles import Piece
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 
 
-class DendriticLayer(nn.Module):
-    """What the injected layers share. `dendrite_mask`, `dendrite_score`: `[arbors, segments]`, bool and float32."""
+ACTIVITY_DECAY = 0.9
+
+
+class DendriticLayer(nn.Module, ABC):
+    """What the injected layers share. `dendrite_mask`, `dendrite_score`: `[arbors, segments]`, bool and float32.
+
+    A layer that observes its inputs has a `dendrite_activity`, their running mean squares. Then `seen` holds the sum of
+    squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It is no buffer, since each
+    rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
+    """
 
     dendrite_mask: Tensor
     dendrite_score: Tensor
     dendrite_activity: Tensor | None
+    seen: Tensor
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         """Register the buffers; everything is kept and nothing scored. `AssertionError` where the shapes forbid it."""
@@ -31,25 +42,25 @@ class DendriticLayer(nn.Module):
         self.register_buffer("dendrite_score", torch.zeros(arbors, segments, dtype=torch.float32, device=device))
         self.register_buffer("dendrite_activity", None)
 
+    @abstractmethod
     def segmented(self) -> dict[str, nn.Parameter]:
         """The parameters that hold the tiles, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
         """All that the gates multiply; of sharded parameters, what this process holds of it.
 
         Args:
             tensors: the parameters of `segmented`, or others of their shapes (gradients).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set the `chosen` tiles of the parameters of `segmented`, or of others of their shapes, to zero, in place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kept(self) -> list[Tensor]:
         """Ascending indices (int64) of what each arbor keeps when it is packed, on the CPU."""
-        raise NotImplementedError
 
     def score_(self, importance: str, decay: float) -> None:
         """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
@@ -68,9 +79,8 @@ class DendriticLayer(nn.Module):
     @torch.no_grad()
     def note_(self, reading: Float[Tensor, "arbors segments"], importance: str, decay: float) -> None:
         """Make a reading part of the score, as far as the score stays finite."""
-        running = IMPORTANCE[importance].running
-        score = self.dendrite_score.float().lerp(reading, 1 - decay) if running else reading
-        self.dendrite_score.copy_(torch.where(score.isfinite(), score, self.dendrite_score))
+        old, running = self.dendrite_score, IMPORTANCE[importance].running
+        old.copy_(running_mean(old, reading, decay) if running else finite_or(reading, old))
 
     @torch.no_grad()
     def reading(self, rule: Importance, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
@@ -84,12 +94,65 @@ class DendriticLayer(nn.Module):
         if not self._has_gradient():
             return torch.zeros_like(self.dendrite_score)
         norms = self._sums(square_gradient, self._gradients()).float()
-        return torch.where(norms.isfinite(), norms, torch.zeros_like(norms))
+        return finite_or(norms, torch.zeros_like(norms))
 
     @torch.no_grad()
     def mask_(self) -> None:
         """Set the pruned tiles to zero, in place, and end the step."""
         self.blank_(self.segmented(), ~self.dendrite_mask)
+        if self.dendrite_activity is not None:
+            self.seen.zero_()  # inputs of a step that was not scored
+
+    def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
+        """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
+        assert self.dendrite_activity is not None
+        if self.seen.device != self.dendrite_activity.device:
+            self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)
+        return self.seen
+
+    @torch.no_grad()
+    def note_activity_(self, seen: Float[Tensor, " inputs_and_number"]) -> None:
+        """Fold one step's mean square of each input into the activity; one that is not finite is dropped.
+
+        Args:
+            seen: this layer's `seen`, or its mean over the ranks.
+        """
+        assert self.dendrite_activity is not None
+        self.dendrite_activity.copy_(running_mean(self.dendrite_activity, seen[:-1] / seen[-1], ACTIVITY_DECAY))
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def row_norms(self) -> Float[Tensor, " outputs"]:
+        """`||W||^2` of each output that can die with what reads it: of none, unless the layer is one of one weight."""
+        return self.dendrite_score.new_zeros(0)
+
+    @torch.no_grad()
+    def welcome_(self, back: Bool[Tensor, "arbors segments"], optimizer: Optimizer | None) -> None:
+        """A returned segment starts from zero weights, with a fresh optimizer state and its layer's weakest live score:
+        it goes first at the next update unless it has earned a better one by then."""
+        live = self.dendrite_mask & ~back
+        if live.any():
+            self.dendrite_score[back] = self.dendrite_score[live].min()
+        for name, parameter in self.segmented().items():
+            for moment in moments(parameter, optimizer):
+                self.blank_({name: moment}, back)
+
+    @torch.no_grad()
+    def tend_sprout_(
+        self,
+        gone: Bool[Tensor, "arbors segments"],
+        alive: Bool[Tensor, " outputs"],
+        *,
+        pays: bool,
+        final: bool,
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Let the sprout, if the layer has one, make up for the segments `gone` of the outputs `alive`.
+
+        Args:
+            pays: whether it costs less than what is pruned.
+            final: whether this is the last update of the masks.
+        """
 
     def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
         """`measure` summed over all that each gate multiplies, wherever it is held."""
@@ -106,6 +169,12 @@ class DendriticLayer(nn.Module):
 
     def _gradients(self) -> dict[str, Tensor]:
         return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.segmented().items()}
+
+
+def moments(parameter: nn.Parameter, optimizer: Optimizer | None) -> list[Tensor]:
+    """What an optimizer remembers of a parameter entry by entry, such as Adam's moments."""
+    state = {} if optimizer is None else optimizer.state.get(parameter, {})
+    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
 def drop_own_buffers(layer: nn.Module) -> None:

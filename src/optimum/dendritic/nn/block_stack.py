@@ -62,7 +62,8 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
         assert rule.measure is not None
         (gradient,), total = self.gated(gradients), torch.zeros_like(self.dendrite_score, dtype=torch.float32)
         if rule.measure is square_norm:
-            norms = [torch.stack([wide(local(p)).square().sum() for p in block.parameters()]).sum() for block in self]
+            tiles = [[local(p).flatten()[None, None, None, :, None] for p in block.parameters()] for block in self]
+            norms = [torch.stack([square_norm(part, part) for part in block]).sum() for block in tiles]
             total.add_(torch.stack(norms)[None])
         else:
             gradient.add_to(total, rule.measure(torch.ones_like(gradient.tiles), gradient.tiles, None))

@@ -77,7 +77,8 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
             matrix = _matrix(tensors[name])
             own = held(tensors[name])
             rows = torch.arange(len(matrix), device=matrix.device) if own is None else own
-            pieces.append(Piece(matrix[None, None, ..., None], rows.new_tensor([arbor]), rows % self.hidden_size))
+            units = rows % self.hidden_size
+            pieces.append(Piece(matrix[None, None, ..., None], arbors=rows.new_tensor([arbor]), segments=units))
         return pieces
 
     def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
@@ -88,7 +89,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         for name, *_ in self._all_weights[(layer + 1) * ways : (layer + 2) * ways]:
             readers.append(_matrix(tensors[name])[:, way * width : (way + 1) * width])
         own = torch.tensor([arbor], device=readers[0].device)
-        return [Piece(reader.t()[None, None, ..., None], own) for reader in readers]
+        return [Piece(reader.t()[None, None, ..., None], arbors=own) for reader in readers]
 
 
 def _matrix(tensor: Tensor) -> Float[Tensor, "rows width"]:

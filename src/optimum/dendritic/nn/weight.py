@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
-from ..distributed.dtensor import summed, whole
-from ..functional.importance import square_norm
+from ..distributed.dtensor import local, summed, whole
+from ..functional.importance import square_norm, square_sums
 from ..functional.tiles import Piece, kept_inputs, over_tiles, piece, tiles, wide
-from .base import DendriticLayer
+from .base import DendriticLayer, moments
 from .sprout import Sprout, empty_sprout
 
-ACTIVITY_DECAY = 0.9
 WeightLayer = nn.Linear | nn.Conv2d | Conv1D
 
 
@@ -21,16 +21,12 @@ class DendriticWeight(DendriticLayer):
     """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs.
 
     A layer may have a sprout. While `dendrite_awake` (a bool) is False, neither outputs nor gradients feel it.
-
-    `seen` holds the sum of squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It
-    is no buffer, since each rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     dendrite_awake: Tensor | None
     sprout: Sprout | None
-    seen: Tensor
     transposed = False
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
@@ -57,33 +53,8 @@ class DendriticWeight(DendriticLayer):
     def _observe(self, x: Tensor) -> None:
         """Add up the squares of each input: of the channels of a convolution, else of the last axis."""
         channels, seen = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1, self.seen_here()
-        seen[:-1] += x.float().square().sum([axis for axis in range(x.dim()) if axis != channels])
+        seen[:-1] += square_sums(x.float(), channels)
         seen[-1] += x.numel() // x.shape[channels]
-
-    def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
-        """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
-        assert self.dendrite_activity is not None
-        if self.seen.device != self.dendrite_activity.device:
-            self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)
-        return self.seen
-
-    @torch.no_grad()
-    def note_activity_(self, seen: Float[Tensor, " inputs_and_number"]) -> None:
-        """Fold one step's mean square of each input into the activity; one that is not finite is dropped.
-
-        Args:
-            seen: this layer's `seen`, or its mean over the ranks.
-        """
-        assert self.dendrite_activity is not None
-        activity = self.dendrite_activity.float().lerp(seen[:-1] / seen[-1], 1 - ACTIVITY_DECAY)
-        self.dendrite_activity.copy_(torch.where(activity.isfinite(), activity, self.dendrite_activity))
-        self.seen.zero_()
-
-    @torch.no_grad()
-    def mask_(self) -> None:
-        super().mask_()
-        if self.dendrite_activity is not None:
-            self.seen.zero_()  # inputs of a step that was not scored
 
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:
@@ -124,6 +95,29 @@ class DendriticWeight(DendriticLayer):
     def kept(self) -> list[Tensor]:
         """Ascending input indices (int64) that each arbor reads, on the CPU."""
         return [kept_inputs(arbor, self.segment_size) for arbor in self.dendrite_mask.cpu()]
+
+    @torch.no_grad()
+    def tend_sprout_(
+        self,
+        gone: Bool[Tensor, "arbors segments"],
+        alive: Bool[Tensor, " outputs"],
+        *,
+        pays: bool,
+        final: bool,
+        optimizer: Optimizer | None,
+    ) -> None:
+        """A sleeping sprout takes up the segments `gone` of the outputs `alive`, and wakes if it `pays` in the `final`
+        update; one that no longer pays falls asleep, and its gate shuts."""
+        if self.sprout is None or self.dendrite_awake is None:
+            return
+        awake = bool(self.dendrite_awake)
+        if not awake:
+            self.absorb_(gone, alive.to(gone.device))
+        self.dendrite_awake.fill_(pays and (awake or final))
+        local(self.sprout.gate).mul_(self.dendrite_awake)
+        for parameter in () if awake else self.sprout.parameters():
+            for moment in moments(parameter, optimizer):
+                moment.zero_()
 
     @torch.no_grad()
     def absorb_(self, gone: Bool[Tensor, "arbors segments"], alive: Bool[Tensor, " outputs"]) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
-from ..functional.importance import IMPORTANCE
+from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
 from ..nn import DendriticLayer
-from ..state import dendritic_layers, injected_layout
+from ..state import injected_layout, layers_in
 from ..structure.example_inputs import is_empty, shapes
 
 Batch = Mapping[str, Any]
@@ -61,8 +61,9 @@ def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], 
     Raises:
         DendriticError: the score needs a loss and the outputs hold none, or it is not finite on any batch.
     """
-    importance = injected_layout(model).config.importance
-    rule, layers = IMPORTANCE[importance], dendritic_layers(model)
+    layout = injected_layout(model)
+    importance, layers = layout.config.importance, layers_in(model, layout)
+    rule = IMPORTANCE[importance]
     if rule.measure is None:
         return
     if rule.needs_activity:
@@ -129,7 +130,7 @@ def _observe(
         (x,) = args
         x = (x.movedim(1, -1) if isinstance(layer, nn.Conv2d) else x).flatten(0, -2)
         total, count = sums[name]
-        sums[name] = total.to(x.device) + wide(x).square().sum(0), count + len(x)
+        sums[name] = total.to(x.device) + square_sums(wide(x), axis=-1), count + len(x)
 
     handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     try:

@@ -5,7 +5,7 @@ prune_(model, batches)                             # a few hundred samples, with
 compress_(model)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
-from ..state import dendritic_layers, injected_layout
+from ..nn import DendriticLayer
+from ..state import injected_layout, layers_in
 from ..structure.probing import quiet
 from ..train_steps import pruning_of, update_
 from .calibration import as_batches, readings, score_on_
@@ -52,14 +53,15 @@ def prune_(
         DendriticError: the model is not injected, is packed or sharded; there is no batch, or one that is no mapping;
             the outputs hold no loss, or the scores are not finite. The model is then as it was.
     """
-    config = injected_layout(model).config
+    layout = injected_layout(model)
+    config, layers = layout.config, layers_in(model, layout)
     refuse_sharded(model, "Call prune_ before the model is sharded; while it trains, use score_, update_ and mask_.")
     for field, count in {"rounds": rounds, "passes": passes}.items():
         if type(count) is not int or count < 1:
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
-    with quiet(model), _all_or_nothing(model) as before:
+    with quiet(model), _all_or_nothing(layers) as before:
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
         groups = stages(model, calibration[0], passes) if reconstruct else []
@@ -73,23 +75,23 @@ def prune_(
     return model
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors(layers: Mapping[str, DendriticLayer]) -> dict[str, Tensor]:
     """Parameters and buffers of the injected layers, by full name: all that pruning changes."""
     return {
         f"{name}.{key}": value
-        for name, layer in dendritic_layers(model).items()
+        for name, layer in layers.items()
         for key, value in (*layer.named_parameters(), *layer.named_buffers())
     }
 
 
 @contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _all_or_nothing(layers: Mapping[str, DendriticLayer]) -> Iterator[dict[str, Tensor]]:
     """Copies of the weights, masks and scores, put back if anything goes wrong (an interruption by the user, too)."""
-    before = {name: value.detach().clone() for name, value in _tensors(model).items()}
+    before = {name: value.detach().clone() for name, value in _tensors(layers).items()}
     try:
         yield before
     except BaseException:
         with torch.no_grad():
-            for name, value in _tensors(model).items():
+            for name, value in _tensors(layers).items():
                 value.copy_(before[name])
         raise

@@ -73,7 +73,7 @@ def reconstruct_(
     for group in groups:
         moments: dict[str, list[Moments]] = {}
         for batch in batches:
-            for name, found in _moments(model, group, dense, batch).items():
+            for name, found in _moments(model, {name: layers[name] for name in group}, dense, batch).items():
                 moments[name] = _sums(moments.get(name), found)
             advance()
         for name, found in moments.items():
@@ -99,13 +99,13 @@ def stages(model: nn.Module, batch: Batch, passes: int) -> list[list[str]]:
             order.append([name])
         previous[:] = [x]
 
-    _watch(model, list(fitted_layers(model)), note, lambda: model(**on_device(model, batch)))
+    _watch(fitted_layers(model), note, lambda: model(**on_device(model, batch)))
     size = -(-len(order) // passes) if order else 1
     return [sum(order[first : first + size], []) for first in range(0, len(order), size)]
 
 
 def _moments(
-    model: nn.Module, group: Sequence[str], dense: Mapping[str, Tensor], batch: Batch
+    model: nn.Module, group: Mapping[str, DendriticWeight], dense: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, list[Moments]]:
     """Of each layer and each of its arbors, what it answers in the dense model, and what it reads in the one whose
     groups before this one are pruned and fitted.
@@ -113,15 +113,14 @@ def _moments(
     The group itself is dense while it reads: what is still to be fitted in it must not be made up for downstream.
     """
     batch = on_device(model, batch)
-    layers = {name: layer for name, layer in fitted_layers(model).items() if name in group}
     wanted: dict[str, list[Tensor]] = {name: [] for name in group}
     found: dict[str, list[Moments]] = {}
 
     def answer(name: str, x: Tensor, y: Tensor) -> None:
-        wanted[name].append(answers(layers[name], y).clone())
+        wanted[name].append(answers(group[name], y).clone())
 
     def read(name: str, x: Tensor, y: Tensor) -> None:
-        layer, rows = layers[name], columns(layers[name], x)
+        layer, rows = group[name], columns(group[name], x)
         if not wanted[name] or len(wanted[name][0]) != len(rows):
             raise invalid("model", type(model).__name__, f"calls {name} otherwise once it is pruned", REMEDY)
         expected, valid = wanted[name].pop(0), _valid(batch, y)
@@ -130,9 +129,9 @@ def _moments(
         parts = zip(kept_columns(layer), wide(expected).chunk(len(layer.dendrite_mask), 1), strict=True)
         found[name] = _sums(found.get(name), [Moments.of(wide(rows[:, kept]), part) for kept, part in parts])
 
-    _watch(model, group, answer, lambda: functional_call(model, dict(dense), (), batch))
-    whole = {key: value for key, value in dense.items() if key.rpartition(".")[0] in layers}
-    _watch(model, group, read, lambda: functional_call(model, whole, (), batch), calls=sum(map(len, wanted.values())))
+    _watch(group, answer, lambda: functional_call(model, dict(dense), (), batch))
+    whole = {key: value for key, value in dense.items() if key.rpartition(".")[0] in group}
+    _watch(group, read, lambda: functional_call(model, whole, (), batch), calls=sum(map(len, wanted.values())))
     return found
 
 
@@ -174,13 +173,12 @@ class _Enough(Exception):
 
 
 def _watch(
-    model: nn.Module,
-    names: Sequence[str],
+    layers: Mapping[str, nn.Module],
     see: Callable[[str, Tensor, Tensor], None],
     run: Callable[[], object],
     calls: int | None = None,
 ) -> None:
-    """Run, and show every call of the layers `names` with input and output; stop after so many calls."""
+    """Run, and show every call of the `layers` with input and output; stop after so many calls."""
     seen = 0
 
     def hook(name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
@@ -190,7 +188,7 @@ def _watch(
         if seen == calls:
             raise _Enough
 
-    handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
+    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
     try:
         run()
     except _Enough:

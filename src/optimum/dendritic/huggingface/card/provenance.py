@@ -41,7 +41,7 @@ class Data:
     samples: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of the weights with that fingerprint, at a step of the training, when `sparsity` had been removed."""
 
@@ -108,8 +108,8 @@ def note_evaluation(
     """Scores of the present weights. Numbers only; what the Trainer says of its own speed is no score."""
     scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
-    evaluation = Evaluation(numbers, fingerprint(model), step, sparsity, data_of(data))
-    facts_of(model).evaluations.append(evaluation)
+    facts, weights, seen = facts_of(model), fingerprint(model), data_of(data)
+    facts.evaluations.append(Evaluation(metrics=numbers, weights=weights, step=step, sparsity=sparsity, data=seen))
 
 
 def hand_on_scores(model: nn.Module, before: str) -> None:
@@ -136,8 +136,8 @@ def data_of(source: Any) -> Data | None:
     info, split = dataset.info, dataset.split
     id_on_hub = _id_on_hub(dataset)
     config = None if info.config_name in (None, "default") else info.config_name
-    name = id_on_hub or Path(info.dataset_name).name
-    return Data(name, id_on_hub is not None, config, None if split is None else str(split), len(dataset))
+    name, part = id_on_hub or Path(info.dataset_name).name, None if split is None else str(split)
+    return Data(name, on_hub=id_on_hub is not None, config=config, split=part, samples=len(dataset))
 
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,8 +24,8 @@ from ...nn import (
     shrink_follower,
     weight_layer,
 )
-from ...state import dendritic_layers, set_layout
-from ...structure.model_costs import layer_costs
+from ...state import layers_in, set_layout
+from ...structure.model_costs import costs_in
 from .validate import faults
 
 
@@ -81,11 +81,9 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
     if layout.packed or not layout.modules:
         return layout
     set_layout(model, layout)
-    costs = layer_costs(model)
-    dense = {
-        name: torch.ones_like(layer.dendrite_mask, device="cpu") for name, layer in dendritic_layers(model).items()
-    }
-    cost = total_cost(dense, costs)
+    layers = layers_in(model, layout)
+    dense = {name: torch.ones_like(layer.dendrite_mask, device="cpu") for name, layer in layers.items()}
+    cost = total_cost(dense, costs_in(layers, layout))
     if trusted and cost != layout.dense_cost:
         raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
     return dataclasses.replace(layout, dense_cost=cost)

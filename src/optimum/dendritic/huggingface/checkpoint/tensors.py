@@ -26,7 +26,7 @@ T = TypeVar("T")
 Rename = Callable[[str], tuple[tuple[str, ...], bool]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """A tensor in a safetensors file, as its header declares it."""
 
@@ -50,7 +50,9 @@ def read_headers(files: Iterable[str]) -> list[Stored]:
         try:
             with safe_open(file, framework="pt") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}
-                stored += [Stored(file, key, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()]
+                for key, part in slices.items():
+                    shape = tuple(part.get_shape())
+                    stored.append(Stored(file=file, key=key, dtype=part.get_dtype(), shape=shape))
         except (SafetensorError, OSError) as error:
             raise bad("checkpoint file", file, f"cannot be read as safetensors ({error})") from error
     return stored
