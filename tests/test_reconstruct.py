@@ -13,7 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_, score_, update_
 from optimum.dendritic.nn import DendriticLayer
-from optimum.dendritic.one_shot.reconstruction import answers, columns, kept_columns, reconstruct_, stages
+from optimum.dendritic.one_shot.reconstruction import (
+    answers,
+    columns,
+    fitted_layers,
+    kept_columns,
+    reconstruct_,
+    stages,
+)
 from optimum.dendritic.state import dendritic_layers
 
 
@@ -64,7 +71,9 @@ def layer_of(model: Lone) -> DendriticLayer:
 
 
 def fit(model: nn.Module, dense: dict[str, Tensor], *batches: dict[str, Tensor], damping: float = 0.0) -> None:
-    reconstruct_(model, dense, batches, stages(model, batches[0], passes=100), damping=damping)
+    layers = fitted_layers(dendritic_layers(model))
+    groups = stages(model, layers, batches[0], passes=100)
+    reconstruct_(model, layers, dense, batches, groups, damping=damping)
 
 
 def wanted(model: nn.Module, dense: dict[str, Tensor], **batch: Tensor) -> Tensor:
@@ -172,14 +181,15 @@ def test_a_model_that_runs_otherwise_when_pruned_is_refused():
     model.first.dendrite_mask[0, 0] = False
     model.first.mask_()
     with pytest.raises(DendriticError, match=r"calls second otherwise once it is pruned.*reconstruct=False"):
-        reconstruct_(model, dense, [{"x": x}], [["first"], ["second"]], damping=0.0)
+        layers = fitted_layers(dendritic_layers(model))
+        reconstruct_(model, layers, dense, [{"x": x}], [["first"], ["second"]], damping=0.0)
 
 
 class TestStages:
     def test_layers_that_read_the_same_tensor_stay_together(self):
         model, inputs = build("bert")
         inject_(model, DendriticConfig(sparsity=0.2, segment_size=4), example_inputs=inputs)
-        groups = stages(model, inputs, passes=100)
+        groups = stages(model, fitted_layers(dendritic_layers(model)), inputs, passes=100)
         attention = "bert.encoder.layer.0.attention"
         assert {f"{attention}.self.{name}" for name in ("query", "key", "value")} == set(groups[0])
         assert groups[1] == [f"{attention}.output.dense"]
@@ -189,7 +199,7 @@ class TestStages:
     def test_there_are_no_more_groups_than_passes_and_the_order_stays(self, passes):
         model, inputs = build("plain_cnn")
         inject_(model, DendriticConfig(sparsity=0.2, segment_size=4), example_inputs=inputs)
-        groups = stages(model, inputs, passes)
+        groups = stages(model, fitted_layers(dendritic_layers(model)), inputs, passes)
         assert len(groups) <= passes and sum(groups, []) == list(dendritic_layers(model))
 
 

@@ -17,8 +17,6 @@ from ..functional.importance import IMPORTANCE, Importance, Measure, finite_or, 
 from ..functional.tiles import Piece
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
-
-
 ACTIVITY_DECAY = 0.9
 
 

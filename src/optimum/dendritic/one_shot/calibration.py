@@ -12,7 +12,6 @@ from ..errors import invalid
 from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
 from ..nn import DendriticLayer
-from ..state import injected_layout, layers_in
 from ..structure.example_inputs import is_empty, shapes
 
 Batch = Mapping[str, Any]
@@ -53,16 +52,23 @@ def readings(importance: str, count: int) -> int:
     return count if rule.running or rule.needs_activity else 0
 
 
-def score_on_(model: nn.Module, batches: Sequence[Batch], advance: Callable[[], object] = lambda: None) -> None:
-    """Score every segment of a model in eval mode on `batches`; `advance` is called after each that is looked at.
+def score_on_(
+    model: nn.Module,
+    layers: Mapping[str, DendriticLayer],
+    importance: str,
+    batches: Sequence[Batch],
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Score every segment of a model in eval mode on `batches`. Gradients of the parameters stay what they are.
 
-    Gradients of the parameters (`.grad`) stay what they are.
+    Args:
+        layers: the injected layers of `model`, by name.
+        importance: a key of `IMPORTANCE`.
+        advance: called after each batch that is looked at.
 
     Raises:
         DendriticError: the score needs a loss and the outputs hold none, or it is not finite on any batch.
     """
-    layout = injected_layout(model)
-    importance, layers = layout.config.importance, layers_in(model, layout)
     rule = IMPORTANCE[importance]
     if rule.measure is None:
         return

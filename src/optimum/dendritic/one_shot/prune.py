@@ -20,7 +20,7 @@ from ..state import injected_layout, layers_in
 from ..structure.probing import quiet
 from ..train_steps import pruning_of, update_
 from .calibration import as_batches, readings, score_on_
-from .reconstruction import reconstruct_, stages
+from .reconstruction import fitted_layers, reconstruct_, stages
 
 logger = logging.get_logger(__name__)
 
@@ -61,16 +61,17 @@ def prune_(
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
+    fitted = fitted_layers(layers)
     with quiet(model), _all_or_nothing(layers) as before:
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
-        groups = stages(model, calibration[0], passes) if reconstruct else []
+        groups = stages(model, fitted, calibration[0], passes) if reconstruct else []
         total = rounds * readings(config.importance, len(calibration)) + len(groups) * len(calibration)
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
-                score_on_(model, calibration, bar.update)
+                score_on_(model, layers, config.importance, calibration, bar.update)
                 update_(model, config.sparsity * step / rounds)
-            reconstruct_(model, dense, calibration, groups, damping=damping, advance=bar.update)
+            reconstruct_(model, fitted, dense, calibration, groups, damping=damping, advance=bar.update)
     logger.info(f"Pruned {pruning_of(model).sparsity:.4f} of the {config.budget}.")
     return model
 

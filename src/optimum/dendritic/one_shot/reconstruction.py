@@ -20,8 +20,7 @@ from transformers.utils import logging
 from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import wide
-from ..nn import DendriticWeight
-from ..state import dendritic_layers
+from ..nn import DendriticLayer, DendriticWeight
 from .calibration import Batch, on_device
 
 logger = logging.get_logger(__name__)
@@ -29,9 +28,9 @@ logger = logging.get_logger(__name__)
 REMEDY = "Pass reconstruct=False."
 
 
-def fitted_layers(model: nn.Module) -> dict[str, DendriticWeight]:
-    """The injected layers that answer linearly, by name: all but the recurrent ones."""
-    return {name: layer for name, layer in dendritic_layers(model).items() if isinstance(layer, DendriticWeight)}
+def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWeight]:
+    """Those of the injected layers that answer linearly: all but the recurrent ones."""
+    return {name: layer for name, layer in layers.items() if isinstance(layer, DendriticWeight)}
 
 
 def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
@@ -53,6 +52,7 @@ def answers(layer: nn.Module, y: Tensor) -> Float[Tensor, "samples out"]:
 @torch.no_grad()
 def reconstruct_(
     model: nn.Module,
+    layers: Mapping[str, DendriticWeight],
     dense: Mapping[str, Tensor],
     batches: Sequence[Batch],
     groups: Sequence[Sequence[str]],
@@ -64,12 +64,12 @@ def reconstruct_(
 
     Args:
         model: injected, pruned, in eval mode.
+        layers: the `fitted_layers` of `model`.
         dense: the parameters of the injected layers before pruning, by name.
         groups: the layers in the order in which they are fitted; each group sees those before it fitted. See `stages`.
         damping: see `least_squares`.
         advance: called after each batch of each group.
     """
-    layers = fitted_layers(model)
     for group in groups:
         moments: dict[str, list[Moments]] = {}
         for batch in batches:
@@ -81,8 +81,8 @@ def reconstruct_(
 
 
 @torch.no_grad()
-def stages(model: nn.Module, batch: Batch, passes: int) -> list[list[str]]:
-    """The injected layers in the order of their first call, in at most `passes` groups.
+def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch, passes: int) -> list[list[str]]:
+    """The names of `layers` in the order of their first call, in at most `passes` groups.
 
     Layers that read the same tensor (query, key and value) stay together. More groups are more accurate and take
     longer: each costs up to two forward passes over all batches.
@@ -99,7 +99,7 @@ def stages(model: nn.Module, batch: Batch, passes: int) -> list[list[str]]:
             order.append([name])
         previous[:] = [x]
 
-    _watch(fitted_layers(model), note, lambda: model(**on_device(model, batch)))
+    _watch(layers, note, lambda: model(**on_device(model, batch)))
     size = -(-len(order) // passes) if order else 1
     return [sum(order[first : first + size], []) for first in range(0, len(order), size)]
 
