@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from helpers import typechecker
 from hub.client import Client, start
 from hub.server import ALICE, BOB, READ_ONLY, Hub
 from hypothesis import HealthCheck, settings
@@ -18,7 +19,7 @@ COPIED = {"metrics"}  # evaluate copies methods and adds to their docstrings, wh
 package = importlib.util.find_spec("optimum.dendritic")  # found, not imported: the hook must come first
 assert package is not None
 names = [m.name for m in pkgutil.iter_modules(package.submodule_search_locations) if m.name not in BY_HAND | COPIED]
-install_import_hook([f"optimum.dendritic.{name}" for name in names], "typechecker.check")
+install_import_hook([f"optimum.dendritic.{name}" for name in names], f"{typechecker.__name__}.check")
 
 import torch  # noqa: E402
 from optimum.commands.optimum_cli import main  # noqa: E402

@@ -3,10 +3,10 @@
 import peft
 import pytest
 import torch
-from models import build, outputs
+from helpers.models import build, outputs
+from helpers.snapshots import same, snapshot
+from helpers.trainers import CONFIG, make_trainer
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from test_callback import CONFIG, make_trainer
-from test_inject import same, snapshot
 from torch import nn
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, inject_, score_, update_

@@ -13,9 +13,9 @@ import jsonschema
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from helpers.models import build
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from models import build
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.vocabulary import WORDS, save_tokenizer
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,7 +22,6 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -164,16 +163,6 @@ class TestBench:
         )
         assert code == 0 and "parameters" in output and "bfloat16" in output and "pixel_values (1, 1, 4, 4)" in output
         assert next(line for line in output.splitlines() if line.startswith("peak memory")).endswith("B")
-
-
-WORDS = ["good", "fine", "great", "bad", "poor", "awful", "a", "the", "film", "was"]
-
-
-def save_tokenizer(folder: Path) -> None:
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
 
 
 def reviews(count: int, **columns: list) -> Dataset:

@@ -4,27 +4,16 @@ import copy
 
 import pytest
 import torch
-from checkpoints import saved
-from models import build
+from helpers.checkpoints import pruned, saved
+from helpers.models import build
 from transformers import AutoModelForCausalLM
 
-from optimum.dendritic import DendriticConfig, DendriticError, compress_, describe, inject_, score_, update_
+from optimum.dendritic import DendriticError, compress_, describe
 from optimum.dendritic.inspection.density import Density, density
 from optimum.dendritic.nn import DendriticWeight
 from optimum.dendritic.state import dendritic_layers
 
 NAMES = ["bert", "gpt2", "resnet_basic", "grouped_cnn", "concat_mlp", "lstm"]
-
-
-def pruned(name: str, **fields):
-    """An injected model, half pruned at random, its stock twin and its inputs."""
-    model, inputs = build(name)
-    dense = copy.deepcopy(model)
-    config = DendriticConfig(**{"sparsity": 0.5, "segment_size": 4, "importance": "random", **fields})
-    inject_(model, config, example_inputs=inputs)
-    score_(model)
-    update_(model, config.sparsity)
-    return model, dense, inputs
 
 
 def consistent(found: Density) -> None:

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from checkpoints import saved
-from models import build
+from helpers.checkpoints import saved
+from helpers.models import build
 from optimum.utils import logging as optimum_logging
 from torch import nn
 from transformers import AutoModelForCausalLM

@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 import transformers as hf
-from families import ALL, GROUPED, TEXT, build, inputs_of
-from models import roughen
+from helpers.families import ALL, GROUPED, TEXT, build, inputs_of
+from helpers.models import roughen
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_

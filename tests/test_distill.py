@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from models import build, text
-from test_callback import CONFIG, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
+from helpers.models import build, text
+from helpers.trainers import CONFIG, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
 from torch import nn
 from transformers import BertForSequenceClassification, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
 

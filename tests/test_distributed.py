@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import CASES, STEPS, Case, launch, run
+from helpers.ranks import CASES, STEPS, Case, launch, run
 from safetensors.torch import load_file
 from torch import Tensor
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one worker, or each would start the processes anew
-TESTS = Path(__file__).parent
 AGREEMENT = "agreement"
 ON_TWO = list(CASES)
 ON_FOUR = ["plain", "activation"]
@@ -19,7 +18,7 @@ Ranks = dict[str, list[dict[str, Tensor]]]
 
 def ranks(processes: int, names: list[str], folder: Path) -> tuple[Ranks, str]:
     """What each rank wrote, case by case, and what they said."""
-    said = launch(processes, str(TESTS / "ranks.py"), str(folder), *names, cwd=folder).stderr
+    said = launch(processes, "-m", "helpers.ranks", str(folder), *names, cwd=folder).stderr
     who = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
     assert [one["rank"] for one in who] == list(range(processes))
     assert {one["world"] for one in who} == {processes} and len({one["pid"] for one in who}) == processes

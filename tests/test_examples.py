@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from ranks import launch
+from helpers.ranks import launch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from checkpoints import saved
-from models import build
-from test_cli import save_tokenizer
-from test_density import pruned
+from helpers.checkpoints import pruned, saved
+from helpers.models import build
+from helpers.vocabulary import save_tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, ViTImageProcessorPil
 

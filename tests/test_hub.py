@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.models import build
 from hub import actions
 from hub.client import Client, start
 from hub.server import ALICE, BOB, Hub
-from models import build
 from torch import nn
 
 from optimum.dendritic import DendriticError, push_to_hub

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import FACTORIES, PlainCNN, build, outputs, pixels
+from helpers.models import FACTORIES, PlainCNN, build, outputs, pixels
+from helpers.snapshots import same, snapshot
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, update_
@@ -18,24 +19,6 @@ CONFIG = DendriticConfig(sparsity=0.3, segment_size=4, arbors=2, importance="act
 def config_for(name: str) -> DendriticConfig:
     """The activity of a recurrent layer's inputs is unknown: another importance there."""
     return replace(CONFIG, importance="dendritic") if name in ("lstm", "gru") else CONFIG
-
-
-def snapshot(model: nn.Module) -> dict:
-    """Everything that a refused call must leave alone."""
-    return {
-        "modules": {name: (module, module.training) for name, module in model.named_modules()},
-        "state": {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()},
-        "layout": copy.deepcopy(layout_of(model)),
-        "config": model.config.to_json_string() if hasattr(model, "config") else None,
-    }
-
-
-def same(before: dict, after: dict) -> bool:
-    states = before["state"].keys() == after["state"].keys() and all(
-        before["state"][name][0] == place and torch.equal(before["state"][name][1], tensor)
-        for name, (place, tensor) in after["state"].items()
-    )
-    return states and all(before[key] == after[key] for key in ("modules", "layout", "config"))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -4,9 +4,9 @@ import copy
 import json
 
 import pytest
+from helpers.models import build
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
 from optimum.dendritic.layout.layout import Layout

@@ -6,7 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from models import build
+from helpers.models import build
 from transformers import EvalPrediction
 
 from optimum.dendritic import DendriticError, measure

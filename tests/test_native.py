@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from families import ALL, Family, build, inputs_of
+from helpers.families import ALL, Family, build, inputs_of
+from helpers.families_training import close, endless, logits, train
 from safetensors.torch import load_file, save_file
-from test_families import close, endless, logits, train
 
 from optimum.dendritic import (
     DendriticCallback,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from models import PlainCNN, ResidualMLP, build, outputs, pixels, roughen, vectors
-from test_inject import same, snapshot
+from helpers.models import PlainCNN, ResidualMLP, build, outputs, pixels, roughen, vectors
+from helpers.snapshots import same, snapshot
 from torch import Tensor, nn
 from transformers.utils import logging
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import build
+from helpers.models import build
 from torch import Tensor, nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, prune_

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import build
-from test_callback import CONFIG, assert_same, make_dataset, make_model, make_trainer, tensors
+from helpers.models import build
+from helpers.trainers import CONFIG, assert_same, make_dataset, make_model, make_trainer, tensors
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

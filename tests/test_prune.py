@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
+from helpers.models import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_, mask_, score_, update_
@@ -236,7 +236,7 @@ def test_the_least_important_neuron_goes_first():
 def test_random_importance_is_the_same_in_every_process():
     code = "\n".join(
         [
-            "from models import build",
+            "from helpers.models import build",
             "from optimum.dendritic import DendriticConfig, inject_, update_",
             "from optimum.dendritic.state import dendritic_layers",
             "model, inputs = build('plain_cnn')",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from checkpoints import saved
-from models import FACTORIES, build, images, outputs
+from helpers.checkpoints import saved
+from helpers.models import FACTORIES, build, images, outputs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (

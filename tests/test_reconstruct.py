@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.models import build
 from hypothesis import given
 from hypothesis import strategies as st
-from models import build
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 

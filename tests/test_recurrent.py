@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import build, roughen
+from helpers.models import build, roughen
+from helpers.recurrent import BATCH, HIDDEN, INPUT, KEPT, TIME, noise
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -33,7 +34,6 @@ from optimum.dendritic.state import layout_of
 CELLS = [nn.LSTM, nn.GRU]
 SHAPES = list(itertools.product(CELLS, [1, 2], [False, True]))
 every_shape = pytest.mark.parametrize(("cell", "layers", "both"), SHAPES)
-INPUT, HIDDEN, KEPT, TIME, BATCH = 5, 8, 3, 4, 3
 
 
 def stock(cell: type, layers: int = 1, both: bool = False, **options: Any) -> nn.LSTM | nn.GRU:
@@ -51,10 +51,6 @@ def masked(cell: type, layers: int = 1, both: bool = False, kept: int = KEPT, **
     injected.dendrite_mask.scatter_(1, order[:, kept:], False)
     injected.mask_()
     return injected
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def state_for(layer: nn.RNNBase, batch: int | None = BATCH) -> Tensor | tuple[Tensor, Tensor]:

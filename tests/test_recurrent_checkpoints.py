@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import outputs, roughen
+from helpers.models import backward, outputs, roughen
 from safetensors.torch import load_file, save_file
-from test_recurrent_models import backward
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 

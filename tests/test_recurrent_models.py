@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import build, outputs, series
-from test_compress import pack_and_check
-from test_recurrent import INPUT, noise
+from helpers.models import backward, build, outputs, series
+from helpers.packing import pack_and_check
+from helpers.recurrent import INPUT, noise
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -37,12 +37,6 @@ def injected_model(name: str = "lstm", **fields: Any) -> tuple[nn.Module, dict]:
     model, inputs = build(name)
     fields = {"sparsity": 0.5, "segment_size": 2, "floor": 0.0} | fields
     return inject_(model, DendriticConfig(**fields), example_inputs=inputs), inputs
-
-
-def backward(model: nn.Module, inputs: dict) -> None:
-    model.zero_grad()
-    found = model(**inputs)
-    (found if isinstance(found, Tensor) else found["logits"]).square().mean().backward()
 
 
 class Ragged(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_callback import CONFIG, FREEZE, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
+from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
 from transformers import (
     AutoModelForImageClassification,
     BertConfig,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import saved
-from models import FACTORIES, build, images, outputs
+from helpers.checkpoints import saved
+from helpers.models import FACTORIES, build, images, outputs
 from transformers import Dinov2Config, Dinov2ForImageClassification, PreTrainedModel
 
 from optimum.dendritic import CheckpointError, DendriticError

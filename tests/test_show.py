@@ -6,9 +6,8 @@ import re
 import sys
 
 import pytest
-from checkpoints import saved
+from helpers.checkpoints import pruned, saved
 from PIL import Image
-from test_density import pruned
 
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.cli.show import ASCII, BLOCKS, COLOURS, NO_COLOURS, Style, draw, style
@@ -36,7 +35,7 @@ def test_a_packed_model_with_its_figure_and_its_json(cli, tmp_path):
 
 
 def test_a_stock_model_is_told_and_has_no_figure(cli, tmp_path):
-    from models import build
+    from helpers.models import build
 
     build("bert")[0].save_pretrained(tmp_path / "bert")
     code, output, _ = cli("dendritic", "show", "bert")

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.models import Inputs, build, outputs
+from helpers.packing import target_cost
+from helpers.selection import problems, units
+from helpers.trainers import StopAt, assert_same, make_trainer, tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Inputs, build, outputs
-from test_callback import StopAt, assert_same, make_trainer, tensors
-from test_compress import target_cost
-from test_selection import problems, units
 from torch import Tensor, nn
 
 from optimum.dendritic import (

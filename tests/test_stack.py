@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import build
+from helpers.models import build
 from torch import nn
 
 from optimum.dendritic.functional.importance import IMPORTANCE

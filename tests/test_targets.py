@@ -1,7 +1,7 @@
 """Which modules are pruned: names, suffixes, regular expressions; no heads, embeddings, tied or frozen weights."""
 
 import pytest
-from models import PlainCNN, build
+from helpers.models import PlainCNN, build
 from torch import nn
 from torch.nn.utils import parametrize, weight_norm
 

@@ -3,13 +3,13 @@
 import logging
 from dataclasses import dataclass
 
-import families
 import pytest
 import torch
-from families import ALL, inputs_of
+from helpers import families
+from helpers.families import ALL, inputs_of
+from helpers.models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import on_two
-from zero import CASES, SAVED, STEPS
+from helpers.pairs import on_two
+from helpers.zero import CASES, SAVED, STEPS
 
 from optimum.dendritic import DendriticConfig, update_plan
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.xdist_group("zero")
 
 @pytest.fixture(scope="module", params=[1, 2], ids="stage {}".format)
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
-    return on_two("zero.py", tmp_path_factory.mktemp("zero"), str(request.param))
+    return on_two("helpers.zero", tmp_path_factory.mktemp("zero"), str(request.param))
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory) -> dict[str, Any]:
-    return on_two("zero.py", tmp_path_factory.mktemp("ddp"), "0")[0]
+    return on_two("helpers.zero", tmp_path_factory.mktemp("ddp"), "0")[0]
 
 
 def assert_same_masks(left: list[dict[str, torch.Tensor]], right: list[dict[str, torch.Tensor]]) -> None:

@@ -65,7 +65,7 @@ def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
 @cache
 def packed(name: str = "bert") -> Any:
     """A packed model of that name, or the injected BERT, and inputs for it."""
-    from checkpoints import saved
+    from helpers.checkpoints import saved
 
     form = "injected" if name == "injected" else "packed"
     return saved(Path(mkdtemp()), "bert" if form == "injected" else name, form)
@@ -100,7 +100,7 @@ def push(repo_id: str, name: str = "bert", **options: Any) -> str:
 
 def logits(name: str = "bert") -> list[list[float]]:
     """What the pushed model answers."""
-    from models import outputs
+    from helpers.models import outputs
 
     model, inputs = packed(name)
     return outputs(model, inputs).tolist()
@@ -115,7 +115,7 @@ def load(repo_id: str, register: bool = True, auto_class: str = "", **options: A
     if register:
         import optimum.dendritic  # noqa: F401
     import transformers
-    from models import outputs, text
+    from helpers.models import outputs, text
 
     auto = getattr(transformers, auto_class or "AutoModelForSequenceClassification")
     model = auto.from_pretrained(repo_id, **options)

@@ -17,7 +17,7 @@ def dataset() -> list[dict[str, Any]]:
 
 def trainer(repo_id: str, **arguments: Any) -> Any:
     """A stock Trainer of a small BERT with the callback in place."""
-    from models import build
+    from helpers.models import build
     from transformers import Trainer, TrainingArguments
 
     from optimum.dendritic import DendriticCallback, DendriticConfig
@@ -48,7 +48,7 @@ def trainer(repo_id: str, **arguments: Any) -> Any:
 
 def train_and_push(repo_id: str, push: dict[str, Any] | None = None, **arguments: Any) -> tuple[str, list[list[float]]]:
     """Train, push at the end; returns the commit's sha and what the trained model answers."""
-    from models import outputs, text
+    from helpers.models import outputs, text
 
     from optimum.dendritic.huggingface.card.write import write_card
     from optimum.dendritic.huggingface.trainer import push as pushes

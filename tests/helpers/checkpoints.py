@@ -1,12 +1,13 @@
 """Pruned models in folders, for the tests of the loader."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models import Inputs, build
 from transformers import PreTrainedModel
 
+from helpers.models import Inputs, build
 from optimum.dendritic import DendriticConfig, compress_, inject_, score_, update_
 from optimum.dendritic.state import injected_layout, set_layout
 
@@ -32,3 +33,14 @@ def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -
         compress_(model, inputs)
     model.save_pretrained(folder)
     return model, inputs
+
+
+def pruned(name: str, **fields):
+    """An injected model, half pruned at random, its stock twin and its inputs."""
+    model, inputs = build(name)
+    dense = copy.deepcopy(model)
+    config = DendriticConfig(**{"sparsity": 0.5, "segment_size": 4, "importance": "random", **fields})
+    inject_(model, config, example_inputs=inputs)
+    score_(model)
+    update_(model, config.sparsity)
+    return model, dense, inputs

@@ -1,7 +1,8 @@
 """The README's table of supported models, read off packed models and never written by hand.
 
-    python tests/families_table.py                      # print it
-    python tests/families_table.py --write README.md    # put it between the markers
+    cd tests
+    python -m helpers.families_table                         # print it
+    python -m helpers.families_table --write ../README.md    # put it between the markers
 
 Each family's tiny model loses every second segment of every layer, so the table depends on the wiring alone.
 """
@@ -9,10 +10,10 @@ Each family's tiny model loses every second segment of every layer, so the table
 import sys
 from pathlib import Path
 
-from families import ALL, Family, injected, inputs_of
 from torch import nn
 from transformers import PreTrainedModel
 
+from helpers.families import ALL, Family, injected, inputs_of
 from optimum.dendritic import compress_, describe
 from optimum.dendritic.inspection.describe import DENSE
 from optimum.dendritic.layout.layout import Layout
@@ -94,7 +95,7 @@ def split(readme: str) -> tuple[str, str, str]:
 def main(arguments: list[str]) -> None:
     if arguments:
         flag, file = arguments
-        assert flag == "--write", "usage: python tests/families_table.py [--write README.md]"
+        assert flag == "--write", "usage: python -m helpers.families_table [--write ../README.md]"
         before, _, after = split(Path(file).read_text())
         Path(file).write_text(f"{before}\n{table()}\n{after}")
     else:

@@ -243,3 +243,9 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Inputs]:
 def outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     found = model(**inputs)
     return found if isinstance(found, Tensor) else found["logits"]
+
+
+def backward(model: nn.Module, inputs: dict) -> None:
+    model.zero_grad()
+    found = model(**inputs)
+    (found if isinstance(found, Tensor) else found["logits"]).square().mean().backward()

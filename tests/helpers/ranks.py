@@ -1,6 +1,6 @@
 """What each rank of a distributed training runs: cases one after another in one process, since processes are dear.
 
-    accelerate launch ... tests/ranks.py FOLDER NAME ...
+    accelerate launch ... -m helpers.ranks FOLDER NAME ...
 
 Every rank writes, for each case, its masks and scores at every update and its packed tensors; nobody compares here.
 The tests call `run` themselves for one process with the same batches.
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from models import build
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from helpers.models import build
+from helpers.pairs import HANGS, environment
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks
 from optimum.dendritic.state import dendritic_layers, layout_of
@@ -136,16 +137,14 @@ def run(case: Case, folder: str, world: int) -> dict[str, torch.Tensor]:
     return recorder.seen | tensors
 
 
-def launch(
-    processes: int, script: str, *arguments: str, cwd: Path, config: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def launch(processes: int, *script: str, cwd: Path, config: Path | None = None) -> subprocess.CompletedProcess[str]:
     """As in the README. Neither `accelerate launch --cpu` nor `--num_processes` alone starts a second process."""
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     kind = ["--multi_gpu"] if config is None else ["--config_file", str(config)]
     command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [script, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    command += script
+    own = environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-5000:]
     return done
 

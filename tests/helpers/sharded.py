@@ -1,6 +1,6 @@
 """The same training on one process and on several that FSDP2 shards: what each process of `test_fsdp.py` runs.
 
-    python sharded.py OUT      with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, once for each rank
+    python -m helpers.sharded OUT      with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, once for each rank
 
 Every rank writes all that it saw to `OUT/<rank>.pt`; nobody compares here. All cases share the processes, since these
 are dear.
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from models import build, pixels, series, text, vectors
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from helpers.models import build, pixels, series, text, vectors
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, prune_, score_, update_
 from optimum.dendritic import compress as compressing
 from optimum.dendritic.distributed.dtensor import put_, summed, whole
@@ -264,7 +264,7 @@ def main(out: Path) -> None:
     found["undone"] = undone(rank, world)
     found["bf16"] = low_precision(rank, world)
     found["refusals"] = refusals()
-    from sharded_trainer import in_trainer
+    from helpers.sharded_trainer import in_trainer
 
     found["trainer"] = in_trainer(out / "trainer")
     torch.save(found, out / f"{rank}.pt")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from models import build
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
+from helpers.models import build
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.state import dendritic_layers, layout_of
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import transformers as hf
-from models import Inputs, roughen
 from torch import nn
 
+from helpers.models import Inputs, roughen
 from optimum.dendritic import DendriticConfig, inject_
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent import RecurrentConfig, RecurrentForSequenceClassification  # noqa: E402
 
 TEXT = {

@@ -1,4 +1,4 @@
-"""Stock Trainers under DDP or DeepSpeed ZeRO on two gloo processes: `python zero.py OUT STAGE`, where stage 0 is DDP.
+"""Stock Trainers under DDP or DeepSpeed ZeRO on two gloo processes: `python -m helpers.zero OUT STAGE`; stage 0 is DDP.
 
 accelerate has no way from a CPU to DeepSpeed, and transformers no bf16 there. What is not real here is that both are
 told otherwise, in `permitted`; DeepSpeed itself has a CPU backend, and its engine and optimizers are its own.
@@ -16,9 +16,9 @@ import torch
 import transformers.training_args
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from models import build
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
+from helpers.models import build
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.state import dendritic_layers, layout_of
 
