@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.models import Inputs, build, outputs
 from helpers.packing import target_cost
-from helpers.selection import problems, units
+from helpers.selection import problems, within_budget
 from helpers.trainers import StopAt, assert_same, make_trainer, tensors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -259,7 +259,7 @@ def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(p
     assert total_cost(masks, costs) == expected
     changed = (scores, masks, costs, budget, floor, regrown)
     chosen = select(*changed)
-    assert not units(changed, chosen)[1] or total_cost(chosen, costs) <= budget
+    assert within_budget(chosen, costs, budget, floor)
     less = select(scores, masks, costs, budget / 2, floor, regrown)
     assert all(not (less[name] & ~chosen[name]).any() for name in masks)
     dense = {name: torch.ones_like(mask) for name, mask in masks.items()}

@@ -1,15 +1,17 @@
-"""Problems of selection, drawn at random."""
+"""Problems of selection, drawn at random, and what can be said of a solution without ranking anything."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum.dendritic.functional.costs import LayerCost
-from optimum.dendritic.functional.selection import choose_regrown, smallest_kept, total_cost, unit_cost
+from optimum.dendritic.functional.costs import Cost, LayerCost
+from optimum.dendritic.functional.selection import choose_regrown, total_cost
 
 Masks = dict[str, Tensor]
+Costs = Mapping[str, Cost]
 
 
 def balanced(generator: torch.Generator, arbors: int, segments: int, pruned: int) -> Tensor:
@@ -18,8 +20,13 @@ def balanced(generator: torch.Generator, arbors: int, segments: int, pruned: int
 
 
 @st.composite
-def problems(draw):
-    """A chain of layers, some rows of each leading to segments of the next; scores with ties; masks partly pruned."""
+def problems(draw, ties: bool = True, regrowth: bool = True):
+    """A chain of layers, some rows of each leading to segments of the next; masks partly pruned.
+
+    Args:
+        ties: whether scores may be equal.
+        regrowth: whether pruned segments may return.
+    """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     shapes = draw(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 6)), min_size=1, max_size=4))
     scores, masks, costs = {}, {}, {}
@@ -29,38 +36,48 @@ def problems(draw):
         if i + 1 < len(shapes) and draw(st.booleans()):
             reader, reached = f"layer{i + 1}", torch.randint(-1, shapes[i + 1][1], (rows,), generator=generator)
         per_weight, per_row = draw(st.sampled_from([1, 9, 50])), draw(st.sampled_from([0, 1]))
-        costs[name] = LayerCost(rows=rows, segment_size=draw(st.integers(1, 3)), per_weight=per_weight, per_row=per_row, reader=reader, reached=reached)
-        scores[name] = torch.randint(
-            0, draw(st.sampled_from([2, 1000])), (arbors, segments), generator=generator
-        ).float()
+        costs[name] = LayerCost(
+            rows=rows,
+            segment_size=draw(st.integers(1, 3)),
+            per_weight=per_weight,
+            per_row=per_row,
+            reader=reader,
+            reached=reached,
+        )
+        if ties:
+            levels = draw(st.sampled_from([2, 1000]))
+            scores[name] = torch.randint(0, levels, (arbors, segments), generator=generator).float()
+        else:
+            scores[name] = torch.rand(arbors, segments, generator=generator)
         masks[name] = balanced(generator, arbors, segments, draw(st.integers(0, segments)))
     regrown = choose_regrown(
         {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()},
         masks,
-        draw(st.sampled_from([0.0, 0.3, 1.0])),
+        draw(st.sampled_from([0.0, 0.3, 1.0])) if regrowth else 0.0,
     )
     budget = draw(st.floats(0, 1)) * total_cost({name: torch.ones_like(m) for name, m in masks.items()}, costs)
     budget = draw(st.sampled_from([budget, round(budget)]))
     return scores, masks, costs, budget, draw(st.sampled_from([0.0, 0.05, 0.5])), regrown
 
 
-def pruned(masks: Masks) -> dict[str, int]:
-    return {name: int((~mask).sum(1)[0]) for name, mask in masks.items()}
+def live(mask: Tensor) -> int:
+    """Segments that each arbor keeps."""
+    return int(mask[0].sum())
 
 
-def fewest(masks: Masks, regrown: Masks) -> dict[str, int]:
-    return {name: int((~mask & ~regrown[name]).sum(1)[0]) for name, mask in masks.items()}
+def above_floor(mask: Tensor, floor: float) -> bool:
+    """Whether a layer may lose a unit more."""
+    return live(mask) - 1 >= floor * mask.shape[1] - 1e-9
 
 
-def units(problem, chosen: Masks) -> tuple[list, list]:
-    """(rank, name) of the units that were newly pruned, and of those that could still have been."""
-    scores, masks, costs, _, floor, regrown = problem
-    weights, gone, left = unit_cost(masks, costs), [], []
-    for index, (name, mask) in enumerate(masks.items()):
-        live = scores[name].double().masked_fill(~mask, -math.inf).masked_fill(regrown[name], math.inf)
-        values = (live.sort(1)[0].sum(0) / weights[name]).tolist()
-        low, now = fewest(masks, regrown)[name], pruned(chosen)[name]
-        high = max(low, mask.shape[1] - smallest_kept(mask.shape[1], floor))
-        gone += [((value, index, low + i), name) for i, value in enumerate(values[low:now])]
-        left += [((value, index, now + i), name) for i, value in enumerate(values[now:high])]
-    return gone, left
+def within_budget(chosen: Masks, costs: Costs, budget: float, floor: float) -> bool:
+    """Whether the budget is met, or floors forbid it: then no layer may lose anything more."""
+    return total_cost(chosen, costs) <= budget or not any(above_floor(mask, floor) for mask in chosen.values())
+
+
+def with_one_back(chosen: Masks, name: str, gone: Tensor, scores: Tensor) -> Masks:
+    """`chosen` and, in each arbor of the layer `name`, the strongest of the segments that are `gone`."""
+    back = chosen[name].clone()
+    strongest = scores.masked_fill(~gone, -math.inf).argmax(1)
+    back[torch.arange(len(back)), strongest] = True
+    return chosen | {name: back}
