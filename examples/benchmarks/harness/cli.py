@@ -1,4 +1,4 @@
-"""The command line that every table has: `train`, `time` or `render`, and the options that all tasks share."""
+"""The command line that every table has: `base`, `train`, `time` or `render`, and the options that all tasks share."""
 
 import argparse
 from pathlib import Path
@@ -9,13 +9,13 @@ from .report import render
 from .runs import METHODS, parse_change
 from .task import Task
 from .timing import time_phase
-from .training import train_phase
+from .training import base_phase, train_phase
 
 
 def main(task_class: type[Task], description: str | None) -> None:
     """Parse the command line and run one phase."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["train", "time", "render"])
+    parser.add_argument("phase", choices=["base", "train", "time", "render"])
     parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
     parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -39,7 +39,9 @@ def main(task_class: type[Task], description: str | None) -> None:
     output_dir = args.output_dir or Path(task.default_output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # of every loading and saving; one bar counts the runs
-    if args.phase == "train":
+    if args.phase == "base":
+        base_phase(task, output_dir)
+    elif args.phase == "train":
         train_phase(task, output_dir)
     elif args.phase == "time":
         time_phase(task, output_dir)

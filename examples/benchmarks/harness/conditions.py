@@ -18,7 +18,7 @@ def conditions(table: Table, card: Card, control: dict[str, Any]) -> dict[str, s
     return {
         "validation": f"{len(runs[0]['examples']):,}",
         "first_seed": str(seeds[0]),
-        "recipe": ", ".join(f"{name} {value}" for name, value in runs[0]["recipe"].items() if value is not None),
+        "recipe": ", ".join(f"{name} {value}" for name, value in table.recipe.items() if value is not None),
         "pruning": _pruning(pruned),
         "seeds": " ".join(map(str, seeds)),
         "environments": "\n".join(
@@ -69,7 +69,7 @@ def _environment(environment: dict[str, Any]) -> str:
 def _commands(table: Table, rows: list[Row], card: Card) -> list[str]:
     script = f"python examples/benchmarks/{card.script}"
     seeds = f"--seeds {' '.join(str(seed) for seed in sorted({run['seed'] for run in table.runs}))}"
-    options = " ".join(_option(name, value) for name, value in table.runs[0]["recipe"].items() if value is not None)
+    options = " ".join(_option(name, value) for name, value in table.recipe.items() if value is not None)
     commands = [f"{script} train {seeds} --levels {_levels(rows)} {options}"]
     for variant in sorted({row.variant for row in table.variants}):
         own = [row for row in table.variants if row.variant == variant]
@@ -80,7 +80,7 @@ def _commands(table: Table, rows: list[Row], card: Card) -> list[str]:
             f"{script} train --methods {methods} --variant {variant} --config {changes} --seeds {seeds_of} "
             f"--levels {_levels(own)} {options}"
         )
-    selected = " ".join(_option(name, table.runs[0]["recipe"][name]) for name in card.selects)
+    selected = " ".join(_option(name, table.recipe[name]) for name in card.selects)
     return [
         *commands,
         " ".join(filter(None, (script, "time", seeds, f"--levels {_levels(rows)}", selected))),

@@ -22,7 +22,7 @@ VERDICTS = {True: "holds", False: "**fails**", None: "not measured"}
 def render(task: Task, output_dir: Path, path: Path) -> None:
     """Write the card at `path`, with its JSON and its figures beside it."""
     table = read(task, output_dir)
-    for name, value in table.runs[0]["recipe"].items():
+    for name, value in table.recipe.items():
         setattr(task.args, name, value)  # the card speaks of the runs that are there, whatever the command line says
     card = task.card()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def render(task: Task, output_dir: Path, path: Path) -> None:
             asdict(row) | {"label": row.label, "mean": row.mean, "std": row.std} for row in table.rows + table.variants
         ],
         "claims": [asdict(claim) for claim in found],
-        "recipe": table.runs[0]["recipe"],
+        "recipe": table.recipe,
         "environments": distinct([run["environment"] for run in table.runs]),
         "measured": table.timings,
     }
@@ -61,7 +61,13 @@ def read(task: Task, output_dir: Path) -> Table:
     files = sorted(output_dir.glob("*.json"))
     timings = [json.loads(file.read_text()) for file in files if file.name.endswith(".time.json")]
     runs = [json.loads(file.read_text()) for file in files if not file.name.endswith(".time.json")]
-    kinds = {"recipe": [r["recipe"] for r in runs], "samples": [r["samples"] for r in runs]}
+    recipes = [run["recipe"] for run in runs if run["method"] != "base"]
+    bases = [run["recipe"] for run in runs if run["method"] == "base"]
+    kinds = {
+        "recipe": recipes,
+        "recipe of bases": [*bases, *map(task.base_recipe, recipes)],
+        "samples": [run["samples"] for run in runs],
+    }
     for method in PRUNED:
         own = [run["pruning"] for run in runs if run["method"] == method and not run["variant"]]
         kinds[f"{method} pruning"] = [DEFAULTS | fields | {"sparsity": 0, "seed": 0} for fields in own]

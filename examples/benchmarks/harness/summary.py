@@ -62,6 +62,11 @@ class Table:
     timings: list[dict[str, Any]]
     metric: Metric
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """That of all runs but the bases, which have a part of it."""
+        return next(run["recipe"] for run in self.runs if run["method"] != "base")
+
     @cached_property
     def rows(self) -> list[Row]:
         """The recipe itself, in the order of `METHODS`, then by level."""

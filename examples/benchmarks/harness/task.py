@@ -77,12 +77,14 @@ class Task(ABC):
         default_levels: fractions of the budget that the target modules lose.
         default_output_dir: where the runs lie.
         default_card: where the card is written.
+        later: what `recipe` names and no base depends on, so that one base serves every stage 1.
     """
 
     metric: Metric = ACCURACY
     default_levels: tuple[float, ...]
     default_output_dir: str
     default_card: str
+    later: tuple[str, ...] = ("epochs1", "learning_rate1", "distillation")
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -95,6 +97,10 @@ class Task(ABC):
     @abstractmethod
     def recipe(self) -> dict[str, Any]:
         """Everything that decides a result but method, level, seed and variant. JSON-ready."""
+
+    def base_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """What of `recipe` decides a base."""
+        return {name: value for name, value in recipe.items() if name not in self.later}
 
     @abstractmethod
     def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:

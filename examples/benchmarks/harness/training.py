@@ -1,8 +1,10 @@
-"""The train phase: every run in a stock `Trainer`, saved, loaded again as any user does, and scored."""
+"""The base and train phases: every run in a stock `Trainer`, saved, loaded again as any user does, and scored.
+
+A training saves a checkpoint after every epoch; one that was killed goes on from there when its command is repeated.
+"""
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,36 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from optimum.dendritic import DendriticCallback, DendriticConfig
+from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint
 from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation
 from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
+from .progress import Progress, history
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
 from .sizes import sizes
 from .task import Task
 
 
+def base_phase(task: Task, output_dir: Path) -> None:
+    """The base of every seed; what another process makes is left to it."""
+    _make_all(task, [Run("base", 0.0, seed) for seed in task.args.seeds], output_dir, "base")
+
+
 def train_phase(task: Task, output_dir: Path) -> None:
     """All planned runs that are not there yet. Processes with the same options share the work."""
-    for run in tqdm(list(planned(task.args)), desc="train"):
+    _make_all(task, list(planned(task.args)), output_dir, "train")
+
+
+def _make_all(task: Task, runs: list[Run], output_dir: Path, phase: str) -> None:
+    for run in tqdm(runs, desc=phase):
         path = output_dir / f"{run.name}.json"
         with claimed(path) as mine:
             if not mine or is_done(path, _conditions(task, run)):
                 continue
-            for needed in filter(None, (run.base, task.teacher(run))):
-                ensure(task, needed, output_dir)
+            if run.method != "base":
+                for needed in filter(None, (run.base, task.teacher(run))):
+                    ensure(task, needed, output_dir)
             _make(task, run, output_dir)
 
 
@@ -44,6 +57,7 @@ def ensure(task: Task, run: Run, output_dir: Path) -> None:
 def _make(task: Task, run: Run, output_dir: Path) -> None:
     result = train_one(task, run, output_dir)
     write_json(output_dir / f"{run.name}.json", result)
+    shutil.rmtree(_unfinished(run, output_dir))
     tqdm.write(f"{run.name}: {result['score']:.4f}, {result['train_seconds']:.0f} s")
 
 
@@ -66,16 +80,22 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     if config is not None:
         callbacks = [_callback(task, run, config, output_dir)]
         _note_dense_score(task, run, model, output_dir)
-    folder = output_dir / f"{run.name}.unfinished"
-    steps, start, start_cpu = 0, time.perf_counter(), time.process_time()
+    unfinished = _unfinished(run, output_dir)
+    unfinished.mkdir(exist_ok=True)
+    if not is_done(unfinished / "conditions.json", _conditions(task, run)):  # checkpoints of no other recipe
+        write_json(unfinished / "conditions.json", _conditions(task, run))
+    epochs: list[dict[str, float]] = []
+    steps = 0
     for arguments in due:
-        trainer = _trainer(task, run, model, stages.index(arguments), folder, callbacks)
-        steps += trainer.train().global_step
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    trainer.save_model()
+        stage = stages.index(arguments)
+        folder = unfinished / f"stage{stage}"
+        trainer = _trainer(task, run, model, stage, folder, [*callbacks, Progress(task, run)])
+        steps += trainer.train(resume_from_checkpoint=last_checkpoint(folder)).global_step
+        epochs += [{"stage": stage, **epoch} for epoch in history(trainer.state)]
+    trainer.save_model(str(unfinished / "model"))
     finished = output_dir / run.name
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)
+    (unfinished / "model").rename(finished)
     saved = task.load(finished)
     score = task.score(saved)
     if config is not None:  # the model, as it was trained, knows its history; optimum-cli dendritic card adds the costs
@@ -91,11 +111,16 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         **score.extras,
         **sizes(saved, task.example_inputs(), targets),
         "steps": steps,
-        "train_seconds": seconds,
-        "train_cpu_seconds": cpu_seconds,  # of all threads; a busy machine does not lengthen it
+        "epochs": epochs,
+        "train_seconds": sum(epoch["seconds"] for epoch in epochs),
+        "train_cpu_seconds": sum(epoch["cpu_seconds"] for epoch in epochs),  # of all threads; the same on a busy machine
         "samples": task.samples(),
         "environment": environment(),
     }
+
+
+def _unfinished(run: Run, output_dir: Path) -> Path:
+    return output_dir / f"{run.name}.unfinished"
 
 
 def pruning_config(task: Task, run: Run) -> DendriticConfig:
@@ -120,7 +145,8 @@ def _trainer(
     settings = {
         "use_cpu": not torch.cuda.is_available(),
         "seed": run.seed,
-        "save_strategy": "no",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
         "logging_steps": 0.02,
         "report_to": "none",
         "remove_unused_columns": False,
@@ -160,4 +186,5 @@ def _first(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _conditions(task: Task, run: Run) -> dict[str, Any]:
     """What must be equal for a finished run to count."""
     pruning = pruning_config(task, run).to_dict() if run.method in PRUNED else None
-    return json.loads(json.dumps({"recipe": task.recipe(), "changes": run.changes, "pruning": pruning}))
+    recipe = task.base_recipe(task.recipe()) if run.method == "base" else task.recipe()
+    return json.loads(json.dumps({"recipe": recipe, "changes": run.changes, "pruning": pruning}))
