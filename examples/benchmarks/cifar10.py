@@ -1,5 +1,6 @@
 """CIFAR-10 with ResNet-20 or a small ViT, several seeds: dendritic pruning against dense training and three controls.
 
+    python examples/benchmarks/cifar10.py base --architecture resnet20      # the dense models that all others start from
     python examples/benchmarks/cifar10.py train --architecture resnet20
     python examples/benchmarks/cifar10.py time --architecture resnet20      # wants a quiet machine
     python examples/benchmarks/cifar10.py render --architecture resnet20    # model_cards/resnet20-cifar10.md
@@ -24,10 +25,11 @@ from harness.runs import PRUNED, Run
 from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from compact_vit import CompactViTConfig, CompactViTForImageClassification  # noqa: E402
 from resnet20 import ResNet20Config, ResNet20ForImageClassification  # noqa: E402
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
@@ -46,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it;
     "vit": {
         "levels": [0.5],
         "budget": "params",
-        "epochs0": 2,
+        "epochs0": 30,
         "epochs1": 2,
         "learning_rate": 1e-3,
         "learning_rate1": 5e-4,
@@ -61,10 +63,8 @@ def resnet(width: int = 16) -> PreTrainedModel:
 
 
 def vit(width: int = 96) -> PreTrainedModel:
-    """Four layers of three heads, FFN twice as wide as the residual stream."""
-    config = ViTConfig(
-        image_size=32,
-        patch_size=4,
+    """Four layers of three heads, FFN twice as wide as the residual stream, behind a stem of convolutions."""
+    config = CompactViTConfig(
         hidden_size=width,
         num_hidden_layers=4,
         num_attention_heads=3,
@@ -73,7 +73,7 @@ def vit(width: int = 96) -> PreTrainedModel:
         attention_probs_dropout_prob=0.0,
         **LABELS,
     )
-    return ViTForImageClassification(config)
+    return CompactViTForImageClassification(config)
 
 
 NARROWER = {"resnet20": (resnet, range(15, 0, -1)), "vit": (vit, range(93, 0, -3))}

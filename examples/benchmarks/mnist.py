@@ -58,7 +58,7 @@ class Mnist(Task):
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--dataset", default="ylecun/mnist")
-        parser.add_argument("--epochs0", type=float, default=10, help="of the base")
+        parser.add_argument("--epochs0", type=float, default=12, help="of the base")
         parser.add_argument("--epochs1", type=float, default=4, help="of every method, from the base")
         parser.add_argument("--learning_rate", type=float, default=2e-3)
         parser.add_argument("--learning_rate1", type=float, default=1e-3, help="of the epochs1")

@@ -35,7 +35,7 @@ def train_phase(task: Task, output_dir: Path) -> None:
 
 
 def _make_all(task: Task, runs: list[Run], output_dir: Path, phase: str) -> None:
-    for run in tqdm(runs, desc=phase):
+    for run in tqdm(runs, desc=phase, disable=None):
         path = output_dir / f"{run.name}.json"
         with claimed(path) as mine:
             if not mine or is_done(path, _conditions(task, run)):
