@@ -3,7 +3,8 @@
 Hassani et al. 2021 ("Escaping the Big Data Paradigm with Compact Transformers") and Xiao et al. 2021 ("Early
 Convolutions Help Transformers See Better"): small data need the locality that a stock patch embedding lacks. The patch
 embedding becomes 3x3 convolutions of stride 2, one for each halving, with batch normalisation and ReLU, and a 1x1
-convolution. Importing this file registers the model, so that `AutoModelForImageClassification.from_pretrained` finds it.
+convolution. Importing this file registers the model, so that `AutoModelForImageClassification.from_pretrained` finds
+it.
 """
 
 import itertools
@@ -56,7 +57,7 @@ class CompactViTForImageClassification(ViTForImageClassification):
 
     def __init__(self, config: CompactViTConfig):
         super().__init__(config)
-        self.vit.embeddings.patch_embeddings = ConvolutionalStem(config)
+        self.vit.embeddings.add_module("patch_embeddings", ConvolutionalStem(config))
         self.post_init()
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 
-from harness import augment, claims, metric, report, runs, statistics, text  # noqa: E402
+from harness import augment, claims, images, metric, report, runs, statistics, text, training  # noqa: E402
 from harness.summary import Table  # noqa: E402
-from harness.task import Card, Task  # noqa: E402
+from harness.task import Card, Score, Task  # noqa: E402
+from mnist import convnet  # noqa: E402
 
 LEVEL = 0.5
 CARD = Card(
@@ -42,7 +43,7 @@ def record(method: str, seed: int, hits: str, parameters: int, variant: str = ""
     pruned = method in runs.PRUNED
     return {
         **runs.Run(method, level, seed, variant, changes).to_dict(),
-        "recipe": {"epochs0": 1, "bf16": True, "max_steps": None},
+        "recipe": {"epochs0": 1, "bf16": True, "max_steps": None} | ({} if method == "base" else {"epochs1": 2}),
         "pruning": {"importance": method, "sparsity": level, "seed": seed, "regrow": 0.1} | changes if pruned else None,
         "score": hits.count("1") / len(hits),
         "examples": hits,
@@ -150,12 +151,93 @@ def test_a_card_is_written_from_its_runs(tmp_path):
     text = card.read_text()
     assert "| dendritic at 50% is better than random | +50.00 points" in text
     assert "--methods dendritic --variant no-regrow --config regrow=0.0 --seeds 0" in text
-    assert "--epochs0 1 --bf16" in text and "max_steps" not in text
+    assert "--epochs0 1 --bf16 --epochs1 2" in text and "max_steps" not in text
     assert all((card.parent / f"toy-{figure}.png").exists() for figure in ("removed", "density"))
     assert len(json.loads(card.with_suffix(".json").read_text())["rows"]) == 4
-    runs.write_json(tmp_path / "odd.json", record("dense", 2, "11", 300) | {"recipe": {"epochs0": 2}})
-    with pytest.raises(ValueError, match="several kinds of recipe"):
-        report.render(Toy(argparse.Namespace()), tmp_path, card)
+    for odd, kinds in (("base", "recipe of bases"), ("dense", "recipe")):
+        runs.write_json(tmp_path / "odd.json", record(odd, 2, "11", 300) | {"recipe": {"epochs0": 2}})
+        with pytest.raises(ValueError, match=f"several kinds of {kinds}:"):
+            report.render(Toy(argparse.Namespace()), tmp_path, card)
+
+
+class Digits(Task):
+    """Few random images in both stages; `deaths` scores are cut short, as a killed process is."""
+
+    add_options = lambda parser: None  # noqa: E731
+    card = lambda self: CARD  # noqa: E731
+    recipe = lambda self: vars(self.args) | {"epochs1": 1}  # noqa: E731
+    fresh = lambda self: convnet(8)  # noqa: E731
+    load = lambda self, folder: type(convnet(8)).from_pretrained(folder).eval()  # noqa: E731
+    smaller = lambda self, level, base: (convnet(4), True)  # noqa: E731
+    example_inputs = lambda self: {"pixel_values": images.normalised(self.pixels[:2], self.mean, self.std)}  # noqa: E731
+    samples = lambda self: {"train": 64, "validation": 64}  # noqa: E731
+
+    def __init__(self, args: argparse.Namespace, death: int = 0):
+        super().__init__(args)
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(256, (64, 1, 28, 28), generator=generator, dtype=torch.uint8)
+        self.labels = torch.arange(64) % 10
+        self.mean = self.std = torch.tensor([0.5])
+        self.death, self.scores = death, 0
+
+    def stages(self):
+        shared = {"per_device_train_batch_size": 16, "learning_rate": 0.01, "warmup_steps": 0.1, "bf16": True}
+        return shared | {"num_train_epochs": self.args.epochs0}, shared | {"num_train_epochs": 2}
+
+    def train_data(self, stage: int):
+        return images.Moved(self.pixels, self.labels, self.mean, self.std, 10, 2), images.as_it_is
+
+    def score(self, model: torch.nn.Module) -> Score:
+        self.scores += 1
+        if self.scores == self.death:
+            raise KeyboardInterrupt
+        hits = images.correct(model, images.normalised(self.pixels, self.mean, self.std), self.labels, 64)
+        return Score(hits.count("1") / 64, hits)
+
+
+@pytest.mark.parametrize(("run", "death"), [(runs.Run("base", 0.0, 0), 3), (runs.Run("smaller-dense", LEVEL, 0), 5)])
+def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_path, run, death):
+    args = argparse.Namespace(epochs0=3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    training.ensure(Digits(args), run, whole)
+    with pytest.raises(KeyboardInterrupt):
+        training.ensure(Digits(args, death), run, parts)
+    assert not (parts / f"{run.name}.json").exists()
+    with pytest.raises(ValueError, match="choose another"):
+        training.ensure(Digits(argparse.Namespace(epochs0=4)), run, parts)
+    rest = Digits(args)
+    training.ensure(rest, run, parts)
+    first, second = (json.loads((folder / f"{run.name}.json").read_text()) for folder in (whole, parts))
+    assert rest.scores == len(first["epochs"]) - death + 2  # those of the epochs that were not done, and the last one
+    for name in ("score", "examples", "steps"):
+        assert first[name] == second[name]
+    curves = [[(epoch["stage"], epoch["step"], epoch["score"]) for epoch in made["epochs"]] for made in (first, second)]
+    assert curves[0] == curves[1] and len(curves[0]) == (3 if run.method == "base" else 5)
+    tensors = [Digits(args).load(folder / run.name).state_dict() for folder in (whole, parts)]
+    assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(a, tensors[1][k]) for k, a in tensors[0].items())
+    assert not list(parts.glob("*.unfinished"))
+
+
+def test_a_base_serves_every_second_stage():
+    task = Digits(argparse.Namespace(epochs0=3))
+    assert task.base_recipe(task.recipe()) == {"epochs0": 3}
+
+
+def test_moved_images_keep_what_is_in_them():
+    square = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    square[..., 8:20, 8:20] = 255
+    mean, std = torch.tensor([0.0]), torch.tensor([1.0])
+    still = images.Moved(square, torch.tensor([3]), mean, std, degrees=0, pixels=0).__getitems__([0, 0])
+    assert torch.allclose(still["pixel_values"][0], square[0].float() / 255, atol=1e-5)
+    assert still["labels"].tolist() == [3, 3]
+    torch.manual_seed(0)
+    moved = images.Moved(square, torch.tensor([3]), mean, std, degrees=10, pixels=2).__getitems__([0] * 64)
+    mass = moved["pixel_values"].sum((1, 2, 3))
+    assert torch.allclose(mass, torch.tensor(144.0), rtol=0.02)
+    rows = (moved["pixel_values"].sum(3) * torch.arange(28)).sum((1, 2)) / mass
+    assert rows.min() < 12.5 and rows.max() > 14.5 and ((rows - 13.5).abs() < 2.1).all()
 
 
 def test_replaced_tokens_are_neighbours_and_the_rest_stays():

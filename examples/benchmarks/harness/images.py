@@ -109,7 +109,7 @@ def as_it_is(batch: Any) -> Any:
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels in 0..255 `(batch, channels, height, width)` -> float of the same shape, mean 0 and deviation 1 by channel."""
+    """Pixels in 0..255 `(batch, channels, height, width)` -> float, mean 0 and deviation 1 by channel."""
     return (images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""How good a model is after every epoch of its training, kept with its checkpoints so that a resumed training has it too."""
+"""How good a model is after every epoch of its training; kept in the checkpoints, so that a resumed one has it too."""
 
 import time
 from typing import Any

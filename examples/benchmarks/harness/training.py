@@ -113,7 +113,9 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         "steps": steps,
         "epochs": epochs,
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
-        "train_cpu_seconds": sum(epoch["cpu_seconds"] for epoch in epochs),  # of all threads; the same on a busy machine
+        "train_cpu_seconds": sum(
+            epoch["cpu_seconds"] for epoch in epochs
+        ),  # of all threads; the same on a busy machine
         "samples": task.samples(),
         "environment": environment(),
     }
