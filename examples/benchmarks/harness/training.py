@@ -64,14 +64,13 @@ def _make(task: Task, run: Run, output_dir: Path) -> None:
 def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     """Train, save under `output_dir / run.name`, and score what plain `from_pretrained` gives back."""
     set_seed(run.seed)
-    stages = task.stages()
-    due = [stages[1]]
+    due = [1]  # the stages
     config = None
     if run.method == "base":
-        model, due = task.fresh(), [stages[0]]
+        model, due = task.fresh(), [0]
     elif run.method == "smaller-dense":
         model, untrained = task.smaller(run.level, output_dir / run.base.name)
-        due = list(stages) if untrained else due
+        due = [0, 1] if untrained else due
     else:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
@@ -86,8 +85,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         write_json(unfinished / "conditions.json", _conditions(task, run))
     epochs: list[dict[str, float]] = []
     steps = 0
-    for arguments in due:
-        stage = stages.index(arguments)
+    for stage in due:
         folder = unfinished / f"stage{stage}"
         trainer = _trainer(task, run, model, stage, folder, [*callbacks, Progress(task, run)])
         steps += trainer.train(resume_from_checkpoint=last_checkpoint(folder)).global_step
