@@ -36,11 +36,11 @@ class ConvolutionalStem(nn.Module):
         widths = [config.num_channels]
         for _ in range(int(math.log2(config.patch_size))):
             widths.append(config.stem_channels if len(widths) == 1 else 2 * widths[-1])
-        self.layers = nn.Sequential(*(halving(*pair) for pair in itertools.pairwise(widths)))
+        self.halvings = nn.Sequential(*(halving(*pair) for pair in itertools.pairwise(widths)))
         self.projection = nn.Conv2d(widths[-1], config.hidden_size, kernel_size=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.projection(self.layers(pixel_values)).flatten(2).transpose(1, 2)
+        return self.projection(self.halvings(pixel_values)).flatten(2).transpose(1, 2)
 
 
 def halving(inputs: int, outputs: int) -> nn.Sequential:

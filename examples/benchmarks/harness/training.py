@@ -87,8 +87,11 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     steps = 0
     for stage in due:
         folder = unfinished / f"stage{stage}"
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is not None and config is None:  # the Trainer drops tensors that have other names in the files
+            model = task.load(Path(checkpoint))
         trainer = _trainer(task, run, model, stage, folder, [*callbacks, Progress(task, run)])
-        steps += trainer.train(resume_from_checkpoint=last_checkpoint(folder)).global_step
+        steps += trainer.train(resume_from_checkpoint=checkpoint).global_step
         epochs += [{"stage": stage, **epoch} for epoch in history(trainer.state)]
     trainer.save_model(str(unfinished / "model"))
     finished = output_dir / run.name
