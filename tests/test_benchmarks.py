@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 
+from cifar10 import Cifar10, CompactViTConfig, CompactViTForImageClassification  # noqa: E402
 from harness import augment, claims, images, metric, report, runs, statistics, text, training  # noqa: E402
 from harness.summary import Table  # noqa: E402
 from harness.task import Card, Score, Task  # noqa: E402
-from cifar10 import CompactViTConfig, CompactViTForImageClassification  # noqa: E402
 
 LEVEL = 0.5
 CARD = Card(
@@ -225,6 +225,44 @@ def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_
     tensors = [Digits(args).load(folder / run.name).state_dict() for folder in (whole, parts)]
     assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(a, tensors[1][k]) for k, a in tensors[0].items())
     assert not list(parts.glob("*.unfinished"))
+
+
+def test_a_base_of_two_cycles_may_start_after_the_first(tmp_path):
+    class Cycles(Digits):
+        start = lambda self, run: tmp_path / "first"  # noqa: E731
+        stages = lambda self: (*super().stages(), {"num_train_epochs": 1, "learning_rate": 0.0})  # noqa: E731
+
+    first = vit()
+    first.save_pretrained(tmp_path / "first")
+    task, run = Cycles(argparse.Namespace(epochs0=3)), runs.Run("base", 0.0, 0)
+    training.ensure(task, run, tmp_path)
+    made = json.loads((tmp_path / f"{run.name}.json").read_text())
+    assert made["start"] == "first" and {epoch["stage"] for epoch in made["epochs"]} == {1} and made["steps"] == 8
+    dense = runs.Run("dense", 0.0, 0)
+    training.ensure(task, dense, tmp_path)  # its last stage has learning rate 0
+    base, after = (dict(task.load(tmp_path / made.name).named_parameters()) for made in (run, dense))
+    own = dict(first.named_parameters())
+    assert all(torch.equal(base[name], after[name]) for name in own)
+    assert any(not torch.equal(base[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize("changes", [{}, {"learning_rate": 0.1}, {"epochs_again": 0.0}])
+def test_the_model_to_start_from_was_trained_as_the_first_cycle_asks(tmp_path, changes):
+    runs.write_json(tmp_path / "run.json", {"epochs": 40, "seed": 0, "lr": 0.2, "batch": 128, "val": 0.8})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch_size", type=int)
+    Cifar10.add_options(parser)
+    args = parser.parse_args(["--start", str(tmp_path)])
+    args.levels, args.bf16, args.max_steps = [], True, None
+    vars(args).update(changes)
+    task, own, other = Cifar10(args), *(runs.Run("base", 0.0, seed) for seed in (0, 1))
+    if changes:
+        with pytest.raises(ValueError, match="was trained with"):
+            task.start(own)
+        return
+    assert (task.start(own), task.start(other)) == (tmp_path, None)
+    assert [stage["num_train_epochs"] for stage in task.stages()] == [40, 40, 5]
+    assert [task.optimizer(stage)[1]["lr"] for stage in range(3)] == [0.2, 0.1, 0.1]
 
 
 def test_a_base_serves_every_second_stage():

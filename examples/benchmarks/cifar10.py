@@ -12,6 +12,7 @@ An ablation: `--methods dendritic --config regrow=0.0 --variant no-regrow`.
 """
 
 import argparse
+import json
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +40,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it;
     "resnet20": {
         "levels": [0.5],
         "budget": "macs",
-        "epochs0": 3,
+        "epochs0": 40,
+        "epochs_again": 40,
         "epochs1": 5,
         "learning_rate": 0.2,
+        "learning_rate_again": 0.1,
         "learning_rate1": 0.1,
         "warmup": 0.2,
     },
@@ -103,6 +106,9 @@ class Cifar10(Task):
         parser.add_argument("--epochs0", type=float, help="of the base")
         parser.add_argument("--epochs1", type=float, help="of every method, from the base")
         parser.add_argument("--learning_rate", type=float)
+        parser.add_argument("--epochs_again", type=float, help="of a second cycle of the base, after a warm restart")
+        parser.add_argument("--learning_rate_again", type=float, help="of that cycle")
+        parser.add_argument("--start", type=Path, help="a model that the first cycle has made, with a run.json")
         parser.add_argument("--learning_rate1", type=float, help="of the epochs1")
         parser.add_argument("--warmup", type=float, help="share of the steps of a stage")
         parser.add_argument("--budget", choices=["params", "macs"])
@@ -112,13 +118,35 @@ class Cifar10(Task):
     def recipe(self) -> dict[str, Any]:
         names = ("architecture", "epochs0", "epochs1", "batch_size", "learning_rate", "learning_rate1", "warmup")
         names += ("budget", "distillation", "bf16", "max_steps")
+        names += ("epochs_again", "learning_rate_again") if self.args.epochs_again else ()
         return {name: getattr(self.args, name) for name in names}
 
     @property
     def _is_resnet(self) -> bool:
         return self.args.architecture == "resnet20"
 
-    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    @property
+    def _cycles(self) -> list[tuple[float, float]]:
+        """Epochs and learning rate of each stage."""
+        first, second = (self.args.epochs0, self.args.learning_rate), (self.args.epochs1, self.args.learning_rate1)
+        again = (self.args.epochs_again, self.args.learning_rate_again)
+        return [first, again, second] if self.args.epochs_again else [first, second]
+
+    def start(self, run: Run) -> Path | None:
+        """`--start`, where that is the model of this seed and of the first cycle as it is asked for.
+
+        Raises:
+            ValueError: it was trained otherwise.
+        """
+        if self.args.start is None:
+            return None
+        made = json.loads((self.args.start / "run.json").read_text())
+        asked = {"epochs": self.args.epochs0, "lr": self.args.learning_rate, "batch": self.args.batch_size}
+        if not self.args.epochs_again or any(made[name] != value for name, value in asked.items()):
+            raise ValueError(f"{self.args.start} was trained with {made}; the first of two cycles has {asked}.")
+        return self.args.start if made["seed"] == run.seed else None
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
         shared = {
             "per_device_train_batch_size": self.args.batch_size,
             "lr_scheduler_type": "linear",  # with a long warm-up: one cycle
@@ -129,15 +157,12 @@ class Cifar10(Task):
             "bf16": self.args.bf16,
             "max_steps": self.args.max_steps or -1,
         }
-        first = {"num_train_epochs": self.args.epochs0, "learning_rate": self.args.learning_rate}
-        second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
-        return {**shared, **first}, {**shared, **second}
+        return tuple({**shared, "num_train_epochs": epochs, "learning_rate": rate} for epochs, rate in self._cycles)
 
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
         if not self._is_resnet:
             return None
-        rate = (self.args.learning_rate, self.args.learning_rate1)[stage]
-        return torch.optim.SGD, {"lr": rate, "momentum": 0.9, "nesterov": True}
+        return torch.optim.SGD, {"lr": self._cycles[stage][1], "momentum": 0.9, "nesterov": True}
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """A long recovery: from scratch, what is kept has much to learn yet."""
@@ -170,6 +195,7 @@ class Cifar10(Task):
 
     def card(self) -> Card:
         resnet20 = self._is_resnet
+        cycles = " and, after a warm restart, ".join(f"{epochs:g}" for epochs, _ in self._cycles[:-1])
         model = (
             "ResNet-20 (He et al. 2016)"
             if resnet20
@@ -189,10 +215,10 @@ class Cifar10(Task):
             metric_id="accuracy",
             budget=self.args.budget,
             tolerances={0.5: 0.0 if resnet20 else 1.0},
-            base=f"trained from scratch for {self.args.epochs0:g} epochs",
+            base=f"trained from scratch for {cycles} epochs",
             second=f"{self.args.epochs1:g} epochs",
             smaller="all widths scaled alike, no more of the budget than that level "
-            "leaves of the whole model; from scratch, through both stages, from the labels alone.",
+            "leaves of the whole model; from scratch, through all stages, from the labels alone.",
             optimizer=f"{'SGD with Nesterov momentum 0.9' if resnet20 else 'AdamW'}, linear warm-up, then linear decay",
             targets="all convolutions" if resnet20 else "all linear layers of the encoder and the patch embedding",
             selection=(

@@ -37,7 +37,7 @@ class Card:
         script: file name of the task.
         tolerances: level -> loss against dense that the card claims to stay within.
         latencies: level -> share of dense's time that the card claims to stay within; 1 where none is given.
-        augmented: a clause, from its comma on: how the samples of stage 1 are changed.
+        augmented: a clause, from its comma on: how the samples of the last stage are changed.
         selects: options, also in the recipe, that the time and render phases need.
     """
 
@@ -70,14 +70,15 @@ class Card:
 
 
 class Task(ABC):
-    """A model, its data and its recipe. Stage 0 makes the base model of a seed, stage 1 is what every method adds.
+    """A model, its data and its recipe. The last stage is what every method adds, those before it make the base of
+    a seed: one, where nothing else is said.
 
     Attributes:
         metric: what `score` measures.
         default_levels: fractions of the budget that the target modules lose.
         default_output_dir: where the runs lie.
         default_card: where the card is written.
-        later: what `recipe` names and no base depends on, so that one base serves every stage 1.
+        later: what `recipe` names and no base depends on, so that one base serves every last stage.
     """
 
     metric: Metric = ACCURACY
@@ -103,8 +104,8 @@ class Task(ABC):
         return {name: value for name, value in recipe.items() if name not in self.later}
 
     @abstractmethod
-    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`TrainingArguments` of the base training and of what follows it."""
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """`TrainingArguments` of the base's training, or of its cycles, and of what follows it."""
 
     @abstractmethod
     def fresh(self) -> nn.Module:
@@ -116,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
-        """A dense model of no more than the budget that `level` leaves, and whether it still needs stage 0."""
+        """A dense model of no more than the budget that `level` leaves, and whether a base's stages are still due."""
 
     @abstractmethod
     def train_data(self, stage: int) -> tuple[Dataset, Any]:
@@ -131,7 +132,7 @@ class Task(ABC):
         """One batch as it comes in use: MACs, wiring and latencies are those of these shapes."""
 
     def control(self) -> dict[str, Any]:
-        """`TrainingArguments` of stage 1 that the dense control has otherwise: what shrinks needs larger steps."""
+        """`TrainingArguments` of the last stage that dense has otherwise: what shrinks needs larger steps."""
         return {}
 
     @abstractmethod
@@ -141,6 +142,10 @@ class Task(ABC):
     def extra(self, runs: list[dict[str, Any]]) -> str:
         """A section of its own for the card, from the runs."""
         return ""
+
+    def start(self, run: Run) -> Path | None:
+        """A model that the first stage of this base has made already, if there is one."""
+        return None
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """Fields of `DendriticConfig` that this task sets, where it ranks by this importance."""

@@ -64,13 +64,15 @@ def _make(task: Task, run: Run, output_dir: Path) -> None:
 def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     """Train, save under `output_dir / run.name`, and score what plain `from_pretrained` gives back."""
     set_seed(run.seed)
-    due = [1]  # the stages
+    last = len(task.stages()) - 1
+    due, start = range(last, last + 1), None
     config = None
     if run.method == "base":
-        model, due = task.fresh(), [0]
+        start = task.start(run)
+        model, due = (task.fresh(), range(last)) if start is None else (task.load(start), range(1, last))
     elif run.method == "smaller-dense":
         model, untrained = task.smaller(run.level, output_dir / run.base.name)
-        due = [0, 1] if untrained else due
+        due = range(last + 1) if untrained else due
     else:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
@@ -112,6 +114,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         **score.extras,
         **sizes(saved, task.example_inputs(), targets),
         "steps": steps,
+        "start": None if start is None else start.name,
         "epochs": epochs,
         "train_seconds": sum(epoch["seconds"] for epoch in epochs),
         "train_cpu_seconds": sum(
@@ -147,7 +150,7 @@ def _trainer(
     control = task.control() if run.method == "dense" else {}
     settings = {
         "use_cpu": not torch.cuda.is_available(),
-        "seed": run.seed,
+        "seed": run.seed + 1000 * stage,  # no stage draws the samples of another one again
         "save_strategy": "epoch",
         "save_total_limit": 1,
         "logging_steps": 0.02,
