@@ -1,6 +1,7 @@
 """Every figure of `measure` against one that is known: counted by hand, written to disk, or allocated on purpose."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,18 @@ class TestLatency:
         assert report.ratios["parameters"] == report.ratios["bytes"] == report.ratios["macs"] == 1
 
 
+IMPORTS = "import torch\nfrom torch import nn\nfrom optimum.dendritic.efficiency import measure\n"
+
+
+def run_script(folder, body: str) -> subprocess.CompletedProcess:
+    """Run what it says, after `IMPORTS`, as a script in a folder; a warning would be an error."""
+    script = folder / "script.py"
+    script.write_text(IMPORTS + textwrap.dedent(body))
+    done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 class TestMemory:
     def test_absent_with_one_warning_when_the_model_does_not_travel(self, monkeypatch):
         warnings: list[str] = []
@@ -163,13 +176,9 @@ class TestMemory:
 
     def test_a_known_model_whose_class_is_in_the_script(self, tmp_path):
         """200 MB of weights: far above what libraries and page tables add. What the caller holds does not count."""
-        script = tmp_path / "script.py"
-        script.write_text(
-            textwrap.dedent("""
-            import torch
-            from torch import nn
-            from optimum.dendritic.efficiency import measure
-
+        done = run_script(
+            tmp_path,
+            """
             class Own(nn.Module):
                 def __init__(self):
                     super().__init__()
@@ -180,11 +189,63 @@ class TestMemory:
             if __name__ == "__main__":
                 held = torch.ones(100_000_000)
                 print(measure(Own(), torch.ones(1, 1), seconds=0.01, large_batch=1, threads=1).peak_memory_bytes)
-            """)
+            """,
         )
-        done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
         assert int(done.stdout) == pytest.approx(200e6, rel=0.05)
+
+    def test_a_script_without_a_guard_runs_once(self, tmp_path):
+        """Where its class stands in the script, the script's definitions are made again; nothing else of it runs."""
+        done = run_script(
+            tmp_path,
+            """
+            open("runs", "a").write("once, ")
+            FACTOR: float = 2.0
+
+            class Own(nn.Linear):
+                def forward(self, x):
+                    return FACTOR * twice(super().forward(x))
+
+            def twice(x):
+                return 2 * x
+
+            print(measure(Own(500, 500), torch.ones(1, 500), seconds=0.01, large_batch=1, threads=1).peak_memory_bytes)
+            """,
+        )
+        assert int(done.stdout) >= 500 * 500 * 4
+        assert (tmp_path / "runs").read_text() == "once, "
+
+    def test_a_class_of_the_script_that_needs_more_than_definitions_is_not_measured(self, tmp_path):
+        done = run_script(
+            tmp_path,
+            """
+            factor = float("2")
+
+            class Own(nn.Linear):
+                def forward(self, x):
+                    return factor * super().forward(x)
+
+            print(measure(Own(2, 2), torch.ones(1, 2), seconds=0.01, large_batch=1, threads=1).peak_memory_bytes)
+            """,
+        )
+        assert done.stdout == "None\n"
+        assert "name 'factor' is not defined" in done.stderr and "defined in __main__" in done.stderr
+        assert "Move the class" in done.stderr
+
+    def test_a_class_of_an_interpreter_is_not_measured(self, tmp_path):
+        code = (
+            "class Own(nn.Linear): pass\n"
+            "print(measure(Own(2, 2), torch.ones(1, 2), seconds=0.01, large_batch=1, threads=1).peak_memory_bytes)"
+        )
+        done = subprocess.run([sys.executable, "-c", IMPORTS + code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout == "None\n", done.stderr
+        assert "Own is defined in __main__, which is no file. Move the class" in done.stderr
+
+    def test_what_the_process_says_before_it_dies_is_told(self, monkeypatch):
+        warnings: list[str] = []
+        monkeypatch.setattr(memory.logger, "warning", warnings.append)
+        batch = Batch.of(torch.randn(1, 2))
+        assert memory.peak_memory(Dying(2, 2), batch, device=torch.device("cpu"), threads=1) is None
+        assert warnings == ["Peak memory is not measured: the fresh process ended with exit code 9 (out of luck)."]
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +341,15 @@ class Lazy(nn.Linear):
         if self.kept is None:
             self.kept = torch.ones(2)
         return super().forward(input) * self.kept
+
+
+class Dying(nn.Linear):
+    """Takes its process with it."""
+
+    def forward(self, input):
+        sys.stderr.write("out of luck")
+        sys.stderr.flush()
+        os._exit(9)
 
 
 def print_nothing(*_) -> None:

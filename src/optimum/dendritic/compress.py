@@ -1,14 +1,12 @@
 """`compress_`: make an injected model physically small. What was zero is gone; the outputs stay."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging
 
-from .distributed.dtensor import reshard, worst
+from .distributed.dtensor import reshard
 from .errors import invalid
 from .inspection.describe import DENSE, describe, summary
 from .layout.layout import Layout
@@ -19,7 +17,8 @@ from .nn.surgery import replace_
 from .state import dendritic_layers, injected_layout, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
-from .structure.probing import outputs_differ, probe, quiet, tolerance
+from .structure.probing import probe, quiet
+from .structure.verification import answers_alike, exchanged
 from .train_steps import mask_
 
 logger = logging.get_logger(__name__)
@@ -74,7 +73,7 @@ Modules = dict[str, nn.Module]
 def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> tuple[Modules, Modules]:
     """Pack with every wire cut that can be. Returns the packed modules, and those whose places they took."""
     kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
-    readers, shard = last_readers(bundles), next(model.parameters())
+    readers, like = last_readers(bundles), next(model.parameters())
     try:
         expected = probe(model, inputs, readers)
     except Exception as error:
@@ -85,42 +84,19 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
         packed = pack_modules(model, kept, bundles)
         return packed, replace_(model, packed)[0]
     reshard(model)
-    allowed = max(tolerance(t.dtype) for t in [shard, *expected] if t.is_floating_point())  # FSDP2 may run in bf16
 
-    def attempt(bundles: list[Bundle]) -> tuple[Modules, Modules, Callable[[], None]] | None:
+    def proved(bundles: list[Bundle]) -> Modules | None:
         packed = pack_modules(model, kept, bundles)
-        replaced, undo = replace_(model, packed)
-        try:
-            differ = _differ(model, inputs, readers, expected)
-        except BaseException:
-            undo()
-            raise
-        if worst(differ, shard) > allowed:
-            undo()
-            return None
-        return packed, replaced, undo
+        with exchanged(model, packed):
+            return packed if answers_alike(model, inputs, expected, readers, like=like) else None
 
-    def can_be_cut(bundle: Bundle) -> bool:
-        alone = attempt([bundle])
-        if alone is not None:
-            alone[2]()
-        return alone is not None
-
-    found = attempt(bundles)
-    if found is None:
-        found = attempt([bundle if can_be_cut(bundle) else _uncut(bundle) for bundle in bundles])
-    if found is None:
+    packed = proved(bundles)
+    if packed is None:
+        packed = proved([bundle if proved([bundle]) is not None else _uncut(bundle) for bundle in bundles])
+    if packed is None:
         rule = "packing changes its outputs beyond rounding"
         raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
-    return found[:2]
-
-
-def _differ(model: nn.Module, inputs: dict[str, Any], readers: list[str], expected: list[Tensor]) -> float:
-    try:
-        return outputs_differ(expected, probe(model, inputs, readers))
-    except Exception as error:  # whatever a model raises on a shrunken tensor, it cannot be cut there
-        logger.info(f"Packing broke the forward pass: {error}")
-        return math.inf
+    return packed, replace_(model, packed)[0]
 
 
 def _uncut(bundle: Bundle) -> Bundle:

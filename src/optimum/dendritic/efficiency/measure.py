@@ -30,9 +30,7 @@ def measure(
 ) -> EfficiencyReport:
     """Measure what inference with `model` costs, and what share of the cost of `baseline` that is.
 
-    The models are left as they are: mode, device, gradients, hooks and the random state do not change. A script that
-    calls this does so under `if __name__ == "__main__":`, because peak memory is measured in a fresh process (see
-    `memory.py`).
+    The models are left as they are: mode, device, gradients, hooks and the random state do not change.
 
     Args:
         model: any module; all its tensors on one device.
@@ -43,7 +41,8 @@ def measure(
         large_batch: the batch size of the second latency; the first is that of one sample.
         threads: CPU threads; by default those that torch uses now.
         seconds: time to spend on each latency of each model.
-        memory: whether to measure peak memory, which starts a process for each model.
+        memory: whether to measure peak memory, which starts a process for each model (see `memory.py`). It runs
+            nothing of the calling script but definitions, and those only of a model whose class stands there.
 
     Raises:
         TypeError: a model is not a module, or an input is not a tensor.

@@ -1,25 +1,22 @@
 """Peak memory of inference, in a fresh process for each model, so that nothing that the caller holds counts.
 
-The model travels to the child in a temporary file. On a CPU (Linux) the child imports the model's code, starts the math
-libraries and notes its resident set; then it loads the model, runs one forward pass, and reports by how much its peak
-resident set (`VmHWM`, set back through `/proc/self/clear_refs`) rose. `ru_maxrss` would not do: it cannot be set back,
-and Linux hands a parent's maximum on to its child. On a CUDA device the figure is the rise of
-`torch.cuda.max_memory_allocated`.
-
-The child is started with multiprocessing's "spawn", which imports the caller's script anew: a script that measures must
-do so under `if __name__ == "__main__":`. Where the child fails there is no figure, and a warning that says why.
+The model travels in a temporary file to `python -m optimum.dendritic.efficiency.peak`, which measures and writes down
+what it found. No script of the caller is run: of a class that stands in `__main__`, the process makes the definitions
+of that file alone (see `peak.py`). Where it fails there is no figure, and a warning that says why.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,27 +27,27 @@ from .batch import Batch
 logger = logging.get_logger(__name__)
 
 PATIENCE_SECONDS = 600.0
+COUNTED = ("cpu", "cuda")  # kinds of devices that peak.py has a counter for
 
 
 def peak_memory(model: nn.Module, batch: Batch, *, device: torch.device, threads: int) -> int | None:
     """Peak bytes that loading `model` and running `batch` once add to a process; None, and a warning, if unknown."""
-    if device.type not in _COUNTERS:
-        return _absent(f"there is no counter for device {str(device)!r}, only for {sorted(_COUNTERS)}")
+    if device.type not in COUNTED:
+        return _absent(f"there is no counter for device {str(device)!r}, only for {list(COUNTED)}")
     with tempfile.TemporaryDirectory(prefix="dendritic-") as folder:
-        path = os.path.join(folder, "model.pt")
         try:
             with _without_capturing(model):
-                torch.save((model, batch), path)
+                torch.save((model, batch), Path(folder, "model.pt"))
         except Exception as error:  # pickling runs the model's own code: anything may come
             return _absent(f"the model cannot be sent to a fresh process ({type(error).__name__}: {error})")
-        answer = _ask_child(path, device, threads)
+        answer = _ask(Path(folder), {"device": str(device), "threads": threads})
     return answer if isinstance(answer, int) else _absent(answer)
 
 
 @contextmanager
 def _without_capturing(model: nn.Module) -> Iterator[None]:
     """transformers notes hidden states by hooks that it leaves behind, closures that cannot be pickled; nobody asks the
-    child for hidden states."""
+    fresh process for hidden states."""
     registries = {module: module._forward_hooks for module in model.modules()}
     try:
         for module, hooks in registries.items():
@@ -64,80 +61,31 @@ def _without_capturing(model: nn.Module) -> Iterator[None]:
 
 
 def _absent(why: str) -> None:
-    logger.warning(f"Peak memory is not measured: {why}.")
+    logger.warning(f"Peak memory is not measured: {why.rstrip('.')}.")
 
 
-def _ask_child(path: str, device: torch.device, threads: int) -> int | str:
-    """The child's figure, or the reason why there is none."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, path, str(device), threads), daemon=True)
-    child.start()
-    sender.close()  # the child holds the only other end, so its death ends the wait
+def _ask(folder: Path, order: dict[str, Any]) -> int | str:
+    """The figure of the fresh process, or the reason why there is none."""
+    main = vars(sys.modules["__main__"])
+    order |= {"main": main.get("__file__"), "package": main.get("__package__")}
+    Path(folder, "order.json").write_text(json.dumps(order), encoding="utf-8")
+    paths = [os.path.abspath(path) for path in sys.path]  # an empty one is the present folder
+    command = [sys.executable, "-P", "-m", "optimum.dendritic.efficiency.peak", str(folder)]
     try:
-        if not receiver.poll(PATIENCE_SECONDS):
-            return f"the fresh process gave no answer within {PATIENCE_SECONDS:.0f} s"
-        return receiver.recv()
-    except EOFError:
-        child.join()
-        return (
-            f"the fresh process ended with exit code {child.exitcode}; it imports the calling script, which must call "
-            "`measure` under `if __name__ == '__main__':`"
+        child = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE_SECONDS,
         )
-    finally:
-        receiver.close()
-        child.kill()
-        child.join()
-
-
-def _child(sender: Connection, path: str, device: str, threads: int) -> None:
-    torch.set_num_threads(threads)
-    try:
-        sender.send(_COUNTERS[torch.device(device).type](path, torch.device(device)))
-    except Exception as error:  # it crosses the process boundary as text and becomes the parent's warning
-        sender.send(f"{type(error).__name__} in the fresh process: {error}")
-
-
-def _start_libraries(device: torch.device) -> None:
-    """Products, attention and a convolution: threads, oneDNN and the workspace of cuBLAS are not the model's memory."""
-    with torch.inference_mode(), device:
-        nn.TransformerEncoderLayer(64, 2, 256, activation="gelu", batch_first=True)(torch.zeros(1, 64, 64))
-        nn.Conv2d(8, 8, 3)(torch.zeros(1, 8, 16, 16))
-
-
-def _load_and_run(path: str, device: torch.device) -> None:
-    # Unpickling is safe here alone: the parent wrote the file a moment ago, into a folder that only its user can enter.
-    model, batch = torch.load(path, map_location=device, weights_only=False)
-    for module in model.modules():
-        module.training = False
-    with torch.inference_mode():
-        batch.run(model)
-
-
-def _peak_on_cpu(path: str, device: torch.device) -> int:
-    torch.load(path, map_location="meta", weights_only=False)  # imports the model's code and reads no weights
-    _start_libraries(device)
-    gc.collect()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # sets the peak back to the present resident set
-    before = _resident("VmRSS")
-    _load_and_run(path, device)
-    return _resident("VmHWM") - before
-
-
-def _peak_on_cuda(path: str, device: torch.device) -> int:
-    _start_libraries(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    _load_and_run(path, device)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _resident(field: str) -> int:
-    """Bytes of a field of `/proc/self/status`, which counts in KiB."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
-
-
-_COUNTERS = {"cpu": _peak_on_cpu, "cuda": _peak_on_cuda}
+    except subprocess.TimeoutExpired:
+        return f"the fresh process gave no answer within {PATIENCE_SECONDS:.0f} s"
+    except OSError as error:
+        return f"no fresh process could be started ({error})"
+    answer = Path(folder, "answer.json")
+    if answer.exists():
+        return json.loads(answer.read_text(encoding="utf-8"))
+    last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return f"the fresh process ended with exit code {child.returncode}{last and f' ({last})'}"

@@ -16,10 +16,21 @@ from transformers import PreTrainedModel
 from ..errors import invalid
 from ..layout.layout import Layout
 from ..layout.records import Follower
-from ..nn import DendriticLayer, PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, widths
+from ..nn import (
+    DendriticLayer,
+    PackedLayer,
+    PackedRecurrent,
+    RecurrentLayer,
+    WeightLayer,
+    is_recurrent_layer,
+    is_weight_layer,
+    widths,
+)
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, layers_in, layout_of, split_stacks
 from .describe import DENSE, describe
+
+DENSE_REMEDY = "Pass dense=, the model before it was pruned."
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         dense = _dense(model) if dense is None else dense
         layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
         modules = {name: model.get_submodule(name) for name in layers}
+        _check_dense(type(model), dict(dense.named_modules()), modules)
         total, dense_total = _parameters(model), _parameters(dense)
     else:
         stacks, layers = split_stacks(layers_in(model, layout))
@@ -144,12 +156,23 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
 def _dense(model: nn.Module) -> nn.Module:
     """The stock model that the config describes, on the meta device."""
     if not isinstance(model, PreTrainedModel):
-        remedy = "Pass dense=, the model before it was pruned."
-        raise invalid(
-            "model", type(model).__name__, "only a PreTrainedModel tells its dense shapes once packed", remedy
-        )
-    with torch.device("meta"):
-        return type(model)(copy.deepcopy(dense_config_of(model)))
+        rule = "only a PreTrainedModel tells its dense shapes once packed"
+        raise invalid("model", type(model).__name__, rule, DENSE_REMEDY)
+    config = copy.deepcopy(dense_config_of(model))
+    try:
+        with torch.device("meta"):
+            return type(model)(config)
+    except Exception as error:  # whatever a class raises at its own config, the config does not rebuild it
+        rule = f"its config does not rebuild it: {type(error).__name__}: {error}"
+        raise invalid("model", type(model).__name__, rule, DENSE_REMEDY) from error
+
+
+def _check_dense(kind: type, dense: dict[str, nn.Module], packed: dict[str, nn.Module]) -> None:
+    for name, module in packed.items():
+        before = dense.get(name, nn.Identity())
+        if not (is_recurrent_layer(before) if isinstance(module, RecurrentLayer) else is_weight_layer(before)):
+            rule = f"the dense model has no such layer as {name}, so its dense shape is not known"
+            raise invalid("model", kind.__name__, rule, DENSE_REMEDY)
 
 
 def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> dict[str, nn.Module]:

@@ -15,16 +15,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..distributed.dtensor import reshard, worst
+from ..distributed.dtensor import reshard
 from ..distributed.fsdp import unshard_
 from ..errors import invalid
 from ..layout.layout import Layout
 from ..layout.records import Form, Record, Recurrent
 from ..nn import RecurrentLayer, WeightLayer, widths
 from ..nn.pack_model import pack_modules
-from ..nn.surgery import replace_
 from ..state import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
-from ..structure.probing import outputs_differ, probe, quiet, tolerance
+from ..structure.probing import probe, quiet
+from ..structure.verification import answers_alike, exchanged
 from .models import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
 
 logger = logging.get_logger(__name__)
@@ -51,21 +51,17 @@ def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     kept = {name: layer.kept() for name, layer in split_stacks(layers)[1].items()}
     stacks = stacks_kept(dials, model)
     with quiet(model):
-        expected = probe(model, inputs, ())
+        expected = probe(model, inputs)
         reshard(model)
-        shard = next(model.parameters())
-        _, undo = replace_(model, pack_modules(model, kept, layout.bundles))
         try:
             values: dict[str, Any] = {}
             for dial, left in dials:
                 values |= turned(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
-            stock = assemble(model, changed(model.config, values), stacks)
+            with exchanged(model, pack_modules(model, kept, layout.bundles)):
+                stock = assemble(model, changed(model.config, values), stacks)
         except NoSuchModel as error:
             raise invalid("native", True, str(error), REMEDY) from error
-        finally:
-            undo()
-        allowed = max(tolerance(t.dtype) for t in [shard, *expected] if t.is_floating_point())
-        if worst(outputs_differ(expected, probe(stock, inputs, ())), shard) > allowed:
+        if not answers_alike(stock, inputs, expected, like=next(model.parameters())):
             raise invalid("model", type(model).__name__, "packing changes its outputs beyond rounding", REMEDY)
     modules = dict(model.named_modules())
     pairs = [(module, stock_name, source_name(stock_name, stacks)) for stock_name, module in stock.named_modules()]

@@ -73,10 +73,10 @@ def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedCo
         for holder, name, value in found:
             setattr(holder, name, value)
         with hushed():
-            same = _agrees(type(new).from_dict(new.to_dict()).to_dict(), new.to_dict())
+            read, written = type(new).from_dict(new.to_dict()).to_dict(), new.to_dict()
     except Exception as error:  # whatever a config raises at a value, it does not admit it
         raise NoSuchModel(f"{type(config).__name__} does not admit {dict(values)}: {error}") from error
-    if not same:
+    if not _agrees(read, written):
         raise NoSuchModel(f"{type(config).__name__} does not keep {dict(values)}")
     return new
 
@@ -198,7 +198,7 @@ def stacks_kept(dials: Iterable[tuple[Dial, Sequence[int]]], model: nn.Module) -
 
 def _agrees(read: Any, written: Any) -> bool:
     """Whether all that is read back was written; bookkeeping aside, and what the class does not know is not read."""
-    if not isinstance(read, dict):
+    if not isinstance(read, dict) or not isinstance(written, dict):
         return bool(read == written)
     return all(_agrees(value, written.get(key)) for key, value in read.items() if key not in OF_EVERY_CONFIG)
 

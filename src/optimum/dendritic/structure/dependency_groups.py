@@ -21,10 +21,10 @@ from ..functional.codes import Reach
 from ..layout.records import Bundle, Run, Wire
 from ..nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
 from ..nn.pack_model import inputs_fed, last_readers, pack_modules
-from ..nn.surgery import swap
 from .example_inputs import as_mapping, repeat_first
 from .nan_tracing import Tangled, Tracer
-from .probing import outputs_differ, probe, quiet, tolerance
+from .probing import quiet
+from .verification import answers, answers_alike, exchanged
 
 logger = logging.get_logger(__name__)
 
@@ -200,13 +200,10 @@ def _cut_holds(model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], 
         inputs_of_reader = kept[bundle.reader][0]
         first = int(inputs_fed(bundle, len(inputs_of_reader)).int().argmax()) // bundle.block
         kept[bundle.reader] = [inputs_of_reader[inputs_of_reader // bundle.block != first]]
-    outputs = []
-    for chosen in ([], bundles):
-        stock = swap(model, pack_modules(model, kept, chosen))
-        try:
-            outputs.append(probe(model, inputs, last_readers(bundles)))
-        except Exception:  # whatever a model raises on a shrunken tensor, it cannot be cut there
-            return False
-        finally:
-            swap(model, stock)
-    return outputs_differ(*outputs) <= tolerance(next(model.parameters()).dtype)
+    readers, like = last_readers(bundles), next(model.parameters())
+    with exchanged(model, pack_modules(model, kept, [])):
+        expected = answers(model, inputs, readers)
+    if expected is None:
+        return False
+    with exchanged(model, pack_modules(model, kept, bundles)):
+        return answers_alike(model, inputs, expected, readers, like=like)

@@ -1,7 +1,7 @@
 """Running a model just to look at it: in eval mode, without a trace left, and comparing what comes out."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,22 +44,34 @@ def _unmixed(model: nn.Module) -> Iterator[None]:
                 vars(model)["forward"] = prepared
 
 
-def probe(model: nn.Module, inputs: Mapping[str, Any], readers: Iterable[str]) -> list[Tensor]:
+def probe(model: nn.Module, inputs: Mapping[str, Any], readers: Iterable[str] = ()) -> list[Tensor]:
     """The model's outputs, then those of the layers `readers`: a difference shows where it arises."""
+    with watching(model, readers) as seen:
+        outputs = model(**inputs)
+    return gathered(outputs, seen)
+
+
+@contextmanager
+def watching(model: nn.Module, readers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Note what the layers `readers` answer while the model runs, by name."""
     seen: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(lambda m, a, output, name=name: seen.update({name: output}))
         for name in readers
     ]
     try:
-        outputs = model(**inputs)
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def gathered(outputs: Any, seen: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensors of a model's outputs, then those that were seen, by name."""
     return [*tensors_of(outputs), *(seen[name] for name in sorted(seen))]
 
 
-def outputs_differ(expected: list[Tensor], actual: list[Tensor]) -> float:
+def outputs_differ(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Largest difference of any pair relative to the largest expected value; inf where shapes or NaN differ."""
     if len(expected) != len(actual) or any(a.shape != b.shape for a, b in zip(expected, actual, strict=True)):
         return math.inf

@@ -4,11 +4,7 @@ The twin's weights are random. What a forward pass costs does not depend on thei
 dense model did; of what the dense model answered it says nothing.
 """
 
-import ast
 import copy
-import linecache
-import sys
-from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -40,9 +36,6 @@ def measure_beside_twin(
     """`measure` with the dense twin as baseline; without one where the config does not say what the dense model was:
     for a model that is dense, or of the native form.
 
-    Peak memory is left out where a script calls this outside of `if __name__ == "__main__":`, since measuring it starts
-    a process that imports the script: it would train again.
-
     Args:
         example_inputs: as for `measure`; by default one sample made from the config, of `length` tokens if it is text
             and the model has places for as many.
@@ -51,12 +44,11 @@ def measure_beside_twin(
     Returns:
         The report; None, and a warning that says why, where it cannot be measured.
     """
-    memory = options.pop("memory", True) and _script_is_guarded()
     try:
         inputs = typical_inputs(model, length) if example_inputs is None else example_inputs
         layout = layout_of(model)
         baseline = None if layout is None or (layout.config.native and layout.packed) else dense_twin(model)
-        return measure(model, inputs, baseline=baseline, memory=memory, **options)
+        return measure(model, inputs, baseline=baseline, **options)
     except Exception as error:  # the model's own code runs, on inputs that may not suit it
         logger.warning(f"The efficiency of {type(model).__name__} is not measured: {type(error).__name__}: {error}")
         return None
@@ -73,26 +65,3 @@ def typical_inputs(model: PreTrainedModel, length: int = TOKENS) -> dict[str, to
         return inputs
     most = longest_text(model)
     return of_length(inputs, length if most is None else min(length, most))
-
-
-def _script_is_guarded() -> bool:
-    """Whether a process that imports the running script stops short of the statement that is running now."""
-    main = sys.modules["__main__"]
-    if main.__dict__.get("__file__") is None:  # a notebook or the interpreter, which no process imports
-        return True
-    frame = _frame_of(main)
-    if frame is None:  # it has run to its end, or this is another thread: nothing is known
-        return False
-    tree = ast.parse("".join(linecache.getlines(main.__dict__["__file__"])))
-    guards = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
-    guarded = any(node.lineno <= frame.f_lineno <= (node.end_lineno or 0) for node in guards)
-    if not guarded:
-        logger.warning('Peak memory is not measured: the script is not under `if __name__ == "__main__":`.')
-    return guarded
-
-
-def _frame_of(main: ModuleType) -> FrameType | None:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not (frame.f_globals is main.__dict__ and frame.f_code.co_name == "<module>"):
-        frame = frame.f_back
-    return frame

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from ...efficiency import EfficiencyReport
+from ...errors import DendriticError
 from ...inspection.density import density
 from ...layout.layout import Layout
 from ...state import base_of, layout_of
@@ -84,8 +85,8 @@ def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
         return compression | {"removed": 1 - left / layout.dense_cost}
     try:
         found = density(model)
-    except Exception as error:  # the model's own code runs, on the meta device
-        logger.warning(f"What each layer has lost is not told: {type(error).__name__}: {error}")
+    except DendriticError as error:  # its config does not say what it was
+        logger.warning(f"What each layer has lost is not told: {error}")
         return compression
     left, dense = found.target_parameters()
     layers = {
@@ -105,15 +106,21 @@ def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | No
     try:
         file = cached_file(place, FILE, revision=revision)
         record = None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-        if record is None or record["format_version"] != FORMAT_VERSION or record["model"]["weights"] != weights:
-            return None
-        _facts_in(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:  # it is not there, or no JSON
         logger.info(f"No {FILE} could be read from {place}: {error}")
         return None
-    return record
+    match record:
+        case {"format_version": version, "model": {"weights": of}} if (version, of) == (FORMAT_VERSION, weights):
+            try:
+                _facts_in(record)
+            except TypeError as error:
+                logger.info(f"The {FILE} in {place} says what no {FILE} says: {error}")
+                return None
+            return record
+    return None
 
 
 def _facts_in(record: Mapping[str, Any]) -> Facts:
+    """Raises `TypeError` for a record of another form than `record_of` gives it."""
     known = {name: record[name] for name in ("base", "evaluations") if name in record}
-    return Facts.from_dict({**known, **record.get("training", {})})
+    return Facts.from_dict(known | dict(**record.get("training", {})))

@@ -71,9 +71,8 @@ class Facts:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Facts":
         """Raises `TypeError` for fields that `to_dict` does not write."""
-        evaluations = [
-            Evaluation(**{**entry, "data": _read(Data, entry.get("data"))}) for entry in fields.get("evaluations", [])
-        ]
+        entries = [dict(**entry) for entry in fields.get("evaluations", [])]
+        evaluations = [Evaluation(**entry | {"data": _read(Data, entry.get("data"))}) for entry in entries]
         read = {name: _read(kind, fields.get(name)) for name, kind in _PARTS.items()}
         return cls(**{**fields, **read, "evaluations": evaluations})
 

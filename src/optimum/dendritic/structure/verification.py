@@ -1,0 +1,65 @@
+"""The one verifier: does a model with other modules in it answer as it did before?
+
+A wire that is cut, a number of a stock config that is turned and a model that is packed are all proved alike: put the
+modules in, run the model, compare, and put everything back. What no proof stands for is not done.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..distributed.dtensor import worst
+from ..nn.surgery import replace_
+from .probing import gathered, outputs_differ, tolerance, watching
+
+logger = logging.get_logger(__name__)
+
+
+@contextmanager
+def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The model with other `modules` at their names, and whole where it was sharded; afterwards, whatever happened, it
+    is as it was."""
+    _, undo = replace_(model, modules)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def answers(model: nn.Module, inputs: Mapping[str, Any], readers: Sequence[str] = ()) -> list[Tensor] | None:
+    """What `probe` gives; None, and a line in the log, where the model's forward raises.
+
+    Whatever a model raises on a tensor that has shrunk, it cannot do without what is missing. Nothing but its forward
+    is guarded.
+    """
+    with watching(model, readers) as seen:
+        try:
+            outputs = model(**inputs)
+        except Exception as error:
+            logger.info(f"The forward pass of {type(model).__name__} broke: {type(error).__name__}: {error}")
+            return None
+    return gathered(outputs, seen)
+
+
+def answers_alike(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    expected: Sequence[Tensor],
+    readers: Sequence[str] = (),
+    *,
+    like: nn.Parameter,
+) -> bool:
+    """Whether the model answers as expected, up to rounding; the same on every process of a sharded model.
+
+    Args:
+        expected: what `probe` gave for the same inputs and readers.
+        like: a parameter of the model before anything was exchanged. Where it is a shard, all processes that hold one
+            call this, and the worst of them decides. Its dtype, or a rougher one of what is expected (FSDP2 may run in
+            bf16), says how much rounding is.
+    """
+    actual = answers(model, inputs, readers)
+    difference = float("inf") if actual is None else outputs_differ(expected, actual)
+    return worst(difference, like) <= max(tolerance(t.dtype) for t in [like, *expected] if t.is_floating_point())
