@@ -9,7 +9,7 @@ import optimum.dendritic
 
 HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; the rooms of one floor do not import each other, but the files of a room may
-    {"errors", "schedules", "efficiency"},
+    {"errors", "schedules", "efficiency", "unofficial"},
     {"config", "distributed", "metrics"},
     {"layout"},
     {"functional"},

@@ -35,6 +35,7 @@ from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.targets import refuse_adapters, target_names
+from .unofficial import is_compiled
 
 logger = logging.get_logger(__name__)
 
@@ -182,7 +183,7 @@ def _check_reachable(
 
 def _refuse_wrapped(model: nn.Module) -> None:
     refuse_sharded(model, "Inject the model before it is sharded.")
-    wrapped = isinstance(model, DataParallel | DistributedDataParallel) or "_orig_mod" in model._modules
+    wrapped = isinstance(model, DataParallel | DistributedDataParallel) or is_compiled(model)
     if wrapped:
         remedy = "Inject the inner model before it is wrapped or compiled."
         raise invalid("model", type(model).__name__, "is a wrapper around the model", remedy)

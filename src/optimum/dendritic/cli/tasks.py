@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ..one_shot.calibration import on_device
+from ..unofficial import classes_of
 from .data import draw, image_column, label_column, text_columns
 from .loading import Refusal
 
@@ -59,8 +60,7 @@ class Task:
 def task_of(model: PreTrainedModel) -> Task:
     """The task of a model by its class; `Refusal` for other kinds."""
     for task in TASKS:
-        known = task.auto_class._model_mapping.get(type(model.config), ())
-        if type(model) in (known if isinstance(known, tuple) else (known,)):
+        if type(model) in classes_of(task.auto_class, type(model.config)):
             return task
     raise Refusal(
         f"{type(model).__name__} is none of the kinds that are compressed from the command line: sequence "

@@ -7,15 +7,14 @@ were, so whoever holds the model (a Trainer, an accelerator, hooks of the user) 
 """
 
 from collections.abc import Callable
-from types import FunctionType, MethodType
-from typing import Any
+from functools import partial
 
 from torch import nn
 
+from ..unofficial import is_hook_registry, is_of_fsdp2
 from .dtensor import reshard, sharded, unwrapped, whole
 
-FSDP = "torch.distributed.fsdp"
-STATE, FLAGS = "__composable_api_state_key", ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
+own_parameters = partial(nn.Module.named_parameters, recurse=False, remove_duplicate=False)
 
 
 def unshard_(model: nn.Module) -> Callable[[], None]:
@@ -41,8 +40,8 @@ def unshard_(model: nn.Module) -> Callable[[], None]:
     gathered: dict[int, nn.Parameter] = {}  # tied parameters stay one
     try:
         for module in modules:
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None and sharded(parameter) is not None:
+            for name, parameter in list(own_parameters(module)):
+                if sharded(parameter) is not None:
                     if id(parameter) not in gathered:
                         gathered[id(parameter)] = nn.Parameter(whole(parameter), parameter.requires_grad)
                     setattr(module, name, gathered[id(parameter)])  # an LSTM notes it in its flat weights, too
@@ -58,8 +57,8 @@ class _Before:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.kind, self.attributes = module, type(module), dict(vars(module))
-        self.hooks = {name: registry.copy() for name, registry in vars(module).items() if _is_registry(name)}
-        self.parameters = dict(module._parameters)
+        self.hooks = {name: registry.copy() for name, registry in vars(module).items() if is_hook_registry(name)}
+        self.parameters = dict(own_parameters(module))
 
     def restore(self) -> None:
         for name, parameter in self.parameters.items():
@@ -75,22 +74,9 @@ def _strip_(module: nn.Module) -> None:
     module.__class__ = unwrapped(module)
     attributes = vars(module)
     for name in list(attributes):
-        if _is_registry(name):
-            for key in [key for key, hook in attributes[name].items() if _is_of_fsdp(hook)]:
-                for registry in (value for other, value in attributes.items() if _is_registry(other)):
+        if is_hook_registry(name):
+            for key in [key for key, hook in attributes[name].items() if is_of_fsdp2("", hook)]:
+                for registry in (value for other, value in attributes.items() if is_hook_registry(other)):
                     registry.pop(key, None)  # keys are unique: others note by them how the hook is to be called
-        elif name.startswith(STATE) or name in FLAGS or _is_of_fsdp(attributes[name]):
+        elif is_of_fsdp2(name, attributes[name]):
             del attributes[name]
-
-
-def _is_registry(name: str) -> bool:
-    return "_hooks" in name
-
-
-def _is_of_fsdp(value: Any) -> bool:
-    """Whether a hook or an instance method comes from FSDP2, by the file that it was written in."""
-    if isinstance(value, MethodType):
-        value = value.__func__
-    elif type(value).__name__ == "_WrappedHook":  # PyTorch keeps the hooks of `load_state_dict` inside an object
-        value = value.hook
-    return isinstance(value, FunctionType) and value.__globals__["__name__"].startswith(FSDP)

@@ -100,6 +100,6 @@ def _multiplies(module: nn.Module) -> bool:
     """Whether a module owns a matrix; experts keep theirs outside any layer. Tables to look up in are no matrices."""
     if isinstance(module, READERS):
         return True
-    matrices = [p.shape for p in module._parameters.values() if p is not None and p.dim() > 1]
+    matrices = [p.shape for p in module.parameters(recurse=False) if p.dim() > 1]
     table = isinstance(module, nn.Embedding | nn.EmbeddingBag)
     return not table and any(shape[0] > 1 and sum(size > 1 for size in shape) > 1 for shape in matrices)

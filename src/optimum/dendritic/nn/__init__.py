@@ -39,6 +39,7 @@ from .recurrent import gates as gates
 from .recurrent import is_recurrent_layer as is_recurrent_layer
 from .recurrent import recurrent_layer as recurrent_layer
 from .recurrent import states as states
+from .recurrent import weight_names as weight_names
 from .sprout import Sprout as Sprout
 from .weight import DendriticWeight as DendriticWeight
 from .weight import WeightLayer as WeightLayer

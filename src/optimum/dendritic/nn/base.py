@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..distributed.dtensor import summed
 from ..functional.importance import IMPORTANCE, Importance, Measure, finite_or, running_mean, square_gradient
 from ..functional.tiles import Piece
+from ..unofficial import tensors_in
 
 OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite_awake")
 ACTIVITY_DECAY = 0.9
@@ -179,5 +180,5 @@ def drop_own_buffers(layer: nn.Module) -> None:
     """Take what `add_segments` put there off a layer that is packed."""
     layer.__dict__.pop("seen", None)
     for name in OWN_BUFFERS:
-        layer._buffers.pop(name, None)
-        layer._non_persistent_buffers_set.discard(name)
+        if name in tensors_in(layer)[1]:
+            delattr(layer, name)

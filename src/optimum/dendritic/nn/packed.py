@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..distributed.dtensor import whole
 from ..errors import invalid
 from ..layout.records import Form
+from ..unofficial import children_of, convolve
 from .base import drop_own_buffers
 from .injected import stock_type
 from .sprout import Sprout, empty_sprout
@@ -87,9 +88,9 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return self.scatter(self._empty(x))
         x = self.gather(x)
         if len(self.form.arbors) == self.groups:
-            return self.scatter(self._conv_forward(x, self.weight, self.bias))
+            return self.scatter(convolve(self, x, self.weight, self.bias))
         parts = zip(x.split(self.form.kept, 1), self.weight.split(self.form.arbors), strict=True)
-        y = torch.cat([self._conv_forward(x_a, w_a, None) for x_a, w_a in parts if w_a.shape[0]], 1)
+        y = torch.cat([convolve(self, x_a, w_a, None) for x_a, w_a in parts if w_a.shape[0]], 1)
         return self.scatter(y if self.bias is None else y + self.bias[:, None, None].to(y.dtype))
 
     def _empty(self, x: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         kernel = self.weight.new_zeros(1, 1, *self.weight.shape[2:])
         groups, self.groups = self.groups, 1
         try:
-            y = self._conv_forward(x[:, :1], kernel, None).expand(-1, self.weight.shape[0], -1, -1)
+            y = convolve(self, x[:, :1], kernel, None).expand(-1, self.weight.shape[0], -1, -1)
         finally:
             self.groups = groups
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
@@ -188,7 +189,7 @@ def _build(
     stock = stock_type(layer)
     packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
     drop_own_buffers(packed)
-    packed._modules.pop("sprout", None)
+    children_of(packed).pop("sprout", None)
     packed.register_parameter("weight", nn.Parameter(weight, requires_grad=layer.weight.requires_grad))
     if layer.bias is not None and bias is not None:
         packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))

@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..distributed.dtensor import whole
 from ..layout.records import Recurrent
+from ..unofficial import relist_weights_
 from .base import drop_own_buffers
 from .injected import stock_type
-from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states
+from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states, weight_names
 from .surgery import shallow_copy
 
 
@@ -104,7 +105,7 @@ def pack_recurrent(layer: RecurrentLayer, keep: list[Tensor]) -> nn.Module:
     hidden = layer.hidden_size
     ways, device = directions(layer), next(layer.parameters()).device
     tensors = {}
-    for arbor, names in enumerate(layer._all_weights):
+    for arbor, names in enumerate(weight_names(layer)):
         rows = (torch.arange(gates(layer))[:, None] * hidden + keep[arbor]).flatten().to(device)
         first = arbor // ways * ways  # of its layer; before it are the arbors that this one reads
         arrive = [way * hidden + units for way, units in enumerate(keep[max(0, first - ways) : first])]
@@ -119,7 +120,7 @@ def recurrent_skeleton(layer: RecurrentLayer, form: Recurrent) -> nn.Module:
     """`layer` in the shape that `form` records, with tensors of undefined content on the layer's device."""
     ways, rows = directions(layer), gates(layer) * form.kept
     tensors = {}
-    for arbor, names in enumerate(layer._all_weights):
+    for arbor, names in enumerate(weight_names(layer)):
         arrive = layer.input_size if arbor < ways else ways * form.kept
         shapes = [(rows, arrive), (rows, form.kept), (rows,), (rows,)]
         for name, shape in zip(names, shapes, strict=False):
@@ -138,7 +139,7 @@ def _build(layer: RecurrentLayer, form: Recurrent, tensors: Mapping[str, Tensor]
         packed.register_buffer("outputs", outputs)
     for name, tensor in tensors.items():
         packed.register_parameter(name, nn.Parameter(tensor, layer.get_parameter(name).requires_grad))
-    packed._init_flat_weights()  # new lists, of the new parameters
+    relist_weights_(packed)
     return packed
 
 

@@ -1,19 +1,17 @@
 """Followers: modules between two layers that treat each channel on its own, and shrink with the channels that die."""
 
-from typing import Any
-
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..distributed.dtensor import unwrapped, whole
+from ..unofficial import tensors_in
 from .surgery import shallow_copy
 
 
 def shrink_follower(module: nn.Module, keep: Int[Tensor, " channels"]) -> nn.Module:
     """A per-channel module (BatchNorm, PReLU, depthwise convolution) with only the channels `keep`."""
     small, channels = shallow_copy(module, unwrapped(module)), follower_channels(module)
-    registries: list[dict[str, Any]] = [small._parameters, small._buffers]
-    for registry in registries:
+    for registry in tensors_in(small):
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() and tensor.shape[0] == channels:
                 part = whole(tensor).index_select(0, keep.to(tensor.device))

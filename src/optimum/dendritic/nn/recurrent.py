@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..distributed.dtensor import held, local
 from ..errors import invalid
 from ..functional.tiles import Piece
+from ..unofficial import own_flat_weights_
 from .base import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU
@@ -40,7 +41,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         assert (arbors, segments) == (states(self), self.hidden_size) and not activity and not sprout
-        self._flat_weights, self._flat_weight_refs = list(self._flat_weights), list(self._flat_weight_refs)
+        own_flat_weights_(self)
         super().add_segments(arbors, segments, activity, sprout)
 
     def forward(self, input: Sequence, hx: State | None = None) -> tuple:
@@ -54,7 +55,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         return state.masked_fill(~mask, 0)
 
     def segmented(self) -> dict[str, nn.Parameter]:
-        return {name: self.get_parameter(name) for name in self._flat_weights_names}
+        return {name: self.get_parameter(name) for names in weight_names(self) for name in names}
 
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
         parts = [self._rows(tensors, arbor) + self._columns(tensors, arbor) for arbor in range(states(self))]
@@ -73,7 +74,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         """What drives each unit of one arbor, of those of its `tensors` that are there: `[1, 1, rows, width, 1]`, the
         rows of all gates one after another."""
         pieces = []
-        for name in (name for name in self._all_weights[arbor] if name in tensors):
+        for name in (name for name in weight_names(self)[arbor] if name in tensors):
             matrix = _matrix(tensors[name])
             own = held(tensors[name])
             rows = torch.arange(len(matrix), device=matrix.device) if own is None else own
@@ -85,8 +86,9 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         """What its own direction and the next layer read of each unit: `[1, 1, hidden, rows, 1]`."""
         ways, width = directions(self), self.hidden_size
         layer, way = divmod(arbor, ways)
-        readers = [_matrix(tensors[self._all_weights[arbor][1]])]
-        for name, *_ in self._all_weights[(layer + 1) * ways : (layer + 2) * ways]:
+        names = weight_names(self)
+        readers = [_matrix(tensors[names[arbor][1]])]
+        for name, *_ in names[(layer + 1) * ways : (layer + 2) * ways]:
             readers.append(_matrix(tensors[name])[:, way * width : (way + 1) * width])
         own = torch.tensor([arbor], device=readers[0].device)
         return [Piece(reader.t()[None, None, ..., None], arbors=own) for reader in readers]
@@ -127,6 +129,14 @@ def directions(layer: nn.RNNBase) -> int:
 def gates(layer: nn.RNNBase) -> int:
     """4 of an LSTM, 3 of a GRU: rows of each weight for one hidden unit."""
     return 4 if isinstance(layer, nn.LSTM) else 3
+
+
+def weight_names(layer: nn.RNNBase) -> list[list[str]]:
+    """For each arbor, in the order of `h_n`, the names of its parameters, as PyTorch documents them: input weight,
+    hidden weight and, where there are any, their biases."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if layer.bias else 2]
+    ways = ("", "_reverse")[: directions(layer)]
+    return [[f"{kind}_l{index}{way}" for kind in kinds] for index in range(layer.num_layers) for way in ways]
 
 
 def states(layer: nn.RNNBase) -> int:

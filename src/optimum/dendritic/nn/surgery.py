@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..distributed.fsdp import unshard_
+from ..unofficial import children_of, is_hook_registry
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -20,7 +21,7 @@ def shallow_copy(module: nn.Module, as_type: type[Module] | None = None) -> Modu
     copy = kind.__new__(kind)
     registries = (dict, OrderedDict, set)
     copy.__dict__ = {
-        k: v.copy() if isinstance(v, registries) and "_hooks" not in k else v for k, v in module.__dict__.items()
+        k: v.copy() if isinstance(v, registries) and not is_hook_registry(k) else v for k, v in module.__dict__.items()
     }
     return copy  # type: ignore[return-value]
 
@@ -33,9 +34,10 @@ def swap(model: nn.Module, replacements: Mapping[str, nn.Module]) -> dict[str, n
     old = {name: model.get_submodule(name) for name in replacements}
     by_identity = {id(old[name]): new for name, new in replacements.items()}
     for parent in list(model.modules()):
-        for child_name, child in parent._modules.items():
+        children = children_of(parent)
+        for child_name, child in children.items():
             if id(child) in by_identity:
-                parent._modules[child_name] = by_identity[id(child)]
+                children[child_name] = by_identity[id(child)]
     return old
 
 

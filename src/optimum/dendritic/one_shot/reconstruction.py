@@ -21,6 +21,7 @@ from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import wide
 from ..nn import DendriticLayer, DendriticWeight
+from ..unofficial import padded
 from .calibration import Batch, on_device
 
 logger = logging.get_logger(__name__)
@@ -36,10 +37,11 @@ def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWe
 def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
     """What a layer multiplies its weight with, a row for each position: of tokens, or the patches of a convolution."""
     if isinstance(layer, nn.Conv2d):
-        x = F.pad(
-            x, layer._reversed_padding_repeated_twice, layer.padding_mode.replace("zeros", "constant")
-        )  # the layer's own padding, whether given as numbers or as "same"
-        return F.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride).transpose(1, 2).flatten(0, 1)
+        return (
+            F.unfold(padded(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
     return x.reshape(-1, x.shape[-1])
 
 

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..layout.records import Dial
 from ..nn import DendriticStack
+from ..unofficial import children_of, forget_capturing_, tensors_in
 
 Shapes = dict[str, torch.Size]
 OF_EVERY_CONFIG = frozenset(vars(PreTrainedConfig()))  # bookkeeping, of no architecture
@@ -139,8 +140,7 @@ def assemble(
         source = modules.get(source_name(name, kept or {}))
         if source is None:
             raise NoSuchModel(f"{name} is no module of the model")
-        registries: Any = ((module._parameters, source._parameters), (module._buffers, source._buffers))
-        for own, theirs in registries:
+        for own, theirs in zip(tensors_in(module), tensors_in(source), strict=True):
             for key, tensor in own.items():
                 found = theirs.get(key)
                 if (found is None) != (tensor is None) or (found is not None and found.shape != tensor.shape):
@@ -155,13 +155,16 @@ def become_(model: PreTrainedModel, stock: PreTrainedModel) -> None:
     What was set on `model` from outside stays (hooks, a wrapped `forward`, the generation config); what was set on its
     submodules goes with them.
     """
-    for registry in ("_modules", "_parameters", "_buffers"):
-        vars(model)[registry].clear()
-        vars(model)[registry].update(vars(stock)[registry])
+    for own, theirs in zip(_registries(model), _registries(stock), strict=True):
+        own.clear()
+        own.update(theirs)
     derived = {key: value for key, value in vars(stock).items() if type(value) in (int, float, str)}
     vars(model).update(derived, config=stock.config)
-    # here transformers notes that it has set its hooks on the submodules; these are new, so it must set them again
-    vars(model).pop("_output_capturing_hooks_installed", None)
+    forget_capturing_(model)
+
+
+def _registries(model: nn.Module) -> tuple[dict[str, Any], ...]:
+    return children_of(model), *tensors_in(model)
 
 
 def alike(model: PreTrainedModel, stock: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> bool:

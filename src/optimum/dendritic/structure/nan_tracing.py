@@ -28,7 +28,7 @@ from ..functional.codes import Reach, candidates, code, decode, reach_of
 from ..nn import RecurrentLayer, WeightLayer, directions, follower_channels, is_weight_layer, widths
 from .example_inputs import repeat_first, tensors_of
 
-CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READERS = (nn.Linear, Conv1D, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, *CONVOLUTIONS)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 OUTPUTS = ""  # stands for the model's outputs among those that a channel reaches

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..unofficial import unprepared
 from .example_inputs import tensors_of
 
 
@@ -31,17 +32,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unmixed(model: nn.Module) -> Iterator[None]:
     """No autocast, whose rounding passes for a change of the outputs; nor the one accelerate wraps `forward` in."""
-    prepared = vars(model).get("forward")
-    unprepared = vars(model).get("_original_forward")  # accelerate's name for it, where there is mixed precision
     device = next((p.device.type for p in model.parameters()), "cpu")
-    with torch.autocast(device, enabled=False):
-        try:
-            if unprepared is not None:
-                vars(model)["forward"] = unprepared
-            yield
-        finally:
-            if unprepared is not None:
-                vars(model)["forward"] = prepared
+    with torch.autocast(device, enabled=False), unprepared(model):
+        yield
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any], readers: Iterable[str] = ()) -> list[Tensor]:

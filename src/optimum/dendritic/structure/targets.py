@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 from ..config import DendriticConfig
 from ..errors import DendriticError, invalid
-from ..nn import INJECTED, is_prunable
+from ..nn import INJECTED, is_prunable, weight_names
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +46,8 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
 
 
 def _prunable(model: nn.Module) -> list[str]:
-    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    named = partial(nn.Module.named_parameters, recurse=False, remove_duplicate=False)
+    owners = Counter(id(p) for m in model.modules() for _, p in named(m))
     fused = {id(child) for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) for child in m.children()}
     names = []
     for name, module in model.named_modules():
@@ -57,7 +59,7 @@ def _prunable(model: nn.Module) -> list[str]:
             continue
         elif id(module) in fused:
             logger.info(f"{name} is left alone: nn.TransformerEncoderLayer reads its weight itself in evaluation")
-        elif not _matrices(module) <= module._parameters.keys():
+        elif not _matrices(module) <= dict(named(module)).keys():
             logger.info(f"{name} is left alone: its weight is computed (weight or spectral norm, torch.nn.utils.prune)")
         elif any(owners[id(p)] > 1 for p in module.parameters()):
             logger.info(f"{name} is left alone: its parameters are tied to another module's")
@@ -70,7 +72,8 @@ def _prunable(model: nn.Module) -> list[str]:
 
 def _matrices(module: nn.Module) -> set[str]:
     """Names of the parameters that must be trained; all of a recurrent layer, whose biases are pruned with its rows."""
-    return set(module._flat_weights_names) if isinstance(module, nn.RNNBase) else {"weight"}
+    names = weight_names(module) if isinstance(module, nn.RNNBase) else [["weight"]]
+    return {name for group in names for name in group}
 
 
 def _body(model: nn.Module, prunable: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from ...errors import DendriticError
 from ...inspection.density import density
 from ...layout.layout import Layout
 from ...state import base_of, layout_of
+from ...unofficial import commit_of
 from .provenance import ATTRIBUTE, Facts, facts_of, fingerprint, present
 
 logger = logging.get_logger(__name__)
@@ -63,7 +64,7 @@ def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     empty where there is none. Its facts are on the model from now on, if there are none."""
     places: list[tuple[str, str | None]] = [(str(folder), None)]
     if base_of(model) is None and model.name_or_path:  # it was loaded compressed
-        places.append((model.name_or_path, model.config.__dict__.get("_commit_hash")))
+        places.append((model.name_or_path, commit_of(model.config)))
     weights = fingerprint(model)
     earlier = next((record for place in places if (record := _read(*place, weights)) is not None), None)
     if earlier is not None and ATTRIBUTE not in model.__dict__:

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from ...errors import invalid
+from ...unofficial import classes_of
 
 # They also know classes that another Auto class names better: AutoModelForCausalLM, AutoModel
 VAGUE = ("AutoModelForPreTraining", "AutoModelForTextEncoding")
@@ -24,9 +25,7 @@ def auto_class_for(config: PretrainedConfig) -> Any:
     for key in sorted(known, key=lambda key: own[key].rpartition(".")[2] not in architectures):
         return auto_classes[key]
     for _, auto_class in sorted(auto_classes.items(), key=lambda item: item[0] in VAGUE):
-        found = auto_class._model_mapping.get(type(config), ())
-        classes = found if isinstance(found, tuple) else (found,)
-        if any(model_class.__name__ in architectures for model_class in classes):
+        if any(model_class.__name__ in architectures for model_class in classes_of(auto_class, type(config))):
             return auto_class
     remedy = "Import the module that registers it with the Auto classes."
     raise invalid("architectures", architectures, f"no Auto class knows it ({config.model_type!r})", remedy)

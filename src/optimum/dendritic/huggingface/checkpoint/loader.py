@@ -24,6 +24,7 @@ from ...layout.layout import METHOD, Layout
 from ...layout.strict_json import bad
 from ...nn.surgery import swap
 from ...state import layout_of, set_layout
+from ...unofficial import forget_quantized_, is_dispatched, is_loaded, optional_keys
 from .build import build, renamed, with_cost
 from .key_mapping import renames, resolver
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
@@ -102,13 +103,13 @@ class DendriticLoader(HfQuantizer):
         for name, record in self.layout.modules.items():
             module = model.get_submodule(name)
             tensors = {key: tensor for key, tensor in module.state_dict(keep_vars=True).items() if not tensor.is_meta}
-            if "_hf_hook" not in module.__dict__:  # accelerate's dispatch makes new tensors without the mark
+            if not is_dispatched(module):  # accelerate's dispatch makes new tensors without the mark
                 _check_loaded(name, tensors)
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
             _part_from_neighbours(tensors)
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
-                part.config.__dict__.pop("_is_quantized", None)
+                forget_quantized_(part.config)
         self.remove_quantization_config(model)
         if self.layout.modules:  # else only the head was compressed, and this model is the dense body
             set_layout(model, self.layout)
@@ -138,7 +139,7 @@ def _check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], foun
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     holders = {name.rpartition(".")[0] for name in found}
-    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    optional = [re.compile(pattern) for pattern in optional_keys(model)]
     for name in sorted(expected.keys() - found - model.all_tied_weights_keys.keys()):
         needed = name in parameters or name.rpartition(".")[0] in holders
         if needed and not any(pattern.search(name) for pattern in optional):
@@ -157,7 +158,7 @@ def _check_sortable(keys: Iterable[str]) -> None:
 
 def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
-        if not tensor.__dict__.get("_is_hf_initialized", False):
+        if not is_loaded(tensor):
             raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
 
 

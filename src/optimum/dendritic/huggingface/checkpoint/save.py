@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
+from transformers import AutoModel, PreTrainedModel
 
 from ...errors import CheckpointError, invalid
 from ...state import layout_of
+from ...unofficial import classes_of
 from .auto_class import auto_class_for
 from .loader import check_saved
 
@@ -76,9 +76,9 @@ def _add_stub(model: PreTrainedModel, folder: Path) -> None:
     """
     own, auto_class = type(model), auto_class_for(model.config)
     classes = {auto_class.__name__: own.__name__}
-    body = modeling_auto.AutoModel._model_mapping.get(type(model.config), None)
-    if isinstance(body, type):
-        classes.setdefault("AutoModel", body.__name__)
+    bodies = classes_of(AutoModel, type(model.config))
+    if len(bodies) == 1:
+        classes.setdefault("AutoModel", bodies[0].__name__)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["auto_map"] = {auto: f"{STUB.removesuffix('.py')}.{name}" for auto, name in classes.items()}

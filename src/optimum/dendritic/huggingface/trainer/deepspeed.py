@@ -18,6 +18,7 @@ from ...errors import invalid
 from ...nn import DendriticLayer, DendriticWeight
 from ...state import dendritic_layers
 from ...train_steps import mask_
+from ...unofficial import replace_method_, restore_method_, zero_mapping
 
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 
@@ -38,24 +39,24 @@ def around_steps_(engine: Any, model: nn.Module, due: Callable[[], bool], prune:
         rule = "must be that of ZeRO 1 or 2, whose gradients and fp32 weights can be pruned"
         remedy = "Set zero_optimization.stage to 1 or 2, and leave grad_accum_dtype out."
         raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
-    stock = type(engine).step
 
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         layers = dendritic_layers(model)
         if due():
             _prune(engine.optimizer, layers, prune)
-        result = stock(engine, *args, **kwargs)
+        result = stock(*args, **kwargs)
         mask_(model)
         for layer in layers.values():
             _blank_(layer, ~layer.dendrite_mask, _weights)
         return result
 
-    engine.step = step
+    stock_steps_(engine)
+    replace_method_(engine, "step", step)
 
 
 def stock_steps_(engine: Any) -> None:
     """Undo `around_steps_`."""
-    vars(engine).pop("step", None)
+    restore_method_(engine, "step")
 
 
 def _prune(optimizer: Any, layers: Mapping[str, DendriticLayer], prune: Callable[[], None]) -> None:
@@ -82,7 +83,7 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
     if optimizer.clip_grad > 0:
         scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
     parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
-    parameters = [parameter for parameter in parameters if "_hp_mapping" in vars(parameter)]  # those that it trains
+    parameters = [parameter for parameter in parameters if zero_mapping(parameter) is not None]  # those that it trains
     try:
         for parameter in parameters:
             gradient = safe_get_full_grad(parameter)
@@ -120,19 +121,19 @@ def _restart_(layer: DendriticLayer, moments: Parts) -> None:
 
 def _own(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     """Of a tensor of a parameter's shape, the part that this process holds, flat."""
-    address = vars(parameter)["_hp_mapping"].lp_fragment_address
+    address = zero_mapping(parameter).lp_fragment_address
     return whole.flatten().narrow(0, address.start, address.numel)
 
 
 def _weights(parameter: nn.Parameter) -> list[Tensor]:
     """The fp32 weights of a parameter that this process holds: one flat tensor, or none."""
-    mapping = vars(parameter).get("_hp_mapping")
+    mapping = zero_mapping(parameter)
     return [] if mapping is None else [mapping.hp_fragment.detach()]
 
 
 def _moments(optimizer: Any, parameter: nn.Parameter) -> list[Tensor]:
     """Its optimizer state, likewise; none before the first step. (The mapping's own would be stale after a resume.)"""
-    mapping = vars(parameter).get("_hp_mapping")
+    mapping = zero_mapping(parameter)
     if mapping is None:
         return []
     flat, address = optimizer.single_partition_of_fp32_groups[mapping.param_group_index], mapping.hp_fragment_address

@@ -13,7 +13,7 @@ from ...distributed.dtensor import REMEDY, ZERO3
 from ...errors import invalid
 from ...nn import DendriticWeight
 from ...state import dendritic_layers
-from .access import calling
+from ...unofficial import calling
 
 
 def check_engine(compiles: bool) -> None:

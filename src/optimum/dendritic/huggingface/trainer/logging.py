@@ -15,7 +15,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from ...schedules import PHASES, PRUNING, RECOVERY, WARMUP
 from ...train_steps import Pruning, Update
-from .access import calling
+from ...unofficial import calling
 from .resume import NoStepTooMany
 
 

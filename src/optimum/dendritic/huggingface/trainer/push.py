@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.utils import logging
 
 from ...state import layout_of
+from ...unofficial import calling, replace_method_
 from ..card.write import write_card
 from ..checkpoint.save import make_loadable
 from ..hub.retry import persist, summary
-from .access import calling
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -64,8 +64,8 @@ class HubPushes(TrainerCallback):
         args = trainer.args
         if args.hub_token is not None:
             args.hub_token = Secret(args.hub_token)
-        vars(trainer)["create_model_card"] = partial(self.create_model_card, trainer.create_model_card)
-        vars(trainer)["push_to_hub"] = partial(self.push_to_hub, trainer.push_to_hub)
+        replace_method_(trainer, "create_model_card", self.create_model_card)
+        replace_method_(trainer, "push_to_hub", self.push_to_hub)
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
