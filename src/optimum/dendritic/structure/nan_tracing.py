@@ -70,7 +70,6 @@ class Tracer:
         self.norms: dict[nn.Module, str] = {}
         self.axes: dict[nn.Module, int] = {}
         self.calls: dict[str, int] = {}
-        self._shapes: dict[tuple[nn.Module, torch.Size], torch.Size] = {}
         self._rows: dict[int, Tensor] = {}
 
     def positions(self) -> dict[str, int]:
@@ -264,11 +263,19 @@ class Tracer:
         row = self._rows[outputs].to(x.device, dtype)
         if not isinstance(layer, nn.Conv2d):
             return row.expand(*x.shape[:-1], outputs).clone()
-        key = (layer, x.shape)
-        if key not in self._shapes:
-            product = layer._conv_forward(x.to("meta"), layer.weight.to("meta"), None)
-            self._shapes[key] = product.shape
-        return row.view(-1, 1, 1).expand(self._shapes[key]).clone()
+        return row.view(-1, 1, 1).expand(*x.shape[:-3], -1, *_convolved(layer, x.shape[-2:])).clone()
+
+
+def _convolved(layer: nn.Conv2d, size: Sequence[int]) -> list[int]:
+    """Height and width of what a convolution makes of a picture of height and width `size`."""
+    if layer.padding == "same":
+        return list(size)
+    padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
+    parts = zip(size, padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+    return [
+        (length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for length, pad, dilation, kernel, stride in parts
+    ]
 
 
 @contextmanager
