@@ -84,12 +84,10 @@ def unofficial(source: str) -> set[str]:
 
 
 def replaced(source: str) -> set[str]:
-    """Methods that a file sets on objects of others: by the function for it, by assignment, or in their dict."""
+    """Methods that a file sets on objects of others by itself: by assignment, or in their dict."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "replace_method_":
-            found.add(ast.literal_eval(node.args[1]))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
             found |= {n.value for n in ast.walk(node.args[1]) if isinstance(n, ast.Constant)} & THEIR_METHODS
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in THEIR_METHODS:
             found |= set() if isinstance(node.value, ast.Name) and node.value.id == "self" else {node.attr}
@@ -104,9 +102,18 @@ def test_every_private_name_is_listed_with_its_modules_and_none_without_a_use():
     assert found == {(name, module) for name, use in PRIVATE.items() for module in use.modules}
 
 
-def test_every_replaced_method_is_listed():
-    found = {name for path in FILES.values() for name in replaced(path.read_text())}
-    assert found == REPLACED.keys()
+def replaced_by_function(source: str) -> set[str]:
+    """Methods that a file replaces by the function for it."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    ours = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "replace_method_"]
+    return {ast.literal_eval(call.args[1]) for call in ours}
+
+
+def test_every_replaced_method_is_listed_and_replaced_in_one_place():
+    here = replaced(FILES["unofficial.__init__"].read_text())
+    elsewhere = {module: names for module, path in FILES.items() if (names := replaced(path.read_text()))}
+    assert elsewhere.keys() == {"unofficial.__init__"}
+    assert here.union(*(replaced_by_function(path.read_text()) for path in FILES.values())) == REPLACED.keys()
 
 
 @pytest.mark.parametrize(("name", "use"), [*PRIVATE.items(), *REPLACED.items()])
@@ -144,7 +151,6 @@ def test_the_reader_sees_private_names(source: str, names: set[str]):
 @pytest.mark.parametrize(
     ("source", "names"),
     [
-        ("replace_method_(trainer, 'train', mine)", {"train"}),
         ("model.forward = mine", {"forward"}),
         ("vars(trainer)['log'] = mine", {"log"}),
         ("setattr(model, 'forward', mine)", {"forward"}),
@@ -153,3 +159,4 @@ def test_the_reader_sees_private_names(source: str, names: set[str]):
 )
 def test_the_reader_sees_replaced_methods(source: str, names: set[str]):
     assert replaced(source) == names
+    assert replaced_by_function("replace_method_(trainer, 'train', mine)") == {"train"}

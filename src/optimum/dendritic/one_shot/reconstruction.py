@@ -37,11 +37,8 @@ def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWe
 def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
     """What a layer multiplies its weight with, a row for each position: of tokens, or the patches of a convolution."""
     if isinstance(layer, nn.Conv2d):
-        return (
-            F.unfold(padded(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
+        patches = F.unfold(padded(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
     return x.reshape(-1, x.shape[-1])
 
 

@@ -13,8 +13,7 @@ samples mark each channel, or each small block of channels, alone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..functional.codes import Reach, candidates, code, decode, reach_of
 from ..nn import RecurrentLayer, WeightLayer, directions, follower_channels, is_weight_layer, widths
+from ..unofficial import answering
 from .example_inputs import repeat_first, tensors_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -241,7 +241,7 @@ class Tracer:
         hooks = [m.register_forward_pre_hook(read, with_kwargs=True) for m in [*self.opaque, *self.followers]]
         hooks += [m.register_forward_hook(wash) for m in self.opaque]
         try:
-            with _instead(self.answering, answer), _instead(self.norms, hand_on):
+            with answering(self.answering, answer), answering(self.norms, hand_on):
                 outputs = self.model(**repeat_first(self.inputs, samples))
         finally:
             for hook in hooks:
@@ -276,22 +276,6 @@ def _convolved(layer: nn.Conv2d, size: Sequence[int]) -> list[int]:
         (length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
         for length, pad, dilation, kernel, stride in parts
     ]
-
-
-@contextmanager
-def _instead(modules: Sequence[nn.Module] | Mapping[nn.Module, str], forward: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, `modules` compute `forward(module, …)`."""
-    before = {module: vars(module).get("forward") for module in modules}
-    try:
-        for module in modules:
-            vars(module)["forward"] = lambda *args, _module=module, **kwargs: forward(_module, *args, **kwargs)
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = own
 
 
 def _placed(words: Words, touched: Touched | None) -> tuple[dict[str, int], int]:

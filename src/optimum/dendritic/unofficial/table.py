@@ -99,5 +99,9 @@ REPLACED = {
     "create_model_card": Use("transformers", "a push goes with our own card", "huggingface/transformers#13245"),
     "push_to_hub": Use("transformers", "a push is tried again", "retries in Trainer.push_to_hub or huggingface_hub"),
     "step": Use("deepspeed", "accelerate steps the engine before any callback", "huggingface/accelerate#2951"),
-    "forward": Use("accelerate", "for the time of a proof; see _original_forward", "huggingface/accelerate#4255"),
+    "forward": Use(
+        "torch",
+        "while a model is traced its layers answer without a product, and while it is proved it runs without autocast",
+        "pre-hooks that can answer in the place of a module; for autocast huggingface/accelerate#4255",
+    ),
 }
