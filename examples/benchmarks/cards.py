@@ -42,7 +42,7 @@ MODELS = {
     "minilm-sst2-60": Made("sst2/dendritic-0.6-seed0"),
     "minilm-sst2-80": Made("sst2/dendritic-0.8-seed0"),
     "resnet20-cifar10-50": Made("cifar10-resnet20/dendritic-0.5-seed0", "resnet20", 64),
-    "vit-cifar10-50": Made("cifar10-vit/dendritic-0.5-seed0", None, 64),
+    "vit-cifar10-50": Made("cifar10-vit/dendritic-0.5-seed0", "compact_vit", 64),
     "gpt2-tinyshakespeare-50": Made("shakespeare/dendritic-0.5-seed0"),
 }
 
