@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import build, outputs
 from helpers.snapshots import same, snapshot
 from helpers.trainers import CONFIG, make_trainer
@@ -72,7 +73,7 @@ class TestOnAnInjectedModel:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(DendriticError, match="query was replaced after the injection.*packed"):
             step(model)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert every(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         wrapped.unload()
         step(model)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -291,8 +292,8 @@ def test_replaced_tokens_are_neighbours_and_the_rest_stays():
     ids = [80, 0, 21, 22, 80]  # 80 is fixed, as a token that marks the ends is
     table = augment.nearest_tokens(embeddings, [ids], fixed=[80, 1])
     assert table[80].unique().tolist() == [80] and table[79].unique().tolist() == [79]
-    assert all(token // 20 == 0 and token not in (0, 1) for token in table[0].tolist())
-    assert all(token // 20 == 1 and token != 21 for token in table[21].tolist())
+    assert every(token // 20 == 0 and token not in (0, 1) for token in table[0].tolist())
+    assert every(token // 20 == 1 and token != 21 for token in table[21].tolist())
 
     plain = text.Sentences([ids], [1])
     assert augment.Replaced(plain, table, share=0.0)[0] == plain[0]

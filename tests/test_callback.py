@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
+from helpers.compare import assert_same
+from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, make_model, make_trainer, tensors
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from helpers.compare import every
 from helpers.models import build
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -138,7 +139,7 @@ class TestMetadata:
         assert model_index_to_eval_results(index) == ("small-bert", results)
         for part in index[0]["results"]:
             assert part["task"]["type"] == "text-classification" and part["dataset"]["name"] and part["dataset"]["type"]
-            assert all(metric["type"] and math.isfinite(metric["value"]) for metric in part["metrics"])
+            assert every(metric["type"] and math.isfinite(metric["value"]) for metric in part["metrics"])
         values = {result.metric_type: result.metric_value for result in results}
         assert values["accuracy"] == trained.after["eval_accuracy"]
         assert values["parameters"] == sum(p.numel() for p in trained.model.parameters())
@@ -204,7 +205,7 @@ class TestBody:
         shown = re.findall(r"!\[.*?\]\((.*?)\)", trained.text)
         drawn = [str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*.png")]
         assert sorted(shown) == sorted(drawn) and len(drawn) == 3
-        assert all((trained.folder / path).read_bytes()[1:4] == b"PNG" for path in shown)
+        assert every((trained.folder / path).read_bytes()[1:4] == b"PNG" for path in shown)
 
     def test_no_section_is_empty(self, trained):
         assert sections(trained.text) == [

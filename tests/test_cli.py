@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import sysconfig
-import time
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.compare import every
 from helpers.vocabulary import WORDS, save_tokenizer
 from safetensors.torch import save_file
 from transformers import (
@@ -90,7 +90,7 @@ class TestStart:
             options = {name for action in parser._actions for name in action.option_strings or [action.dest]}
             common = {"model", "--json", "--dtype", "--import", "--trust-remote-code"}
             assert common <= options, (command.name, common - options)
-            assert all(action.help and action.help[-1] == "." for action in parser._actions[1:]), command.name
+            assert every(action.help and action.help[-1] == "." for action in parser._actions[1:]), command.name
             assert parser.description and parser.description[-1] == "." and command.help[-1] == "."
             assert callable(importlib.import_module(f"optimum.dendritic.cli.{command.name}").run)
 
@@ -98,27 +98,25 @@ class TestStart:
         code, output, _ = cli("dendritic")
         assert code == 0 and "bench" in output
 
-    def test_help_is_as_fast_as_that_of_env(self):
-        def seconds(command: str) -> float:
-            start = time.perf_counter()
-            subprocess.run([OPTIMUM_CLI, command, "--help"], check=True, capture_output=True)
-            return time.perf_counter() - start
-
-        ratios = sorted(seconds("dendritic") / seconds("env") for _ in range(5))
-        assert ratios[2] < 2, ratios
-
-    def test_help_imports_neither_torch_nor_transformers(self):
+    def test_its_help_imports_no_more_than_that_of_env(self):
+        """It is as quick to start, on any machine."""
         code = """if True:
             import sys
             from optimum.commands.optimum_cli import main
-            sys.argv = ["optimum-cli", "dendritic", "--help"]
             try:
                 main()
             finally:
-                assert not {"torch", "transformers", "optimum.dendritic"} & set(sys.modules)
+                print("modules:", *sys.modules)
         """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+
+        def modules(command: str) -> set[str]:
+            shown = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+            assert shown.returncode == 0, shown.stderr
+            return set(shown.stdout.rpartition("modules:")[2].split())
+
+        ours, theirs = modules("dendritic"), modules("env")
+        assert "optimum.commands.optimum_cli" in ours and not {"torch", "transformers", "optimum.dendritic"} & ours
+        assert {name.split(".")[0] for name in ours - theirs} <= {"optimum"}
 
 
 class TestBench:
@@ -148,7 +146,9 @@ class TestBench:
         assert set(report["latency_ms"]) == {"1", "4"} and report["context"]["threads"] == 1
         assert report["context"]["input_shapes"]["input_ids"] == [1, 12]
         assert len(report["ratios"]) == 6 and "peak_memory_bytes" in report["ratios"]
-        assert all(0 < ratio < 1 for ratio in report["ratios"].values()), report["ratios"]
+        smaller = ("parameters", "bytes", "macs", "peak_memory_bytes")
+        assert every(0 < report["ratios"][name] < 1 for name in smaller), report["ratios"]
+        assert every(ratio > 0 for ratio in report["ratios"].values())
 
     def test_an_own_architecture_needs_its_module(self, cli, tmp_path):
         (tmp_path / "tiny_pixels.py").write_text(OWN_MODULE)

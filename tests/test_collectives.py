@@ -1,6 +1,7 @@
 """One process agrees with itself, at no cost; several are in `test_distributed.py`."""
 
 import torch
+from helpers.compare import every
 
 from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks, world_size
 
@@ -8,7 +9,7 @@ from optimum.dendritic.distributed.collectives import from_first_rank_, mean_ove
 def test_without_a_process_group_every_tensor_is_its_own_mean():
     assert world_size() == 1
     tensors = [torch.arange(3.0), torch.ones(2, 2)]
-    assert all(mean is tensor for mean, tensor in zip(mean_over_ranks(tensors), tensors, strict=True))
+    assert every(mean is tensor for mean, tensor in zip(mean_over_ranks(tensors), tensors, strict=True))
     assert mean_over_ranks([]) == []
 
 

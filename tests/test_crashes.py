@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.processes import HANGS, environment
 from transformers import AutoModelForSequenceClassification
 
 from optimum.dendritic.state import layout_of
@@ -31,8 +32,8 @@ KILLS = int(os.environ.get("CRASHES", "5"))  # of each case
 
 
 def python(*arguments: str) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.checkpoints import pruned, saved
+from helpers.compare import every
 from helpers.models import build
 from transformers import AutoModelForCausalLM
 
@@ -62,7 +63,7 @@ def test_the_places_are_those_of_the_mask_and_the_model_is_left_alone():
     assert rows.places is not None and heads is not None
     assert torch.equal(rows.places, (heads > 0).float().repeat(3)), "a head is gone from queries, keys and values alike"
     assert torch.equal(random, torch.random.get_rng_state())
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert every(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_loaded_model_shows_the_same(tmp_path):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import transformers as hf
+from helpers.compare import every
 from helpers.families import ALL, GROUPED, TEXT, build, inputs_of
 from helpers.models import roughen
 from torch import nn
@@ -103,7 +104,7 @@ class TestVanilla:
         before, verbosity = torch.random.get_rng_state(), hf.logging.get_verbosity()
         model = build(FAMILIES["BERT"])
         empty = skeleton(model, changed(model.config, {"intermediate_size": 1}))
-        assert all(p.is_meta for p in empty.parameters()) and not recwarn.list
+        assert every(p.is_meta for p in empty.parameters()) and not recwarn.list
         assert torch.equal(torch.random.get_rng_state(), before) and hf.logging.get_verbosity() == verbosity
         assert logging.getLogger("transformers").isEnabledFor(logging.WARNING)
 

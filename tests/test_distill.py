@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import assert_same, every
 from helpers.models import build, text
-from helpers.trainers import CONFIG, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
+from helpers.trainers import CONFIG, STEPS, StopAt, make_model, make_trainer, tensors
 from torch import nn
 from transformers import BertForSequenceClassification, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
 
@@ -48,7 +49,7 @@ def test_the_loss_is_the_tasks_plus_the_weighted_term(name):
     torch.testing.assert_close(together.loss, alone + 0.5 * expected)
     assert "hidden_states" not in together
     together.loss.backward()
-    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert every(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not teacher.training
 
 

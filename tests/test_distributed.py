@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.ranks import CASES, STEPS, Case, launch, run
 from safetensors.torch import load_file
 from torch import Tensor
@@ -45,6 +46,7 @@ def alone(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
 def assert_every_rank_is_the_same(found: list[dict[str, Tensor]]) -> None:
     """Bit for bit, NaN included."""
     first, *others = found
+    assert first and others
     for other in others:
         assert first.keys() == other.keys()
         for name, tensor in first.items():
@@ -55,7 +57,7 @@ def assert_updates_are_sound(found: dict[str, Tensor]) -> None:
     masks = {name: tensor for name, tensor in found.items() if "/mask/" in name}
     scores = [tensor for name, tensor in found.items() if "/score/" in name]
     assert len({name.split("/")[0] for name in masks}) >= 4, "updates"
-    assert all(score.isfinite().all() for score in scores)
+    assert every(score.isfinite().all() for score in scores)
     assert not all(mask.all() for mask in masks.values())
 
 

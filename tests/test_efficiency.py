@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
+from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.benchmark import Timer
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from optimum.dendritic.efficiency import EfficiencyReport, latency, measure, memory
@@ -109,6 +112,19 @@ class TestSize:
         assert serialised_bytes(model) == (tmp_path / "model.safetensors").stat().st_size
 
 
+class Clock:
+    """A clock that stands still, unless someone spends time: the more, the later it is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds * (1 + self.now)
+
+
 class TestLatency:
     def test_models_take_turns(self, monkeypatch):
         monkeypatch.setattr(latency, "BLOCK_SECONDS", 1e-9)  # one timed call per block, after two untimed ones
@@ -125,12 +141,23 @@ class TestLatency:
         summary = summarise([float(i) for i in range(101)])
         assert (summary.median, summary.p95, summary.blocks) == (50.0, pytest.approx(95.0), 101)
 
-    def test_a_model_is_as_fast_as_itself(self):
-        """Other processes may take a core away in mid-block; a mistaken pairing would be off by far more."""
+    @pytest.mark.parametrize(("ours", "theirs"), [(1e-3, 1e-3), (1e-3, 2e-3), (3e-3, 1e-3)])
+    def test_on_a_machine_that_slows_down_a_model_takes_its_share_of_the_time(self, monkeypatch, ours, theirs):
+        """The clock is moved by the models alone, and each second takes a second more than the one before."""
+        clock = Clock()
+        monkeypatch.setattr(latency, "Timer", partial(Timer, timer=clock))
+        monkeypatch.setattr(latency.time, "perf_counter", clock)
+        calls = [partial(clock.spend, ours), partial(clock.spend, theirs)]
+        blocks, baseline = latency.time_in_turn(calls, threads=1, seconds=1.0)
+        assert len(blocks) > latency.FEWEST_BLOCKS and blocks[-1] > 2 * blocks[0], "it did slow down"
+        assert paired_ratio(blocks, baseline) == pytest.approx(ours / theirs, rel=0.1)
+        assert blocks[0] == pytest.approx(1e3 * ours, rel=0.5)
+
+    def test_a_model_is_as_large_as_itself(self):
         model = bert(64)
-        report = measure(model, tokens(), baseline=model, **QUICK | {"seconds": 2.0})
-        assert 0.5 < report.ratios["latency_ms_batch_1"] < 2
+        report = measure(model, tokens(), baseline=model, **QUICK)
         assert report.ratios["parameters"] == report.ratios["bytes"] == report.ratios["macs"] == 1
+        assert report.ratios["latency_ms_batch_1"] > 0
 
 
 IMPORTS = "import torch\nfrom torch import nn\nfrom optimum.dendritic.efficiency import measure\n"
@@ -257,7 +284,8 @@ class TestReport:
     def test_a_smaller_model_is_smaller_everywhere(self, report: EfficiencyReport):
         """Peak memory too: see `test_cli.py`, which starts the processes that it needs."""
         assert set(report.ratios) == {"parameters", "bytes", "macs", "latency_ms_batch_1", "latency_ms_batch_8"}
-        assert all(0 < ratio < 1 for ratio in report.ratios.values()), report.ratios
+        assert every(0 < report.ratios[name] < 1 for name in ("parameters", "bytes", "macs")), report.ratios
+        assert every(ratio > 0 for ratio in report.ratios.values())
 
     def test_ratios_are_of_the_baseline(self, report: EfficiencyReport):
         assert report.baseline is not None
@@ -310,8 +338,8 @@ class TestModelIsLeftAsItWas:
         )
         measure(model, tokens(), baseline=model, **QUICK)
         assert [module.training for module in model.modules()] == before[0]
-        assert all(torch.equal(tensor, before[1][name]) for name, tensor in model.state_dict().items())
-        assert all(torch.equal(p.grad, before[2][n]) for n, p in model.named_parameters() if p.grad is not None)
+        assert every(torch.equal(tensor, before[1][name]) for name, tensor in model.state_dict().items())
+        assert every(torch.equal(p.grad, before[2][n]) for n, p in model.named_parameters() if p.grad is not None)
         assert [dict(module._forward_hooks) for module in model.modules()] == before[3]
         assert torch.equal(torch.get_rng_state(), before[4])
         assert torch.get_num_threads() == before[5] and model.classifier.weight is parameter

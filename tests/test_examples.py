@@ -1,6 +1,5 @@
 """The examples run as their users run them: as scripts, in a process of their own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from helpers.compare import every
+from helpers.processes import HANGS, environment
 from helpers.ranks import launch
 from safetensors.torch import load_file
 
@@ -16,9 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(script: str, *arguments: str, cwd: Path) -> str:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -57,7 +57,7 @@ def test_a_plain_accelerate_loop_makes_the_same_model_on_one_process_and_on_two(
     assert alone == together.replace("processes: 2", "processes: 1") and "processes: 2" in together
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+    assert every(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples/accelerate").glob("*.yaml")), ids=lambda file: file.stem)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers.checkpoints import pruned, saved
+from helpers.compare import every
 from helpers.models import build
 from helpers.vocabulary import save_tokenizer
 from torch import nn
@@ -38,7 +39,7 @@ def exported(tmp_path_factory):
     labelled = {**one, "labels": torch.tensor([1])}
     path = export_onnx(model, labelled, folder / "out", processor=AutoTokenizer.from_pretrained(folder / "words"))
     assert [module.training for module in model.modules()] == flags
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert every(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     return model.eval(), path
 
 

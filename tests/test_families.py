@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from helpers import families_table
+from helpers.compare import every
 from helpers.families import ALL, PRUNING, Family, build, injected, inputs_of
 from helpers.families_training import close, endless, logits, train
 from helpers.models import Inputs
@@ -50,7 +51,7 @@ def check_reload(model: nn.Module, folder: Path, load, inputs: Inputs) -> None:
     assert type(loaded) is type(model)
     expected, found = model.state_dict(), loaded.state_dict()
     assert expected.keys() == found.keys()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert every(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert close(logits(loaded, inputs), logits(model, inputs))
     assert describe(loaded) == describe(model)
 

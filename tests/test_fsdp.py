@@ -8,6 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from helpers.compare import assert_same, every
 from helpers.models import build, vectors
 from helpers.pairs import on_two
 from helpers.sharded import CASES, SHAPES, alone
@@ -35,12 +36,6 @@ def one() -> dict[str, tuple[nn.Module, dict[str, torch.Tensor]]]:
     return {name: alone(case) for name, case in CASES.items()}
 
 
-def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-
-
 def test_there_are_two_processes_and_each_holds_a_part(ranks):
     assert [found["rank"] for found in ranks] == [0, 1] and {found["world"] for found in ranks} == {2}
     assert ranks[0]["pid"] != ranks[1]["pid"]
@@ -61,7 +56,7 @@ def test_the_pieces_of_two_shards_make_up_the_tiles_of_the_weight(ranks, name, w
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_processes_have_the_same_scores_masks_and_model(ranks, name):
-    assert_same_bits(*(found["cases"][name]["seen"] for found in ranks))
+    assert_same(*(found["cases"][name]["seen"] for found in ranks))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,13 +91,13 @@ def test_nothing_of_fsdp_is_left_of_a_packed_model(ranks, one, name):
 def test_a_model_that_fails_its_verification_trains_on_in_shards(ranks):
     for found in ranks:
         assert "packing changes its outputs" in found["undone"]["said"]
-        assert_same_bits(found["undone"]["with"], found["undone"]["without"])
+        assert_same(found["undone"]["with"], found["undone"]["without"])
 
 
 def test_in_mixed_precision_both_processes_agree(ranks):
-    assert_same_bits(*(found["bf16"] for found in ranks))
+    assert_same(*(found["bf16"] for found in ranks))
     scores = [value for key, value in ranks[0]["bf16"].items() if key.endswith(".score")]
-    assert all(score.dtype == torch.float32 and score.isfinite().all() for score in scores)
+    assert every(score.dtype == torch.float32 and score.isfinite().all() for score in scores)
     assert ranks[0]["bf16"]["packed.answer"].dtype == torch.float32
 
 
@@ -112,7 +107,7 @@ class TestTrainer:
             run = found["trainer"]
             assert run["packed"] and all(run["through sharded"]) and len(run["through sharded"]) > 0
             assert not any("dendrite" in name for name in run["through"])
-        assert_same_bits(*(found["trainer"]["through"] for found in ranks))
+        assert_same(*(found["trainer"]["through"] for found in ranks))
 
     def test_evaluate_and_save_model_go_on_with_it(self, ranks):
         for found in ranks:
@@ -122,7 +117,7 @@ class TestTrainer:
     def test_resumed_from_a_sharded_checkpoint_it_is_the_same_bit_for_bit(self, ranks):
         for found in ranks:
             assert len(found["trainer"]["resumed sharded"]) < len(found["trainer"]["through sharded"])
-            assert_same_bits(found["trainer"]["resumed"], found["trainer"]["through"])
+            assert_same(found["trainer"]["resumed"], found["trainer"]["through"])
 
 
 class TestRefusals:

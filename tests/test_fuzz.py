@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import FACTORIES, Inputs, build, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ def live_or_refuse(name: str, seed: int, fields: dict[str, Any]) -> None:
     except DendriticError:  # more sparsity than the floors allow, for example
         after = model.state_dict()
         assert layout_of(model) is None and after.keys() == before.keys()
-        assert all(torch.equal(after[key], before[key]) for key in before)
+        assert every(torch.equal(after[key], before[key]) for key in before)
         return
     train(model, inputs, config)
     masked = outputs(model, inputs)
@@ -97,7 +98,7 @@ def live_or_refuse(name: str, seed: int, fields: dict[str, Any]) -> None:
             model.save_pretrained(folder)
             loaded = type(model).from_pretrained(folder)
         tensors = model.state_dict()
-        assert all(torch.equal(tensor, tensors[key]) for key, tensor in loaded.state_dict().items())
+        assert every(torch.equal(tensor, tensors[key]) for key, tensor in loaded.state_dict().items())
         assert same(outputs(loaded, inputs), masked)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import saved
+from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -335,7 +336,7 @@ def load_or_refuse(folder: Path, model: PreTrainedModel) -> None:
         loaded = type(model).from_pretrained(folder)
     except CheckpointError:
         return
-    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+    assert every(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
 
 
 @given(data=st.data())

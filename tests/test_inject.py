@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import FACTORIES, PlainCNN, build, outputs, pixels
 from helpers.snapshots import same, snapshot
 from torch import nn
@@ -28,7 +29,7 @@ def test_injected_equals_stock_bit_for_bit(name, training):
     stock = copy.deepcopy(model).train(training)
     parameters = dict(model.named_parameters())
     inject_(model.train(training), config_for(name), example_inputs=inputs)
-    assert all(module.training is training for module in model.modules())
+    assert every(module.training is training for module in model.modules())
     assert {n: id(p) for n, p in model.named_parameters()} == {n: id(p) for n, p in parameters.items()}
     results = []
     for one in (stock, model):
@@ -190,4 +191,4 @@ def test_injection_works_where_the_parameters_are_half_precision():
     expected = outputs(model, inputs)
     inject_(model, CONFIG, example_inputs=inputs)
     assert torch.equal(outputs(model, inputs), expected)
-    assert all(layer.dendrite_score.dtype == torch.float32 for layer in dendritic_layers(model).values())
+    assert every(layer.dendrite_score.dtype == torch.float32 for layer in dendritic_layers(model).values())

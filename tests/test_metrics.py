@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import build
 from transformers import EvalPrediction
 
@@ -64,7 +65,7 @@ def test_efficiency_is_the_report_and_absent_where_that_is(report):
     assert computed["parameters"] == report.parameters and computed["macs_ratio"] == report.ratios["macs"] == 1.0
     assert computed["latency_ms_batch_2"] == report.latency_ms[2].median
     assert not {"energy_joules", "peak_memory_bytes"} & computed.keys(), "they were not measured"
-    assert all(isinstance(figure, int | float) for figure in computed.values())
+    assert every(isinstance(figure, int | float) for figure in computed.values())
     assert Efficiency().compute(report=report.baseline)["bytes"] == report.baseline.bytes
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from helpers.compare import every
 from helpers.families import ALL, Family, build, inputs_of
 from helpers.families_training import close, endless, logits, train
+from helpers.processes import HANGS
 from safetensors.torch import load_file, save_file
 
 from optimum.dendritic import (
@@ -106,7 +108,7 @@ def saved(tmp_path_factory, python_without_us) -> dict[str, Path]:
         (folder / "auto").write_text(FAMILIES[name].load.__name__)
         save_file({k: v.contiguous() for k, v in inputs_of(FAMILIES[name]).items()}, folder / "inputs.safetensors")
     command = [str(python_without_us), "-I", "-c", CHILD, *map(str, folders.values())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0 and "loaded without" in done.stdout, done.stderr
     return folders
 
@@ -178,9 +180,11 @@ def test_widths_and_layers_go_together(budget, sparsity):
     )
     config = model.config
     assert 1 <= config.num_hidden_layers == len(model.bert.encoder.layer) <= dense.num_hidden_layers
-    assert all(layer.intermediate.dense.out_features == config.intermediate_size for layer in model.bert.encoder.layer)
+    assert every(
+        layer.intermediate.dense.out_features == config.intermediate_size for layer in model.bert.encoder.layer
+    )
     assert (config.num_hidden_layers < 4) or (config.intermediate_size < 24)
-    assert all(words.startswith(("plain", "dense")) for words in describe(model).values())
+    assert every(words.startswith(("plain", "dense")) for words in describe(model).values())
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "activation", "random"])
@@ -208,7 +212,7 @@ def test_the_outer_model_keeps_what_was_set_on_it():
     inject_(model.train(), native("BERT"), example_inputs=inputs)
     update_(model, 0.45)
     compress_(model, inputs)
-    assert model.training and all(module.training for module in model.modules())
+    assert model.training and every(module.training for module in model.modules())
     calls.clear()
     states = model.eval()(**inputs, output_hidden_states=True).hidden_states
     assert len(states) == model.config.num_hidden_layers + 1 and calls == [4]
@@ -270,7 +274,7 @@ class TestTrainer:
         resumed.train(resume_from_checkpoint=str(checkpoint))
         expected, found = whole.model.state_dict(), resumed.model.state_dict()
         assert expected.keys() == found.keys() and not any("dendrite" in key for key in found)
-        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+        assert every(torch.equal(tensor, found[key]) for key, tensor in expected.items())
         before = injected_layout(self.trainer(tmp_path / "new").model)
         left = sum(p.numel() for n in layout_of(whole.model).modules for p in whole.model.get_submodule(n).parameters())
         assert left <= (1 - self.CONFIG.sparsity) * before.dense_cost
@@ -286,7 +290,7 @@ class TestTrainer:
         assert injected_layout(loaded) == injected_layout(model)
         compress_(loaded, inputs)
         expected = packed("Llama").state_dict()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
+        assert every(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
         assert "quantization_config" not in loaded.config.to_dict()
 
 
@@ -300,7 +304,7 @@ class TestRefusal:
             inject_(model, native("ResNet"), example_inputs=inputs_of(family))
         assert layout_of(model) is None and [type(m) for m in model.modules()] == modules
         assert model.config.to_dict() == config and torch.equal(logits(model, inputs_of(family)), expected)
-        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+        assert every(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
         assert not any(module._forward_hooks for module in model.modules())
 
     def test_too_much(self):

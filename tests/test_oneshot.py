@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import build
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and every(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)

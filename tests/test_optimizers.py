@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers.compare import assert_same
 from helpers.models import build
-from helpers.trainers import CONFIG, assert_same, make_dataset, make_model, make_trainer, tensors
+from helpers.trainers import CONFIG, make_dataset, make_model, make_trainer, tensors
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

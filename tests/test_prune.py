@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ def test_pruned_means_zero_after_every_step_of_a_training(name, optimizer):
             update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
         optimizer.step()
         mask_(model)
-        assert (pruned_weights(model) == 0).all()
+        assert every(pruned_weights(model) == 0)
     costs = layer_costs(model)
     masks = {layer: module.dendrite_mask for layer, module in dendritic_layers(model).items()}
     assert len(pruned_weights(model)) > 0
@@ -102,17 +103,17 @@ def test_what_returns_starts_with_zero_weights_and_a_fresh_optimizer(optimizer):
     assert report.regrown > 0
     for name, layer in dendritic_layers(model).items():
         back = over_tiles(layer.dendrite_mask & ~before[name]).expand_as(layer.tiles)
-        assert (layer.tiles[back] == 0).all()
+        assert every(layer.tiles[back] == 0)
         for key, moment in optimizer.state[layer.weight].items():
             if isinstance(moment, torch.Tensor) and moment.shape == layer.weight.shape:
                 old = moments[id(layer.weight)][key]
-                assert (layer.as_tiles(moment)[back] == 0).all()
+                assert every(layer.as_tiles(moment)[back] == 0)
                 assert torch.equal(layer.as_tiles(moment)[~back], layer.as_tiles(old)[~back])
                 assert (old != 0).any()
         returned = layer.dendrite_mask & ~before[name]
         if returned.any() and (layer.dendrite_mask & ~returned).any():
             weakest = layer.dendrite_score[layer.dendrite_mask & ~returned].min()
-            assert (layer.dendrite_score[returned] == weakest).all()
+            assert every(layer.dendrite_score[returned] == weakest)
 
 
 def test_the_frozen_mask_does_not_move_when_nothing_is_asked_of_it():
@@ -123,7 +124,7 @@ def test_the_frozen_mask_does_not_move_when_nothing_is_asked_of_it():
     before = {name: layer.dendrite_mask.clone() for name, layer in dendritic_layers(model).items()}
     for sparsity in (0.5, 0.2, 0.0):
         update_(model, sparsity)
-        assert all(torch.equal(layer.dendrite_mask, before[n]) for n, layer in dendritic_layers(model).items())
+        assert every(torch.equal(layer.dendrite_mask, before[n]) for n, layer in dendritic_layers(model).items())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -135,7 +136,7 @@ def test_a_bad_gradient_does_not_poison_the_scores_or_the_selection(bad):
     for layer in dendritic_layers(model).values():
         layer.weight.grad.fill_(bad)
     score_(model)
-    assert all(torch.equal(layer.dendrite_score, scores[name]) for name, layer in dendritic_layers(model).items())
+    assert every(torch.equal(layer.dendrite_score, scores[name]) for name, layer in dendritic_layers(model).items())
     assert update_(model, 0.5, regrow=0.5).sparsity >= 0.5
 
 
@@ -165,10 +166,10 @@ def test_a_step_that_a_grad_scaler_skips_is_neither_scored_nor_harmful(update):
     before, weights = scores(), [parameter.detach().clone() for parameter in model.parameters()]
     step(overflow=True, sparsity=0.5 if update else None)
     assert scaler.get_scale() == 512.0, "the scaler skipped the step"
-    assert all((new == old).all() or update for new, old in zip(scores(), before, strict=True))
+    assert every((new == old).all() or update for new, old in zip(scores(), before, strict=True))
     for parameter, old in zip(model.parameters(), weights, strict=True):
         assert ((parameter == old) | ((parameter == 0) & update)).all()
-    assert (pruned_weights(model) == 0).all() and all(score.isfinite().all() for score in scores())
+    assert every(pruned_weights(model) == 0) and every(score.isfinite().all() for score in scores())
     before = scores()
     step(overflow=False, sparsity=None)
     assert not all(torch.equal(new, old) for new, old in zip(scores(), before, strict=True))
@@ -182,7 +183,7 @@ def test_one_gradient_that_is_not_finite_keeps_the_whole_step_from_being_scored(
         scores = {name: layer.dendrite_score.clone() for name, layer in dendritic_layers(model).items()}
         next(iter(dendritic_layers(model).values())).weight.grad[0, 0] = bad
         score_(model)
-        assert all(torch.equal(layer.dendrite_score, scores[name]) for name, layer in dendritic_layers(model).items())
+        assert every(torch.equal(layer.dendrite_score, scores[name]) for name, layer in dendritic_layers(model).items())
 
 
 def test_activity_is_of_the_whole_step_however_it_is_cut_into_micro_batches():
@@ -220,7 +221,7 @@ def test_every_importance_meets_the_budget(importance):
     dense = {name: torch.ones_like(layer.dendrite_mask) for name, layer in dendritic_layers(model).items()}
     largest_unit = max(unit_cost(dense, layer_costs(model)).values()) / layout_of(model).dense_cost
     report = update_(model, 0.6)
-    assert 0.6 <= report.sparsity < 0.6 + largest_unit < 0.7 and (pruned_weights(model) == 0).all()
+    assert 0.6 <= report.sparsity < 0.6 + largest_unit < 0.7 and every(pruned_weights(model) == 0)
 
 
 def test_the_least_important_neuron_goes_first():

@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+from helpers.compare import every
 
 import optimum.dendritic
 
@@ -48,7 +49,7 @@ def exports() -> list[tuple[str, str | None]]:
 
 def test_exactly_the_public_names_are_exported_explicitly():
     assert sorted(name for name, _ in exports()) == PUBLIC
-    assert all(name == exported for name, exported in exports())
+    assert every(name == exported for name, exported in exports())
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -58,7 +59,7 @@ def test_a_public_name_is_documented(name):
     if inspect.isclass(documented):
         public = [m for n, m in vars(documented).items() if inspect.isfunction(m) and not n.startswith("_")]
         inherited = {n for base in documented.__mro__[1:] for n in vars(base)}
-        assert all(method.__doc__ for method in public if method.__name__ not in inherited)
+        assert every(method.__doc__ for method in public if method.__name__ not in inherited)
 
 
 def test_an_underscore_at_the_end_means_in_place():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers.checkpoints import saved
+from helpers.compare import every
 from helpers.models import FACTORIES, build, images, outputs
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -81,7 +82,7 @@ def run(program: str, *arguments: object) -> None:
 
 def same(expected: nn.Module, actual: nn.Module) -> bool:
     old, new = expected.state_dict(), actual.state_dict()
-    return old.keys() == new.keys() and all(torch.equal(old[k], new[k]) and old[k].dtype == new[k].dtype for k in old)
+    return old.keys() == new.keys() and every(torch.equal(old[k], new[k]) and old[k].dtype == new[k].dtype for k in old)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_fresh_process(checkpoints, name, form):
     folder, model, inputs = checkpoints[name, form]
     loaded = torch.load(folder / "loaded")
     assert loaded.keys() == model.state_dict().keys()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+    assert every(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
     torch.testing.assert_close(load_file(folder / "logits")["logits"], outputs(model, inputs), rtol=1e-5, atol=1e-5)
     assert (folder / "again" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     if not (name.startswith("bert") and transformers.__version__.startswith("5.0.")):
@@ -115,7 +116,7 @@ def test_fresh_process(checkpoints, name, form):
 def test_without_the_plugin_packed_models_are_refused(checkpoints):
     folders = [checkpoints[name, "packed"][0] for name in NAMES]
     run(WITHOUT, *folders)
-    assert all("ignore_mismatched_sizes" in (folder / "refused").read_text() for folder in folders)
+    assert every("ignore_mismatched_sizes" in (folder / "refused").read_text() for folder in folders)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -127,7 +128,7 @@ def test_an_ordinary_model_afterwards(checkpoints, name, form):
     assert again.config.quantization_config == model.config.quantization_config
     assert isinstance(again.config.quantization_config, dict) and again.is_quantized is False
     assert not {"hf_quantizer", "quantization_method"} & again.__dict__.keys()
-    assert all("_is_quantized" not in m.config.__dict__ for m in again.modules() if isinstance(m, PreTrainedModel))
+    assert every("_is_quantized" not in m.config.__dict__ for m in again.modules() if isinstance(m, PreTrainedModel))
     assert same(again, model) and not again.training
     again.half().float()
 
@@ -177,12 +178,12 @@ def test_the_bare_model_of_a_head_checkpoint_and_back(checkpoints, name, form, t
     folder, model, _ = checkpoints[name, form]
     bare = AutoModel.from_pretrained(folder)
     old, new = model.base_model.state_dict(), bare.state_dict()
-    assert all(torch.equal(new[key], tensor) for key, tensor in old.items())
+    assert every(torch.equal(new[key], tensor) for key, tensor in old.items())
     assert len(bare.dendritic_layout.modules) == len(model.dendritic_layout.modules)
     bare.save_pretrained(tmp_path)
     back = type(model).from_pretrained(tmp_path)
     assert back.dendritic_layout == model.dendritic_layout
-    assert all(torch.equal(back.base_model.state_dict()[key], tensor) for key, tensor in old.items())
+    assert every(torch.equal(back.base_model.state_dict()[key], tensor) for key, tensor in old.items())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -258,7 +259,7 @@ def test_a_packed_model_trains(checkpoints, name, tmp_path):
     again(**inputs)["logits"].square().mean().backward()
     named = dict(again.named_parameters())
     weights = [named[f"{n}.weight"] for n, r in again.dendritic_layout.modules.items() if isinstance(r, Form)]
-    assert weights and all(weight.grad is not None for weight in weights)
+    assert weights and every(weight.grad is not None for weight in weights)
     optimizer.step()
     again.save_pretrained(tmp_path)
     assert not same(again, model) and same(type(model).from_pretrained(tmp_path), again)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.models import build, roughen
 from helpers.recurrent import BATCH, HIDDEN, INPUT, KEPT, TIME, noise
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class TestTheInjectedLayer:
                 found = flat(one(noise(TIME, BATCH, INPUT), state))
                 sum(part.square().sum() for part in found).backward()
                 results.append(found + [p.grad.clone() for p in one.parameters()])
-            assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+            assert every(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
     @every_shape
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -92,14 +93,14 @@ class TestTheInjectedLayer:
         layer = masked(cell, layers, both).to(dtype)
         output, state = layer(noise(TIME, BATCH, INPUT).to(dtype), None)
         for part in flat(state):
-            assert (part[~layer.dendrite_mask[:, None].expand_as(part)] == 0).all()
+            assert every(part[~layer.dendrite_mask[:, None].expand_as(part)] == 0)
         last = layer.dendrite_mask[-2 if both else -1 :].flatten()
-        assert (output[..., ~last] == 0).all() and (output[..., last] != 0).any()
+        assert every(output[..., ~last] == 0) and (output[..., last] != 0).any()
 
     def test_is_its_own_after_to_and_copy_and_assignment(self):
         layer = masked(nn.LSTM)
         for own in (copy.deepcopy(layer), layer.to(torch.float64).to(torch.float32), stock_again(layer)):
-            assert all(a is b for a, b in zip(own._flat_weights, own.parameters(), strict=True))
+            assert every(a is b for a, b in zip(own._flat_weights, own.parameters(), strict=True))
         source = stock(nn.LSTM)
         injected = inject_layer(source, 1, HIDDEN)
         injected.weight_ih_l0 = nn.Parameter(torch.zeros_like(injected.weight_ih_l0))
@@ -249,7 +250,7 @@ class TestThePackedLayer:
         packed = pack_recurrent(layer, layer.kept())
         assert packed.training and packed.dropout == 0.5
         flat(packed(noise(TIME, BATCH, INPUT)))[0].sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in packed.parameters())
+        assert every(p.grad is not None and p.grad.isfinite().all() for p in packed.parameters())
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_copies_casts_and_autocast(self, cell):
@@ -258,11 +259,11 @@ class TestThePackedLayer:
         expected = packed(x)
         for own in (copy.deepcopy(packed), stock_again(packed), copy.deepcopy(packed).double().float()):
             own.flatten_parameters()
-            assert all(a is b for a, b in zip(own._flat_weights, own.parameters(), strict=True))
+            assert every(a is b for a, b in zip(own._flat_weights, own.parameters(), strict=True))
             assert own.hidden_size == HIDDEN and own.form == Recurrent(HIDDEN, KEPT)
             assert_close(own(x), expected)
         half = copy.deepcopy(packed).to(torch.bfloat16)(x.to(torch.bfloat16))
-        assert all(part.dtype == torch.bfloat16 for part in flat(half))
+        assert every(part.dtype == torch.bfloat16 for part in flat(half))
         with torch.autocast("cpu", torch.bfloat16):
             assert [part.dtype for part in flat(packed(x))] == [part.dtype for part in flat(layer(x))]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, assert_same, make_model, make_trainer, tensors
+from helpers.compare import assert_same, every
+from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, make_model, make_trainer, tensors
 from transformers import (
     AutoModelForImageClassification,
     BertConfig,
@@ -199,7 +200,7 @@ class TestWhatARunHasInCommon:
         assert layout_of(trainer.model).packed and trainer.state.global_step == more
         final = masks[FREEZE]
         assert any(not torch.equal(a, b) for a, b in zip(masks[FREEZE - 1], final, strict=True))
-        assert all(
+        assert every(
             torch.equal(a, b) for step in range(FREEZE, more + 1) for a, b in zip(masks[step], final, strict=True)
         )
 

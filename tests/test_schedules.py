@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 
 import pytest
+from helpers.compare import every
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def test_sparsity_climbs_from_zero_to_final(kind, final, ramp, progress):
     start, end = ramp
     sparsity = SCHEDULES[kind](final, start, end)
     values = [sparsity(p) for p in sorted(progress)]
-    assert all(low <= high + 1e-12 for low, high in zip(values, values[1:], strict=False))
+    assert every(low <= high + 1e-12 for low, high in zip(values, values[1:], strict=False))
     assert sparsity(start) == 0.0 and sparsity(0.0) == 0.0
     assert sparsity(end) == final and sparsity(1.0) == final
 
@@ -47,7 +48,7 @@ def test_the_cubic_schedule_is_its_formula():
 def test_the_regrown_fraction_falls_to_zero(initial, ramp, progress):
     regrow = cosine_decay(initial, *ramp)
     values = [regrow(p) for p in sorted(progress)]
-    assert all(high + 1e-12 >= low for high, low in zip(values, values[1:], strict=False))
+    assert every(high + 1e-12 >= low for high, low in zip(values, values[1:], strict=False))
     assert regrow(0.0) == pytest.approx(initial) and regrow(1.0) == pytest.approx(0, abs=1e-12)
 
 
@@ -56,7 +57,7 @@ def test_update_steps_ascend_inside_the_ramp_and_end_with_it(max_steps, ramp, up
     start, end = ramp
     steps = update_steps(max_steps, start, end, updates)
     assert list(steps) == sorted(set(steps)) and len(steps) <= updates
-    assert all(start * max_steps - 1 < step <= end * max_steps and step >= 1 for step in steps)
+    assert every(start * max_steps - 1 < step <= end * max_steps and step >= 1 for step in steps)
     if int(end * max_steps) > int(start * max_steps):
         assert steps[-1] == int(end * max_steps)
 

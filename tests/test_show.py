@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from helpers.checkpoints import pruned, saved
+from helpers.compare import every
 from PIL import Image
 
 from optimum.dendritic import compress_, describe
@@ -80,7 +81,7 @@ def test_a_strip_is_as_full_as_its_side(packed: bool, characters: tuple[str, str
 def test_a_narrow_terminal_keeps_the_names_and_figures():
     found = density(pruned("gpt2")[0])
     text = draw(found, 20, Style(*BLOCKS, NO_COLOURS))
-    assert all(f"{layer.inputs.kept}/{layer.inputs.size}" in text for layer in found.layers)
+    assert every(f"{layer.inputs.kept}/{layer.inputs.size}" in text for layer in found.layers)
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch):

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import assert_same, every
 from helpers.models import Inputs, build, outputs
 from helpers.packing import target_cost
 from helpers.selection import problems, within_budget
-from helpers.trainers import StopAt, assert_same, make_trainer, tensors
+from helpers.trainers import StopAt, make_trainer, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def test_injected_equals_stock_bit_for_bit_with_gradients(name, training):
     for parameter, tensor in stock.named_parameters():
         assert (tensor.grad is None and gradients[parameter] is None) or torch.equal(tensor.grad, gradients[parameter])
     for layer in sprouting(model).values():
-        assert all(p.grad is not None and not p.grad.any() for p in layer.sprout.parameters())
+        assert every(p.grad is not None and not p.grad.any() for p in layer.sprout.parameters())
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
@@ -113,10 +114,10 @@ def test_sprouts_sleep_until_the_final_update():
     assert any(layer.sprout.up.any() for layer in layers), "what was pruned was taken up"
     step(model, inputs, optimizer, 0.6)
     woken = [layer for layer in layers if layer.dendrite_awake]
-    assert woken and all(not layer.sprout.gate.any() or layer in woken for layer in layers)
+    assert woken and every(not layer.sprout.gate.any() or layer in woken for layer in layers)
     for _ in range(3):
         step(model, inputs, optimizer)
-    assert all(layer.sprout.gate.any() for layer in woken)
+    assert every(layer.sprout.gate.any() for layer in woken)
     assert not any(layer.sprout.gate.any() for layer in layers if layer not in woken)
 
 
@@ -185,7 +186,7 @@ def test_factors_are_nearer_in_the_weighted_norm_than_any_others(seed, rows, inp
     for size in (1e-3, 1e-1, 1.0):
         others.append((up + size * torch.randn(up.shape, generator=generator), down))
         others.append((up, down + size * torch.randn(down.shape, generator=generator)))
-    assert all(distance(up, down) <= distance(*other) * 1.002 + 1e-4 for other in others)
+    assert every(distance(up, down) <= distance(*other) * 1.002 + 1e-4 for other in others)
 
 
 @given(st.integers(0, 99), st.sampled_from([1, 3]))
@@ -202,7 +203,7 @@ def test_factors_are_balanced_repeatable_and_finite(seed, rank):
     spoilt[0, 0] = torch.nan
     for hard in (torch.zeros(20, 12), spoilt, torch.ones(20, 12)):
         for weights in (norms, torch.zeros(12)):
-            assert all(factor.isfinite().all() for factor in factorise(hard, weights, rank))
+            assert every(factor.isfinite().all() for factor in factorise(hard, weights, rank))
     up, down = factorise(torch.ones(20, 12), norms, rank)
     assert torch.allclose(up @ down, torch.ones(20, 12), atol=1e-4)
 
@@ -235,7 +236,7 @@ def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budge
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     grown = {layer: module for layer in names if isinstance(module := model.get_submodule(layer), PackedLayer)}
     grown = {layer: module.sprout for layer, module in grown.items() if module.sprout is not None}
-    assert grown.keys() == paying - deaf and grown and all(isinstance(sprout, Sprout) for sprout in grown.values())
+    assert grown.keys() == paying - deaf and grown and every(isinstance(sprout, Sprout) for sprout in grown.values())
     cost = target_cost(model, names, layout.positions if budget == "macs" else None)
     assert cost == total_cost(masks, costs) - unused
     assert not any("dendrite" in key for key in model.state_dict())
@@ -261,7 +262,7 @@ def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(p
     chosen = select(*changed)
     assert within_budget(chosen, costs, budget, floor)
     less = select(scores, masks, costs, budget / 2, floor, regrown)
-    assert all(not (less[name] & ~chosen[name]).any() for name in masks)
+    assert every(not (less[name] & ~chosen[name]).any() for name in masks)
     dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
     assert total_cost(dense, costs) == total_cost(dense, plain)
 
@@ -274,7 +275,7 @@ def test_packed_sprouts_lose_the_rows_that_died_along_bundles():
     inner = [forms[at.format(i, "intermediate.dense")] for i in (0, 1)]
     heads = [forms[at.format(i, f"attention.self.{part}")] for i in (0, 1) for part in ("query", "key", "value")]
     assert any(form.sprout and form.outputs < 24 and not form.scatter for form in inner)
-    assert any(form.sprout and form.outputs < 16 for form in heads) or all(form.outputs == 16 for form in heads)
+    assert any(form.sprout and form.outputs < 16 for form in heads) or every(form.outputs == 16 for form in heads)
 
 
 def test_packed_sprouts_train_on():
@@ -285,7 +286,7 @@ def test_packed_sprouts_train_on():
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     model(**inputs)["logits"].square().mean().backward()
     optimizer.step()
-    assert sprouts and all(
+    assert sprouts and every(
         any((p != old[n]).any() for n, p in s.named_parameters()) for s, old in zip(sprouts, before, strict=True)
     )
 
@@ -296,7 +297,7 @@ def test_a_sprout_that_never_learned_is_dropped():
     update_(model, 0.6)
     assert any(layer.dendrite_awake for layer in sprouting(model).values())
     compress_(model.eval(), inputs)
-    assert all(record.sprout == 0 for record in layout_of(model).modules.values())
+    assert every(record.sprout == 0 for record in layout_of(model).modules.values())
     assert not any(isinstance(module, Sprout) for module in model.modules())
 
 
@@ -320,7 +321,7 @@ def test_without_a_rank_there_is_nothing_new():
     model, _ = injected("bert", sprout_rank=0)
     assert not sprouting(model)
     assert not any("sprout" in key or "awake" in key for key in model.state_dict())
-    assert all(record.sprout == 0 and not record.activity for record in layout_of(model).modules.values())
+    assert every(record.sprout == 0 and not record.activity for record in layout_of(model).modules.values())
 
 
 def test_dense_cost_leaves_sprouts_out_and_nothing_is_paid_before_pruning():
@@ -409,7 +410,7 @@ def test_autocast_and_half_precision():
             one.get_submodule(name).register_forward_hook(note)
         with torch.autocast("cpu", torch.bfloat16):
             outputs(one, inputs)
-    assert all(len(set(dtypes)) == 1 and len(dtypes) == 3 for dtypes in seen.values())
+    assert every(len(set(dtypes)) == 1 and len(dtypes) == 3 for dtypes in seen.values())
     half = model.to(torch.bfloat16).train()
     half(**inputs)["logits"].mean().backward()
     update_(half, 0.7)

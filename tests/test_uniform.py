@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def test_uniform_and_as_close_to_the_budget_as_one_neuron_everywhere(seed, first
     dense = total_cost(masks, costs)
     for left in (first, min(first, second)):  # two updates, the second from what the first left
         masks = select_uniform(scores, masks, costs, left * dense, 0.0, dials)
-        assert all(len(counts(masks, dial)) == 1 for dial in dials)
+        assert every(len(counts(masks, dial)) == 1 for dial in dials)
         assert counts(masks, HEADS) <= set(HEADS.counts) and min(*counts(masks, WIDTH), *counts(masks, DEPTH)) >= 1
         assert all(bool(mask.all()) for name, mask in masks.items() if name.endswith(("up", "value")))
         (blocks,), (width,) = counts(masks, DEPTH), counts(masks, WIDTH)
@@ -76,13 +77,13 @@ def test_pruned_units_stay_pruned_unless_they_are_regrown():
     masks = select_uniform(scores, masks, costs, budget, 0.0, dials)
     loud = {name: torch.where(masks[name], score, score + 9) for name, score in scores.items()}
     again = select_uniform(loud, masks, costs, budget, 0.0, dials)
-    assert all(torch.equal(again[name], mask) for name, mask in masks.items())
+    assert every(torch.equal(again[name], mask) for name, mask in masks.items())
     back = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     for member in WIDTH.members:
         back[member][0, int((~masks[member][0]).nonzero()[0])] = True
     regrown = select_uniform(scores, masks, costs, budget, 0.0, dials, back)
     for member in WIDTH.members:
-        assert regrown[member][back[member]].all() and regrown[member].sum() == masks[member].sum()
+        assert every(regrown[member][back[member]]) and regrown[member].sum() == masks[member].sum()
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])

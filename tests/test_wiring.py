@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from helpers import families
+from helpers.compare import every
 from helpers.families import ALL, inputs_of
 from helpers.models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
 from hypothesis import given, settings
@@ -124,7 +125,7 @@ def test_a_layer_that_writes_to_a_residual_stream_is_never_cut(name):
     model, _ = build(name)
     cut = {producer.name for bundle in trace(name).values() if bundle.cut for producer in bundle.producers}
     assert cut and cut.isdisjoint(STREAMS[name])
-    assert all(isinstance(model.get_submodule(layer), nn.Module) for layer in STREAMS[name])
+    assert every(isinstance(model.get_submodule(layer), nn.Module) for layer in STREAMS[name])
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -158,7 +159,7 @@ def test_tracing_leaves_the_model_as_it_was(name):
     trace_wiring(model, inputs)
     assert torch.equal(torch.get_rng_state(), random)
     assert {n: (m, m.training) for n, m in model.named_modules()} == modules
-    assert all(p is parameters[n][0] and p.grad is None for n, p in model.named_parameters())
+    assert every(p is parameters[n][0] and p.grad is None for n, p in model.named_parameters())
     assert {key: torch.equal(value, state[key]) for key, value in model.state_dict().items()} == dict.fromkeys(
         state, True
     )

@@ -1,6 +1,5 @@
 """A program of these tests on two gloo processes, as `torchrun` would start it."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,14 +8,7 @@ from typing import Any
 
 import torch
 
-TESTS = Path(__file__).parents[1]
-HANGS = 3600  # seconds: nothing here takes as long, however much else the machine does
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """Of a process that may import what the tests may, with one thread and without the Hub."""
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | settings
+from helpers.processes import environment, wait_for_all
 
 
 def on_two(program: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -35,10 +27,6 @@ def on_two(program: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", program, str(out), *arguments]
         with (out / f"{rank}.log").open("w") as said:
             children.append(subprocess.Popen(command, env=own, cwd=out, stdout=said, stderr=said))
-    try:
-        codes = [child.wait(timeout=600) for child in children]
-    finally:
-        for child in children:
-            child.kill()
+    codes = wait_for_all(children)
     assert codes == [0, 0], "\n".join((out / f"{rank}.log").read_text()[-4000:] for rank in range(2))
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]

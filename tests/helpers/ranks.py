@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from helpers.models import build
-from helpers.pairs import HANGS, environment
+from helpers.processes import HANGS, environment
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.distributed.collectives import from_first_rank_, mean_over_ranks
 from optimum.dendritic.state import dendritic_layers, layout_of

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from helpers.compare import every
 from optimum.dendritic.state import layout_of
 
 
@@ -20,7 +21,7 @@ def snapshot(model: nn.Module) -> dict:
 
 
 def same(before: dict, after: dict) -> bool:
-    states = before["state"].keys() == after["state"].keys() and all(
+    states = before["state"].keys() == after["state"].keys() and every(
         before["state"][name][0] == place and torch.equal(before["state"][name][1], tensor)
         for name, (place, tensor) in after["state"].items()
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+from helpers.processes import HANGS
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,7 @@ class Client:
         self.pool, self.home = pool, home
 
     def __call__(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        return self.pool.submit(function, *args, **kwargs).result(timeout=240)
+        return self.pool.submit(function, *args, **kwargs).result(timeout=HANGS)
 
 
 @contextmanager
@@ -35,11 +37,12 @@ def start(url: str, home: Path, **environment: str) -> Iterator[Client]:
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_ETAG_TIMEOUT": "30",
+        "HF_HUB_ETAG_TIMEOUT": str(HANGS),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(HANGS),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     } | environment
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with patch.dict(os.environ, settings):
-            pool.submit(os.getpid).result(timeout=60)  # starts the process, with this environment
+            pool.submit(os.getpid).result(timeout=HANGS)  # starts the process, with this environment
         yield Client(pool, home)
