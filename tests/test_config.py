@@ -1,6 +1,7 @@
 """`DendriticConfig`: validated once, frozen, JSON both ways."""
 
 import dataclasses
+import inspect
 import json
 import math
 
@@ -100,6 +101,39 @@ def test_the_dict_form_holds_every_field_and_only_json():
 def test_an_unknown_field_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(DendriticError, match="sparsty.*sparsity"):
         DendriticConfig.from_dict({"sparsty": 0.5})
+
+
+def test_an_unknown_field_of_the_constructor_is_refused_in_the_same_way():
+    rule = (
+        r"^sparcity = 0.6: is not a field of DendriticConfig. Did you mean sparsity\? The fields are sparsity, budget"
+    )
+    for build in (DendriticConfig, lambda **fields: DendriticConfig.from_dict(fields)):
+        with pytest.raises(DendriticError, match=rule):
+            build(sparcity=0.6)
+    with pytest.raises(DendriticError, match="^importence = "):
+        dataclasses.replace(DendriticConfig(), importence="taylor")
+
+
+def test_the_constructor_shows_its_fields():
+    fields = [field.name for field in dataclasses.fields(DendriticConfig)]
+    assert list(inspect.signature(DendriticConfig).parameters) == fields
+
+
+def test_a_choice_that_is_spelt_wrongly_is_answered_with_the_right_one():
+    with pytest.raises(DendriticError, match=r"Did you mean magnitude\?"):
+        DendriticConfig(importance="magnitud")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{'sparsity': 0.5}", "[" * 100_000, "9" * 5000, None])
+def test_text_that_is_not_json_is_refused(text):
+    with pytest.raises(DendriticError, match="^text = .*: is not JSON"):
+        DendriticConfig.from_json(text)
+
+
+@pytest.mark.parametrize("fields", [{1: 2}, {None: 0.5}, ["sparsity"]])
+def test_fields_without_names_are_refused(fields):
+    with pytest.raises(DendriticError, match="^config = .*must be a JSON object"):
+        DendriticConfig.from_dict(fields)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '"sparsity"', "3", "[1]"])

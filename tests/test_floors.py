@@ -9,8 +9,9 @@ import optimum.dendritic
 
 HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; the rooms of one floor do not import each other, but the files of a room may
-    {"errors", "schedules", "efficiency", "unofficial"},
-    {"config", "distributed", "metrics"},
+    {"errors", "schedules", "unofficial"},
+    {"efficiency", "config", "distributed"},
+    {"metrics"},
     {"layout"},
     {"functional"},
     {"nn"},
@@ -26,7 +27,7 @@ FLOORS = [  # bottom to top; the rooms of one floor do not import each other, bu
     {"cli"},
     {"__init__"},
 ]
-ALONE = "efficiency"  # imports nothing of the rest, so that it measures any model
+ALONE = "efficiency"  # imports nothing of the rest but its errors, so that it measures any model
 FILES = {path: ".".join(path.relative_to(HOUSE).with_suffix("").parts) for path in sorted(HOUSE.rglob("*.py"))}
 ROOMS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -64,7 +65,7 @@ def test_a_module_imports_only_from_floors_below(path):
     own = room(FILES[path])
     for imported in map(room, imports(path)):
         assert imported == own or ROOMS[imported] < ROOMS[own], f"{own} imports {imported}"
-        assert imported == own or own != ALONE
+        assert imported in (own, "errors") or own != ALONE
 
 
 def test_every_file_has_a_room_and_every_room_has_files():

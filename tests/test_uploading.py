@@ -131,6 +131,8 @@ class TestLastingFailures:
         before = push().result
         hub.fault(STEPS["commit"], 503, times=99)
         outcome = push(name="gpt2")
+        assert outcome.error.startswith("PushError: endpoint = 'http://") and "repo_id" not in outcome.error
+        assert f"the push to {REPO} did not get through: HfHubHTTPError 503" in outcome.error
         assert f"Nothing was pushed; {REPO} is as it was, at commit {before}" in outcome.error
         assert "Push again later" in outcome.error and requests(hub, "commit") == 1 + 6
         hub.faults.clear()
@@ -141,6 +143,7 @@ class TestLastingFailures:
         hub.fault(STEPS["commit"], LOST, before=lambda: hub.fault(STEPS["info"], CUT, times=99))
         outcome = push()
         assert "Whether the commit arrived is unknown" in outcome.error and len(own()) == 1
+        assert outcome.error.startswith("PushError: endpoint = ") and "repo_id" not in outcome.error
         hub.faults.clear()
         assert push().result == own()[0].sha and len(own()) == 1
 

@@ -1,14 +1,15 @@
 """`DendriticConfig`: what to prune, how far, when and by which score. Frozen, validated once, JSON both ways."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from .errors import invalid
+from .errors import invalid, near
 from .schedules import SCHEDULES
 
 VERSION = 1
@@ -16,6 +17,26 @@ BUDGETS = ("params", "macs")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 
 
+Fields = TypeVar("Fields")
+
+
+def _refuse_unknown_fields(kind: type[Fields]) -> type[Fields]:
+    """Make an unknown keyword of the constructor a `DendriticError` that names the fields spelt alike."""
+    construct = kind.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Fields, *args: Any, **fields: Any) -> None:
+        known = list(kind.__annotations__)
+        for name in fields.keys() - known:
+            remedy = f"{near(name, known)}The fields are {', '.join(known)}."
+            raise invalid(name, fields[name], f"is not a field of {kind.__name__}", remedy)
+        construct(self, *args, **fields)
+
+    kind.__init__ = __init__
+    return kind
+
+
+@_refuse_unknown_fields
 @dataclass(frozen=True)
 class DendriticConfig:
     """One main dial, `sparsity`; everything else has a good default.
@@ -107,14 +128,9 @@ class DendriticConfig:
     @classmethod
     def from_dict(cls, fields: Any) -> "DendriticConfig":
         """Build from `to_dict`'s form. Raises `DendriticError` for a field that this version does not have."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(fields, dict):
-            raise invalid("config", fields, "must be a JSON object", f"Its fields are {', '.join(known)}.")
-        for name in fields:
-            if name not in known:
-                raise invalid(
-                    name, fields[name], "is no field of DendriticConfig", f"The fields are {', '.join(known)}."
-                )
+        if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise invalid("config", fields, "must be a JSON object", f"Its fields are {names}.")
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -123,8 +139,16 @@ class DendriticConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "DendriticConfig":
-        """Build from `to_json`'s form. Raises `DendriticError` for a field that this version does not have."""
-        return cls.from_dict(json.loads(text))
+        """Build from `to_json`'s form. Raises `DendriticError` for text that is not JSON, and as `from_dict` does."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise invalid("text", _excerpt(text), f"is not JSON ({error})", "Pass what to_json() returned.") from None
+        return cls.from_dict(fields)
+
+
+def _excerpt(text: object) -> object:
+    return f"{text[:100]}…" if isinstance(text, str) and len(text) > 100 else text
 
 
 def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
@@ -133,10 +157,9 @@ def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if isinstance(value, str):
         try:
             re.compile(value)
-        except re.error as error:
-            raise invalid(
-                field, value, f"is no regular expression ({error})", "Mend it, or pass a list of names."
-            ) from None
+        except (re.error, OverflowError, RecursionError) as error:
+            rule = f"is not a regular expression ({error})"
+            raise invalid(field, value, rule, "Correct it, or pass a list of names.") from None
         return value
     if isinstance(value, list | tuple | set) and value and all(isinstance(item, str) and item for item in value):
         return tuple(sorted(value) if isinstance(value, set) else value)
@@ -160,4 +183,6 @@ def _check_integer(field: str, value: Any, at_least: int) -> None:
 
 def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise invalid(field, value, f"must be one of {', '.join(choices)}", "Choose one of them.")
+        raise invalid(
+            field, value, f"must be one of {', '.join(choices)}", f"{near(value, choices)}Choose one of them."
+        )

@@ -1,5 +1,8 @@
 """Errors that name the field, its value, the rule and the remedy; every module raises them through `invalid`."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 
 class DendriticError(ValueError):
     """Bad input, refused before anything was changed."""
@@ -18,3 +21,13 @@ def invalid(
 ) -> DendriticError:
     """Build (not raise) the one error form of this package, so that `raise invalid(...)` reads as a sentence."""
     return error(f"{field} = {value!r}: {rule}. {remedy}")
+
+
+def near(name: object, known: Collection[str]) -> str:
+    """The known names that are spelt like `name`, as a question with a space after it; empty if none is.
+
+    >>> near("sparcity", ["sparsity", "budget"]), near("colour", ["sparsity", "budget"])
+    ('Did you mean sparsity? ', '')
+    """
+    alike = get_close_matches(str(name), known, cutoff=0.7)
+    return f"Did you mean {' or '.join(alike)}? " if alike else ""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import invalid
+
 ExampleInputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
@@ -23,8 +25,8 @@ class Batch:
         """Normalise a mapping of keyword tensors, a tuple of positional tensors, or a single tensor.
 
         Raises:
-            TypeError: an input is not a tensor.
-            ValueError: there is no input, an input has no batch dimension, or the batch sizes differ.
+            DendriticError: an input is not a tensor or has no batch dimension, there is no input, or the batch sizes
+                differ.
         """
         if isinstance(example_inputs, Tensor):
             batch = cls((example_inputs,), {})
@@ -33,10 +35,9 @@ class Batch:
         elif isinstance(example_inputs, tuple):
             batch = cls(example_inputs, {})
         else:
-            raise TypeError(
-                f"`example_inputs` is a {type(example_inputs).__name__}; it must be a mapping of keyword tensors, "
-                "a tuple of positional tensors or one tensor. Pass `dict(tokenizer(text, return_tensors='pt'))`, say."
-            )
+            rule = "must be a mapping of keyword tensors, a tuple of positional tensors or one tensor"
+            remedy = "Pass for example dict(tokenizer(text, return_tensors='pt'))."
+            raise invalid("example_inputs", type(example_inputs).__name__, rule, remedy)
         batch._check()
         return batch
 
@@ -48,22 +49,20 @@ class Batch:
     def _check(self) -> None:
         named = self._named()
         if not named:
-            raise ValueError("`example_inputs` is empty; it must hold at least one tensor: pass what forward takes.")
+            raise invalid("example_inputs", {}, "must hold at least one tensor", "Pass what forward takes.")
         sizes = {}
         for name, tensor in named.items():
             if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"`example_inputs{name}` is a {type(tensor).__name__}; every input must be a tensor whose first "
-                    "dimension is the batch. Convert it with `torch.as_tensor`, or leave it out."
-                )
+                rule = "every input must be a tensor whose first dimension is the batch"
+                remedy = "Convert it with torch.as_tensor, or leave it out."
+                raise invalid(f"example_inputs{name}", type(tensor).__name__, rule, remedy)
             if tensor.ndim == 0 or tensor.shape[0] == 0:
-                raise ValueError(
-                    f"`example_inputs{name}` has shape {tuple(tensor.shape)}; its first dimension must be a batch of "
-                    "at least one sample. Add one with `tensor.unsqueeze(0)`."
-                )
+                rule = "the first dimension must be a batch of at least one sample"
+                remedy = "Add it with tensor.unsqueeze(0)."
+                raise invalid(f"example_inputs{name}.shape", tuple(tensor.shape), rule, remedy)
             sizes[name] = tensor.shape[0]
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"`example_inputs` have batch sizes {sizes}; they must agree. Repeat the shorter ones.")
+            raise invalid("example_inputs", sizes, "the batch sizes must agree", "Repeat the shorter ones.")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ..errors import invalid
 from .batch import Batch, ExampleInputs
 from .conditions import describe, device_of, dtype_of, tensors_of
 from .latency import paired_ratio, summarise, time_in_turn
@@ -45,8 +46,8 @@ def measure(
             nothing of the calling script but definitions, and those only of a model whose class stands there.
 
     Raises:
-        TypeError: a model is not a module, or an input is not a tensor.
-        ValueError: an argument is out of range, or the models are on several devices.
+        DendriticError: a model is not a module, an input is not a tensor, an argument is out of range, or the models
+            are on several devices.
     """
     threads = torch.get_num_threads() if threads is None else threads
     _check_positive(large_batch=large_batch, threads=threads, seconds=seconds)
@@ -119,22 +120,18 @@ def _at_rest(models: list[nn.Module]) -> Iterator[None]:
 def _checked(models: dict[str, nn.Module]) -> list[nn.Module]:
     for name, model in models.items():
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"`{name}` is a {type(model).__name__}; it must be a torch.nn.Module. Load a checkpoint first, for "
-                "example with AutoModel.from_pretrained(...)."
-            )
+            remedy = "Load a checkpoint first, for example with AutoModel.from_pretrained(...)."
+            raise invalid(name, type(model).__name__, "must be a torch.nn.Module", remedy)
     devices = {str(tensor.device) for model in models.values() for tensor in tensors_of(model)}
     if len(devices) > 1 or "meta" in devices:
-        raise ValueError(
-            f"{' and '.join(f'`{name}`' for name in models)}: found tensors on {sorted(devices)}; all must be on one "
-            "real device. Move them there with .to(device)."
-        )
+        rule = "all tensors must be on one real device"
+        raise invalid(" and ".join(models), sorted(devices), rule, "Move them there with .to(device).")
     return list(models.values())
 
 
 def _check_positive(*, large_batch: int, threads: int, seconds: int | float) -> None:
     for name, count in {"large_batch": large_batch, "threads": threads}.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"`{name}` is {count!r}; it must be an integer of at least 1, for example {name}=1.")
-    if not seconds > 0:
-        raise ValueError(f"`seconds` is {seconds!r}; it must be greater than 0, for example seconds=2.0.")
+        if type(count) is not int or count < 1:
+            raise invalid(name, count, "must be an integer of at least 1", f"Pass for example {name}=1.")
+    if not isinstance(seconds, int | float) or not seconds > 0:
+        raise invalid("seconds", seconds, "must be a number greater than 0", "Pass for example seconds=2.0.")

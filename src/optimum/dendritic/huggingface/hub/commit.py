@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 
 from ...errors import invalid
-from .retry import FAILURES, persist
+from .retry import FAILURES, with_retries
 
-# what describes a model that was here before and would contradict the new one
+# files of a model that was pushed before, which would contradict the new one
 STALE = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -34,8 +34,8 @@ class Upload:
 
     Args:
         repo_id: "name" or "user/name".
-        token: as everywhere in huggingface_hub; None takes the one of `hf auth login` or HF_TOKEN.
-        revision: the branch; made if it is not there.
+        token: as in all of huggingface_hub; None takes that of `hf auth login` or HF_TOKEN.
+        revision: the branch, which is created if it does not exist; None for main.
     """
 
     def __init__(self, repo_id: str, *, token: str | bool | None = None, revision: str | None = None) -> None:
@@ -44,32 +44,33 @@ class Upload:
         self.state = "Nothing was pushed"
 
     def name(self) -> str:
-        """The id with its user, which the Hub knows where `repo_id` does not say it. Raises `PushError`."""
+        """The id with its user; the Hub is asked for the user if `repo_id` does not contain it. Raises `PushError`."""
         if "/" not in self.repo_id:
-            self.repo_id = f"{self._persist(self.api.whoami)['name']}/{self.repo_id}"
+            self.repo_id = f"{self._retried(self.api.whoami)['name']}/{self.repo_id}"
         return self.repo_id
 
     def open(self, private: bool | None) -> None:
-        """Make the repository and the branch where they are not there yet.
+        """Create the repository and the branch if they do not exist.
 
         Raises:
-            PushError: that cannot be done, or what is to be private is public.
+            PushError: they cannot be created.
+            DendriticError: `private` is asked for, and the repository exists and is public.
         """
-        self._persist(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
-        if self.revision is not None and not self.revision.startswith("refs/"):  # a pull request is there
+        self._retried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+        if self.revision is not None and not self.revision.startswith("refs/"):  # a pull request exists already
             branch = self.revision
-            self._persist(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
-        info = self._persist(self._head)
+            self._retried(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
+        info = self._retried(self._head)
         self.state = f"Nothing was pushed; {self.repo_id} is as it was, at commit {info.sha}"
         if private and not info.private:
             remedy = "Make it private on its settings page, or push to another name."
-            raise invalid("private", private, f"{self.repo_id} is there already and public. {self.state}", remedy)
+            raise invalid("private", private, f"{self.repo_id} exists already and is public. {self.state}", remedy)
 
     def send(self, folder: Path, message: str) -> CommitInfo:
-        """Commit every file of the folder, and the end of what it replaces, at once.
+        """Commit every file of the folder, and the deletion of the stale ones, at once.
 
         Raises:
-            PushError: it did not get there; says what did.
+            PushError: the commit did not arrive, or it is unknown whether it did; the message says what is on the Hub.
         """
 
         def commit() -> CommitInfo:
@@ -83,7 +84,7 @@ class Upload:
                 self.state = self._outcome(head.sha)
                 raise
 
-        return self._persist(commit)
+        return self._retried(commit)
 
     def _commit(self, operations: list[Any], message: str, parent: str) -> CommitInfo:
         return self.api.create_commit(
@@ -103,8 +104,8 @@ class Upload:
             return f"Nothing was pushed; {self.repo_id} is as it was, at commit {parent}"
         return f"{self.repo_id} has moved from {parent} to {now}: the commit may have arrived, whole"
 
-    def _persist(self, action: Callable[[], T]) -> T:
-        return persist(action, self.repo_id, self.api.token, lambda: self.state)
+    def _retried(self, action: Callable[[], T]) -> T:
+        return with_retries(action, self.repo_id, self.api.token, lambda: self.state)
 
 
 def _additions(folder: Path) -> list[CommitOperationAdd]:
@@ -113,7 +114,7 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
 
 
 def _deletions(folder: Path, head: ModelInfo) -> list[CommitOperationDelete]:
-    """The end of files that describe another model, so that nobody ever loads half of each."""
+    """Deletions of the files that describe another model, so that nobody ever loads parts of both."""
     present = [sibling.rfilename for sibling in head.siblings or ()]
     stale = [path for path in present if any(fnmatch(path, pattern) for pattern in STALE)]
     return [CommitOperationDelete(path) for path in stale if not (folder / path).exists()]

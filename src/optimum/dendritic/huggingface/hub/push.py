@@ -38,22 +38,24 @@ def push_to_hub(
 
     Args:
         model: packed, or injected (mid-training, with its masks); a `PreTrainedModel`, unwrapped.
-        repo_id: "user/name", or "name" under the user of the token. Made where it is not there yet.
+        repo_id: "user/name", or "name" under the user of the token. The repository is created if it does not exist.
         report: what `measure` returned, for the card and efficiency.json.
         processor: tokenizer, image processor, … to push beside the model: anything with `save_pretrained`.
-        private: who may see a repository that is made. True for one that is there already and public is refused.
-        token: default: that of `hf auth login` or HF_TOKEN.
-        revision: a branch; made where it is not there yet. Default: main.
+        private: whether a repository that is created is private; the Hub decides if None. True is refused for one that
+            exists already and is public.
+        token: the token to push with. Default: that of `hf auth login` or HF_TOKEN.
+        commit_message: the title of the commit.
+        revision: a branch, which is created if it does not exist. Default: main.
         remote_code: also push a stub for `from_pretrained(…, trust_remote_code=True)`, which needs no
             `import optimum.dendritic` (but the package).
         example_inputs: keyword arguments of `model.forward`, for what the card shows.
 
     Returns:
-        The commit; the newest one where all of this was there already.
+        The commit; the newest one if the repository held all of this already.
 
     Raises:
         DendriticError: the arguments are bad; nothing was sent.
-        PushError: the Hub refused, or could not be reached in several attempts. Says what is there now.
+        PushError: the Hub refused, or could not be reached in several attempts. The message says what is there now.
     """
     if not isinstance(model, PreTrainedModel):
         rule = "only a PreTrainedModel has the config that the layout is kept in"

@@ -19,7 +19,7 @@ from ...state import layout_of
 from ...unofficial import calling, replace_method_
 from ..card.write import write_card
 from ..checkpoint.save import make_loadable
-from ..hub.retry import persist, summary
+from ..hub.retry import summary, with_retries
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -119,7 +119,7 @@ class HubPushes(TrainerCallback):
         state = f"The commit is there whole or not at all, and the model is in {trainer.args.output_dir}"
         self.pushing = True
         try:
-            return persist(partial(stock, *args, **kwargs), repo_id, token, lambda: state)
+            return with_retries(partial(stock, *args, **kwargs), repo_id, token, lambda: state)
         finally:
             self.pushing = self.has_card = False
 
