@@ -22,12 +22,14 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
-from optimum.dendritic import DendriticConfig, compress_, inject_, score_, update_
+from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, score_, update_
 
 OPTIMUM_CLI = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 
@@ -55,6 +57,7 @@ class TinyForImageClassification(PreTrainedModel):
 AutoConfig.register("tiny-pixels", TinyConfig)
 AutoModelForImageClassification.register(TinyConfig, TinyForImageClassification)
 '''
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=2)
 OWN_CONFIG = {
     "model_type": "tiny-pixels",
     "architectures": ["TinyForImageClassification"],
@@ -157,7 +160,12 @@ class TestBench:
         weights = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.zeros(3)}
         save_file(weights, tmp_path / "tiny/model.safetensors", metadata={"format": "pt"})
         code, output, errors = cli("dendritic", "bench", "tiny")
-        assert code == 1 and output == "" and "cannot load 'tiny'" in errors and "--import my_module" in errors
+        assert (
+            code == 1
+            and output == ""
+            and "MODEL = 'tiny': cannot be loaded" in errors
+            and "--import my_module" in errors
+        )
         code, output, _ = cli(
             "dendritic", "bench", "tiny", "--import", "tiny_pixels", "--seconds", "0.05", "--dtype", "bfloat16"
         )
@@ -309,10 +317,10 @@ class TestCard:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["me/small"], "me/small is no folder: name one for the card with --output"),
-            (["bert", "--output", "bert/config.json/card"], "--output bert/config.json/card: "),
-            (["bert", "--json", "absent/card.json"], "--json absent/card.json: its folder does not exist"),
-            (["bert", "--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
+            (["me/small"], "MODEL = 'me/small': is not a folder. Name a folder for the card with --output"),
+            (["bert", "--output", "bert/config.json/card"], "--output = 'bert/config.json/card': cannot be created"),
+            (["bert", "--json", "absent/card.json"], "--json = 'absent/card.json': its folder does not exist"),
+            (["bert", "--sequence-length", "33"], "--sequence-length = 33: the model takes at most 32 tokens"),
         ],
     )
     def test_mistakes_are_told_in_a_sentence(self, cli, tmp_path, arguments: list[str], message: str):
@@ -328,15 +336,23 @@ class TestMistakesOfCompress:
         [
             (["--sparsity", "1.5"], "--sparsity = 1.5: must be a number in [0, 1)"),
             (["--sparsity", "0.999"], "sparsity = 0.999: at most"),
-            (["--dataset", "./absent"], "--dataset ./absent: "),
-            (["--split", "training"], "--split training: the dataset has no such split. Its splits are train"),
-            (["--eval-split", "dev"], "--eval-split dev: the dataset has no such split"),
-            (["--text-column", "words"], "--text-column words: the dataset's columns are sentence, label"),
-            (["--label-column", "sentence"], "which is no class of the model; it knows LABEL_0, LABEL_1"),
-            (["--output", "bert"], "--output bert: it holds the model that is compressed"),
-            (["--output", "bert/config.json/small"], "--output bert/config.json/small: "),
-            (["--json", "absent/report.json"], "--json absent/report.json: its folder does not exist"),
-            (["--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
+            (["--dataset", "./absent"], "--dataset = './absent': cannot be loaded"),
+            (["--split", "training"], "--split = 'training': the dataset has no such split. Its splits are train"),
+            (["--eval-split", "dev"], "--eval-split = 'dev': the dataset has no such split"),
+            (
+                ["--text-column", "words"],
+                "--text-column = 'words': the dataset has no such column. Its columns are sentence, label",
+            ),
+            (
+                ["--text-column", "label"],
+                "--text-column = 'label': is of another type. Its columns are sentence, label",
+            ),
+            (["--text-column", "a", "b", "c"], "--text-column = 'a b c': such a model reads at most 2"),
+            (["--label-column", "sentence"], "which is not a class of the model; it knows LABEL_0, LABEL_1"),
+            (["--output", "bert"], "--output = 'bert': holds the model that is compressed"),
+            (["--output", "bert/config.json/small"], "--output = 'bert/config.json/small': cannot be created"),
+            (["--json", "absent/report.json"], "--json = 'absent/report.json': its folder does not exist"),
+            (["--sequence-length", "33"], "--sequence-length = 33: the model takes at most 32 tokens"),
         ],
     )
     def test_told_in_a_sentence(self, cli, tmp_path, monkeypatch, arguments: list[str], message: str):
@@ -355,14 +371,20 @@ class TestMistakesOfCompress:
         save_bert(tmp_path / "bert", 16, BertModel)
         usual = ["--dataset", "data", "--output", "small", *TestCompress.options]
         code, _, errors = cli("dendritic", "compress", "bert", *usual)
-        assert code == 1 and "BertModel is none of the kinds that are compressed from the command line" in errors
+        assert (
+            code == 1
+            and "MODEL = 'BertModel': only sequence" in errors
+            and "are compressed from the command line" in errors
+        )
 
     def test_a_model_without_its_tokenizer_and_one_that_is_packed(self, cli, tmp_path):
         save_bert(tmp_path / "bert", 16)
         save_reviews(tmp_path / "data")
         usual = ["--dataset", "data", *TestCompress.options]
         code, _, errors = cli("dendritic", "compress", "bert", "--output", "small", *usual)
-        assert code == 1 and "'bert' has no Tokenizer: what was loaded knows no words" in errors
+        assert (
+            code == 1 and "MODEL = 'bert': has no Tokenizer: the one that was loaded has only special tokens" in errors
+        )
         save_tokenizer(tmp_path / "bert")
         assert cli("dendritic", "compress", "bert", "--output", "small", *usual)[0] == 0
         code, _, errors = cli("dendritic", "compress", "small", "--output", "smaller", *usual)
@@ -375,22 +397,55 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nowhere/at/all"], "cannot load 'nowhere/at/all'"),
-            (["bert", "--baseline", "./absent"], "cannot load './absent'"),
-            (["bert", "--json", "absent/report.json"], "--json absent/report.json: its folder does not exist"),
-            (["bert", "--import", "absent_module"], "--import absent_module: No module named"),
-            (["bert", "--device", "abacus"], "--device abacus"),
-            (["bert", "--sequence-length", "33"], "--sequence-length 33: the model takes at most 32 tokens"),
-            (["unnamed"], "cannot load 'unnamed': architectures = []: no Auto class knows it"),
+            (["nowhere/at/all"], "MODEL = 'nowhere/at/all': cannot be loaded"),
+            (["bert", "--baseline", "./absent"], "--baseline = './absent': cannot be loaded"),
+            (["bert", "--json", "absent/report.json"], "--json = 'absent/report.json': its folder does not exist"),
+            (["bert", "--import", "absent_module"], "--import = 'absent_module': ModuleNotFoundError: No module named"),
+            (["bert", "--device", "abacus"], "--device = 'abacus': "),
+            (["bert", "--sequence-length", "33"], "--sequence-length = 33: the model takes at most 32 tokens"),
+            (
+                ["unnamed"],
+                "MODEL = 'unnamed': cannot be loaded (DendriticError: architectures = []: no Auto class knows it",
+            ),
+            (["broken"], "MODEL = 'broken': cannot be loaded ("),
+            (["bert", "--import", "syntax"], "--import = 'syntax': SyntaxError"),
+            (["bert", "--json", "bert"], "--json = 'bert': is a folder. Name a file."),
+            (["bert", "--device", "meta"], "--device = 'meta': holds no values"),
+            (
+                ["bert", "--baseline", "resnet", "--sequence-length", "9"],
+                "--baseline = 'resnet': does not run on the inputs",
+            ),
         ],
     )
     def test_told_in_a_sentence(self, cli, tmp_path, monkeypatch, arguments: list[str], message: str):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         save_bert(tmp_path / "bert", 16)
         BertConfig().save_pretrained(tmp_path / "unnamed")
+        (save_bert(tmp_path / "broken", 16) / "model.safetensors").write_bytes(b"no weights")
+        (tmp_path / "syntax.py").write_text("def")
+        ResNetForImageClassification(RESNET).save_pretrained(tmp_path / "resnet")
         code, output, errors = cli("dendritic", "bench", *arguments)
         assert code == 1 and output == "", errors
         assert f"optimum-cli dendritic bench: {message}" in errors and "Traceback" not in errors
+
+    def test_one_line_unless_the_traceback_is_asked_for(self, cli, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        code, _, errors = cli("dendritic", "bench", "me/absent")
+        assert code == 1 and errors.startswith("optimum-cli dendritic bench: MODEL") and errors.count("\n") == 1
+        with pytest.raises(DendriticError, match="^MODEL = 'me/absent': cannot be loaded"):
+            cli("dendritic", "bench", "me/absent", "--debug")
+
+    def test_a_file_that_cannot_be_written_is_told_in_one_line(self, cli, tmp_path, monkeypatch):
+        save_bert(tmp_path / "bert", 16)
+
+        def full(*args: object) -> None:
+            raise OSError(28, "No space left on device", "report.json")
+
+        monkeypatch.setattr("optimum.dendritic.cli.bench.write_json", full)
+        options = ["--sequence-length", "8", "--seconds", "0.01", "--json", "report.json"]
+        code, output, errors = cli("dendritic", "bench", "bert", *options)
+        assert code == 1 and output == "" and "Traceback" not in errors
+        assert errors.endswith("optimum-cli dendritic bench: [Errno 28] No space left on device: 'report.json'\n")
 
     @pytest.mark.parametrize(
         ("option", "value", "rule"),

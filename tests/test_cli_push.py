@@ -44,7 +44,7 @@ def test_it_pushes_the_folder(cli, client, hub, folder, tmp_path):
 
 def test_mistakes_are_told(cli, hub, folder, tmp_path):
     for arguments, says in [
-        ((tmp_path / "nowhere", REPO), "cannot load"),
+        ((tmp_path / "nowhere", REPO), "MODEL = "),
         ((folder, "bob/model"), "403"),
         ((folder, "not/a/name"), "repo_id = 'not/a/name'"),
         ((folder, REPO, "--json", tmp_path / "nowhere" / "out.json"), "Create the folder first"),

@@ -42,16 +42,16 @@ def test_a_stock_model_is_told_and_has_no_figure(cli, tmp_path):
     code, output, _ = cli("dendritic", "show", "bert")
     assert code == 0 and "nothing was removed" in output and "bert.encoder.layer.*.attention.self.query (2)" in output
     code, output, errors = cli("dendritic", "show", "bert", "--figure", "map.png")
-    assert code == 1 and output == "" and "--figure map.png: model = " in errors and "Traceback" not in errors
+    assert code == 1 and output == "" and "model = " in errors and "Traceback" not in errors
     assert not (tmp_path / "map.png").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--figure", "absent/map.png"], "--figure absent/map.png: its folder does not exist"),
-        (["--figure", "map.abacus"], "--figure map.abacus: Format 'abacus' is not supported"),
-        (["--json", "absent/map.json"], "--json absent/map.json: its folder does not exist"),
+        (["--figure", "absent/map.png"], "--figure = 'absent/map.png': its folder does not exist"),
+        (["--figure", "map.abacus"], "--figure = 'map.abacus': Format 'abacus' is not supported"),
+        (["--json", "absent/map.json"], "--json = 'absent/map.json': its folder does not exist"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(cli, tmp_path, arguments: list[str], message: str):

@@ -14,23 +14,28 @@ from collections.abc import Callable
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-BUDGETS = ("params", "macs")  # as in DendriticConfig, which is not imported here: it would bring torch
+BUDGETS = ("params", "macs")  # as in optimum.dendritic.config, whose import would bring torch; a test compares them
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 
 
 class Command(BaseOptimumCLICommand):
-    """A command whose mistakes are told in a sentence: exit code 1, the sentence on stderr, no traceback."""
+    """A command that ends with one line on stderr and exit code 1 if it is refused or a file cannot be read or written.
+
+    Other errors are faults of the program, and `--debug` shows the traceback of all of them.
+    """
 
     def run(self) -> None:
         assert self.args is not None
         name = self.COMMAND.name
         work = importlib.import_module(f"optimum.dendritic.cli.{name}")
-        from optimum.dendritic.cli.loading import Refusal
+        from optimum.dendritic.errors import DendriticError
 
         try:
             text = work.run(self.args)
-        except Refusal as refusal:
-            print(f"optimum-cli dendritic {name}: {refusal}", file=sys.stderr)
+        except (DendriticError, OSError) as error:
+            if self.args.debug:
+                raise
+            print(f"optimum-cli dendritic {name}: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(1) from None
         print(text)
 
@@ -52,8 +57,8 @@ class CardCommand(Command):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         parser.description = (
-            "Write README.md, efficiency.json and figures for a compressed model, measured beside its dense twin: a "
-            "model of the same config with random weights."
+            "Write README.md, efficiency.json and figures for a compressed model, measured beside its dense baseline: "
+            "a model of the same config with random weights."
         )
         _add_model(parser)
         parser.add_argument("--output", metavar="DIR", help="Where to write (the model's own folder).")
@@ -187,6 +192,7 @@ def _add_model(parser: ArgumentParser, runs: bool = True) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Allow a model to run code from its repository."
     )
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
 
 
 def _add_timing(parser: ArgumentParser) -> None:

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DendriticError
+from ..errors import invalid
 from ..huggingface.card.efficiency_json import FILE
 from ..huggingface.card.text import cost_rows
 from ..huggingface.card.write import write_card
-from .loading import Refusal, check_json, example_inputs, import_modules, load_model, write_json
+from .loading import check_json, example_inputs, import_modules, load_model, output_folder, write_json
 
 
 def run(args: Namespace) -> str:
-    """Load, measure beside the dense twin, write the card, and return where it is and the table of its costs.
+    """Load, measure beside the dense baseline, write the card, and return where it is and the table of its costs.
 
     Raises:
-        Refusal: the arguments name something that is not there, or no compressed model.
+        DendriticError: an argument names something that does not exist or cannot be loaded.
     """
     check_json(args)
     import_modules(args.modules)
@@ -26,24 +26,16 @@ def run(args: Namespace) -> str:
     inputs = None if args.no_measure else example_inputs(model, args.sequence_length)
     repo_id = args.repo_id or (None if Path(args.model).is_dir() else args.model)
     measuring = False if args.no_measure else timing
-    try:
-        record = write_card(model, folder, repo_id=repo_id, example_inputs=inputs, measuring=measuring)
-    except DendriticError as error:
-        raise Refusal(str(error)) from error
+    record = write_card(model, folder, repo_id=repo_id, example_inputs=inputs, measuring=measuring)
     write_json(args, record)
     return f"{_table(record)}Written: {folder / 'README.md'}, {FILE} and figures."
 
 
 def _folder(args: Namespace) -> Path:
-    """Where the card goes, made now, so that a mistake is told before the work and not after it."""
+    """The folder that the card is written to, created if it does not exist."""
     if args.output is None and not Path(args.model).is_dir():
-        raise Refusal(f"{args.model} is no folder: name one for the card with --output.")
-    folder = Path(args.model if args.output is None else args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refusal(f"--output {folder}: {error}. Name a folder that can be made.") from error
-    return folder
+        raise invalid("MODEL", args.model, "is not a folder", "Name a folder for the card with --output.")
+    return output_folder(args.model if args.output is None else args.output)
 
 
 def _table(record: Mapping[str, Any]) -> str:

@@ -13,13 +13,21 @@ from ..config import DendriticConfig
 from ..efficiency.batch import Batch
 from ..efficiency.macs import count_macs
 from ..efficiency.size import count_parameters, serialised_bytes
-from ..errors import DendriticError
+from ..errors import DendriticError, invalid
 from ..huggingface.card.provenance import Data, data_of, facts_of, note_evaluation
 from ..huggingface.card.write import write_card
 from ..inject import inject_
 from ..one_shot.prune import prune_
 from .data import held_out, load_splits, split_of
-from .loading import Refusal, check_json, example_inputs, import_modules, load_model, write_json
+from .loading import (
+    check_json,
+    check_runs,
+    example_inputs,
+    import_modules,
+    load_model,
+    output_folder,
+    write_json,
+)
 from .tasks import Batches, Task, task_of
 
 LABELS = {"parameters": "parameters", "bytes": "safetensors file, bytes", "macs": "MACs, one sample"}
@@ -29,7 +37,7 @@ def run(args: Namespace) -> str:
     """Load, prune, reconstruct, pack and save; return a table of the model before and after.
 
     Raises:
-        Refusal: the arguments name something that is not there or cannot be compressed.
+        DendriticError: an argument names something that does not exist or cannot be compressed.
     """
     started = time.perf_counter()
     check_json(args)
@@ -37,8 +45,10 @@ def run(args: Namespace) -> str:
     output = _output(args)
     import_modules(args.modules)
     model = load_model(args.model, args).eval()
-    inputs = Batch.of(example_inputs(model, args.sequence_length)).to(model.device, model.dtype)
     task = task_of(model)
+    sample = example_inputs(model, args.sequence_length)
+    check_runs(model, sample, "MODEL", args.model)
+    inputs = Batch.of(sample).to(model.device, model.dtype)
     processor = task.load_processor(args.model, args)
     splits = load_splits(args)
     calibration = task.batches(model, processor, split_of(splits, "--split", args.split), args.samples, args)
@@ -46,12 +56,9 @@ def run(args: Namespace) -> str:
     evaluation = [] if unseen is None else task.batches(model, processor, unseen, args.eval_samples, args)
     before = _figures(model, inputs, task, evaluation)
     _note_score(model, task, before, data=unseen, evaluation=evaluation, sparsity=0.0)
-    try:
-        inject_(model, config)
-        prune_(model, calibration, reconstruct=not args.no_reconstruct)
-        compress_(model)
-    except DendriticError as error:
-        raise Refusal(str(error)) from error
+    inject_(model, config)
+    prune_(model, calibration, reconstruct=not args.no_reconstruct)
+    compress_(model)
     after = _figures(model, inputs, task, evaluation)
     _note_score(model, task, after, data=unseen, evaluation=evaluation)
     facts_of(model).data = _drawn(splits[args.split], calibration)
@@ -83,7 +90,7 @@ def _note_score(
     evaluation: Batches,
     sparsity: float | None = None,
 ) -> None:
-    """Keep the score of the present weights for the card."""
+    """Record the score of the present weights for the card."""
     if task.metric in figures:
         score = {task.metric: figures[task.metric]}
         note_evaluation(model, score, sparsity=sparsity, data=_drawn(data, evaluation))
@@ -105,19 +112,15 @@ def _config(args: Namespace) -> DendriticConfig:
             sparsity=args.sparsity, budget=args.budget, importance=args.importance, seed=args.seed, native=args.native
         )
     except DendriticError as error:
-        raise Refusal(f"--{error}") from error
+        raise DendriticError(f"--{error}") from error  # the option has the name of the field
 
 
 def _output(args: Namespace) -> Path:
-    """The folder to save in, made now, so that a mistake is told before the work and not after it."""
+    """The folder that the packed model is saved in, created if it does not exist."""
     output = Path(args.output)
     if output.exists() and Path(args.model).exists() and output.samefile(args.model):
-        raise Refusal(f"--output {output}: it holds the model that is compressed. Name another folder.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refusal(f"--output {output}: {error}. Name a folder that can be made.") from error
-    return output
+        raise invalid("--output", args.output, "holds the model that is compressed", "Name another folder.")
+    return output_folder(output)
 
 
 def _figures(model: PreTrainedModel, inputs: Batch, task: Task, evaluation: Batches) -> dict[str, Any]:

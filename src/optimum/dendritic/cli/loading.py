@@ -11,25 +11,34 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..efficiency.batch import Batch
+from ..errors import invalid
 from ..huggingface.checkpoint.auto_class import load
 from ..structure.example_inputs import example_inputs_for, longest_text, of_length
-
-OWN_ARCHITECTURE = "If the architecture is your own, name the module that registers it: --import my_module"
-
-
-class Refusal(Exception):
-    """A mistake of the user's, told in a sentence and without a traceback."""
 
 
 def check_json(args: Namespace) -> None:
     """Refuse `--json` before anything is computed that could then not be written."""
-    check_folder("--json", args.json)
+    check_file("--json", args.json)
 
 
-def check_folder(option: str, file: str | None) -> None:
-    """Refuse a file to write whose folder does not exist."""
-    if file is not None and not Path(file).absolute().parent.is_dir():
-        raise Refusal(f"{option} {file}: its folder does not exist. Create the folder first.")
+def check_file(option: str, file: str | None) -> None:
+    """Refuse a file to write if its folder does not exist or a folder has its name."""
+    if file is None:
+        return
+    if not Path(file).absolute().parent.is_dir():
+        raise invalid(option, file, "its folder does not exist", "Create the folder first.")
+    if Path(file).is_dir():
+        raise invalid(option, file, "is a folder", "Name a file.")
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder of `--output`, created before the work, so that a wrong name is refused before it and not after."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise invalid("--output", str(path), f"cannot be created ({error})", "Name another folder.") from error
+    return Path(path)
 
 
 def write_json(args: Namespace, figures: dict[str, Any]) -> None:
@@ -39,48 +48,78 @@ def write_json(args: Namespace, figures: dict[str, Any]) -> None:
 
 
 def import_modules(names: list[str]) -> None:
-    """Import what `--import` names, from the present folder too."""
+    """Import the modules that `--import` names, from the present folder too."""
     sys.path.insert(0, "")  # as for `python -m`
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise Refusal(f"--import {name}: {error}. Name a module of the present folder or of PYTHONPATH.") from error
+        except Exception as error:  # the module's own code runs
+            remedy = "Name a module of the present folder or of PYTHONPATH that can be imported."
+            raise invalid("--import", name, told(error), remedy) from error
 
 
-def load_model(name: str, args: Namespace) -> PreTrainedModel:
-    """The model of a folder or Hub id, on the device and in the dtype that the arguments ask for."""
+def load_model(name: str, args: Namespace, option: str = "MODEL") -> PreTrainedModel:
+    """The model of a folder or Hub id, on the device and in the dtype that the arguments ask for.
+
+    Raises:
+        DendriticError: it cannot be loaded, or the device does not exist; `option` names the argument.
+    """
     try:
         model: Any = load(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refusal(f"cannot load {name!r}: {error}\n{OWN_ARCHITECTURE}") from error
+    except Exception as error:  # the code of the architecture runs, on a config and weights that may be damaged
+        remedy = "If the architecture is your own, name the module that registers it: --import my_module."
+        raise invalid(option, name, f"cannot be loaded ({told(error)})", remedy) from error
+    remedy = "Name a device that this machine has, such as cpu."
     try:
-        return model.to(torch.device(args.device))
-    except (AssertionError, RuntimeError) as error:  # torch built without CUDA asserts
-        raise Refusal(f"--device {args.device}: {error}. Name a device that this machine has, such as cpu.") from error
+        device = torch.device(args.device)
+        if device.type == "meta":
+            raise invalid("--device", args.device, "holds no values, so that nothing can run on it", remedy)
+        return model.to(device)
+    except (AssertionError, ImportError, RuntimeError) as error:  # torch built without CUDA asserts
+        raise invalid("--device", args.device, told(error), remedy) from error
 
 
 def processor_beside(name: str, args: Namespace) -> Any:
-    """The tokenizer, image processor, ... that is kept beside a model; None where there is none."""
+    """The tokenizer, image processor, … that is saved beside a model; None if there is not one."""
     try:
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, ImportError):
         return None
-    knows_words = not isinstance(processor, PreTrainedTokenizerBase) or len(processor) > len(
-        processor.all_special_tokens
-    )
-    return processor if knows_words else None
+    return processor if knows_words(processor) else None
+
+
+def knows_words(processor: Any) -> bool:
+    """False for a tokenizer that has only special tokens, as transformers makes one if a folder has none."""
+    return not isinstance(processor, PreTrainedTokenizerBase) or len(processor) > len(processor.all_special_tokens)
 
 
 def example_inputs(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
-    """One sample; text is repeated or cut to `length` tokens."""
-    try:
-        inputs = example_inputs_for(model)
-    except ValueError as error:
-        raise Refusal(f"{error}\nFor such a model call optimum.dendritic from Python.") from error
+    """One sample; text is repeated or cut to `length` tokens.
+
+    Raises:
+        DendriticError: the kind of input is not known, or the model does not take as many tokens.
+    """
+    inputs = example_inputs_for(model)
     if model.main_input_name != "input_ids":
         return inputs
     most = longest_text(model)
     if most is not None and length > most:
-        raise Refusal(f"--sequence-length {length}: the model takes at most {most} tokens. Give {most} or fewer.")
+        rule = f"the model takes at most {most} tokens"
+        raise invalid("--sequence-length", length, rule, f"Give {most} or fewer.")
     return of_length(inputs, length)
+
+
+def check_runs(model: PreTrainedModel, inputs: dict[str, Tensor], option: str, name: str) -> None:
+    """Refuse a model whose forward fails on `inputs`, before it is measured or compressed."""
+    try:
+        with torch.no_grad():
+            Batch.of(inputs).to(model.device, model.dtype).run(model)
+    except Exception as error:  # the model's own code runs, on inputs that may not suit it
+        shapes = ", ".join(f"{each} {tuple(tensor.shape)}" for each, tensor in inputs.items())
+        remedy = "Name a model that takes them, or call optimum.dendritic from Python with inputs of your own."
+        raise invalid(option, name, f"does not run on the inputs {shapes} ({told(error)})", remedy) from error
+
+
+def told(error: BaseException) -> str:
+    """The class and the text of another library's error, without a full stop, to stand in a rule of ours."""
+    return f"{type(error).__name__}: {error}".rstrip(": .")

@@ -2,33 +2,29 @@
 
 from argparse import Namespace
 
-from ..errors import DendriticError
 from ..huggingface import push_to_hub
-from .loading import Refusal, check_json, import_modules, load_model, processor_beside, write_json
+from .loading import check_json, import_modules, load_model, processor_beside, write_json
 
 
 def run(args: Namespace) -> str:
     """Load, push in one commit, write the JSON file if one is asked for, and return where it is.
 
     Raises:
-        Refusal: the arguments name something that is not there, or the Hub did not take it.
+        DendriticError: an argument names something that does not exist, or the push failed (`PushError`).
     """
     check_json(args)
     import_modules(args.modules)
     model = load_model(args.model, args)
     processor = processor_beside(args.model, args)
-    try:
-        commit = push_to_hub(
-            model,
-            args.repo_id,
-            processor=processor,
-            private=True if args.private else None,
-            commit_message=args.message,
-            revision=args.revision,
-            remote_code=args.remote_code,
-        )
-    except DendriticError as error:
-        raise Refusal(str(error)) from error
+    commit = push_to_hub(
+        model,
+        args.repo_id,
+        processor=processor,
+        private=True if args.private else None,
+        commit_message=args.message,
+        revision=args.revision,
+        remote_code=args.remote_code,
+    )
     write_json(args, {"model": args.model, "repo_id": args.repo_id, "commit": commit.oid, "url": commit.commit_url})
     beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
     return f"Pushed {args.model}, {beside}: {commit.commit_url}"

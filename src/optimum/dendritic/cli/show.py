@@ -10,11 +10,11 @@ from itertools import groupby
 
 import torch.nn.functional as F
 
-from ..errors import DendriticError
+from ..errors import DendriticError, invalid
 from ..inspection.density import Density, LayerDensity, Side, density
 from ..inspection.describe import together
 from ..inspection.figures import block, percent, save_density_figure, short_names
-from .loading import Refusal, check_folder, check_json, import_modules, load_model, write_json
+from .loading import check_file, check_json, import_modules, load_model, write_json
 
 WIDEST, NARROWEST = 40, 6  # characters of a strip
 
@@ -24,9 +24,9 @@ class Style:
     """What the terminal can show.
 
     Attributes:
-        levels: characters for a place that nobody has, up to one that all have.
+        levels: the characters for a place, from one that no arbor has to one that all arbors have.
         counted: the character for places of which only the number is known.
-        colours: escape sequences for removed, left, counted and plain text; empty for none.
+        colours: the escape sequences for removed, left, counted and plain text, which are empty without colours.
     """
 
     levels: str
@@ -42,21 +42,22 @@ def run(args: Namespace) -> str:
     """Load, write the figure and the JSON file if they are asked for, and return the map as text.
 
     Raises:
-        Refusal: the arguments name something that is not there or cannot be shown.
+        DendriticError: an argument names something that does not exist or cannot be shown.
     """
     check_json(args)
-    check_folder("--figure", args.figure)
+    check_file("--figure", args.figure)
     import_modules(args.modules)
     found = density(load_model(args.model, args))
     if args.figure is not None:
         try:
             save_density_figure(found, args.figure)
         except ImportError as error:
-            raise Refusal(f"--figure: {error}. Install it: pip install optimum-dendritic[plots]") from None
-        except DendriticError as error:
-            raise Refusal(f"--figure {args.figure}: {error}") from error
-        except ValueError as error:  # a suffix that matplotlib does not know
-            raise Refusal(f"--figure {args.figure}: {error}. Name a .png, .svg or .pdf file.") from error
+            remedy = "Install it: pip install optimum-dendritic[plots]."
+            raise invalid("--figure", args.figure, str(error), remedy) from error
+        except DendriticError:
+            raise
+        except ValueError as error:  # matplotlib does not know the suffix
+            raise invalid("--figure", args.figure, str(error), "Name a .png, .svg or .pdf file.") from error
     write_json(args, {"path": args.model, **found.to_dict()})
     return draw(found, shutil.get_terminal_size().columns, style())
 

@@ -16,13 +16,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
+from ..errors import invalid
 from ..one_shot.calibration import on_device
 from ..unofficial import classes_of
 from .data import draw, image_column, label_column, text_columns
-from .loading import Refusal
+from .loading import knows_words, told
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,12 @@ Batches = list[dict[str, Tensor]]
 class Task:
     """A kind of model: the Auto class that knows it, its processor, its batches with labels, and its score.
 
-    `batches` takes the model, its processor, a split, how many samples to draw from it, and the arguments.
+    Attributes:
+        auto_class: the Auto class that loads such a model.
+        processor_class: the Auto class that loads its tokenizer or image processor.
+        batches: takes the model, its processor, a split, the number of samples to draw from it, and the arguments.
+        metric: the name of the score.
+        score: takes the model and batches, and returns the score.
     """
 
     auto_class: Any
@@ -49,32 +54,33 @@ class Task:
         try:
             processor = self.processor_class.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
-            raise Refusal(f"{name!r} has no {kind} that could be loaded: {error}") from error
-        if isinstance(processor, PreTrainedTokenizerBase) and len(processor) <= len(processor.all_special_tokens):
-            raise Refusal(
-                f"{name!r} has no {kind}: what was loaded knows no words. Save the tokenizer beside the model."
-            )
+            remedy = f"Save the {kind} beside the model."
+            raise invalid("MODEL", name, f"has no {kind} that can be loaded ({told(error)})", remedy) from error
+        if not knows_words(processor):
+            rule = f"has no {kind}: the one that was loaded has only special tokens"
+            raise invalid("MODEL", name, rule, "Save the tokenizer beside the model.")
         return processor
 
 
 def task_of(model: PreTrainedModel) -> Task:
-    """The task of a model by its class; `Refusal` for other kinds."""
+    """The task of a model by its class. Raises `DendriticError` for other kinds."""
     for task in TASKS:
         if type(model) in classes_of(task.auto_class, type(model.config)):
             return task
-    raise Refusal(
-        f"{type(model).__name__} is none of the kinds that are compressed from the command line: sequence "
-        "classification, image classification, causal language model. Call optimum.dendritic.prune_ from Python."
-    )
+    kinds = "sequence classification, image classification and causal language models"
+    rule = f"only {kinds} are compressed from the command line"
+    raise invalid("MODEL", type(model).__name__, rule, "Call optimum.dendritic.prune_ from Python.")
 
 
 def text_batches(model: PreTrainedModel, processor: Any, dataset: "Dataset", samples: int, args: Namespace) -> Batches:
     """Texts or pairs of texts, tokenized and padded batch by batch, with their class."""
-    columns, label = text_columns(dataset, args.text_column), label_column(dataset, args.label_column)
+    columns = text_columns(dataset, args.text_column, most=2)
+    label = label_column(dataset, args.label_column)
     batches = []
     for rows in draw(dataset, samples, args):
         texts = [rows[column] for column in columns]
-        encoded = processor(*texts, padding=True, truncation=True, max_length=args.sequence_length, return_tensors="pt")
+        length = {"padding": True, "truncation": True, "max_length": args.sequence_length}
+        encoded = _processed(processor, *texts, option="--text-column", column=columns, return_tensors="pt", **length)
         batches.append({**encoded, "labels": _classes(model, rows[label], label)})
     return batches
 
@@ -84,8 +90,9 @@ def image_batches(model: PreTrainedModel, processor: Any, dataset: "Dataset", sa
     column, label = image_column(dataset, args.image_column), label_column(dataset, args.label_column)
     batches = []
     for rows in draw(dataset, samples, args):
-        images = [_pixels(image, model.config.to_dict().get("num_channels", 3)) for image in rows[column]]
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.dtype)
+        images = [_pixels(image, model.config.to_dict().get("num_channels", 3), column) for image in rows[column]]
+        encoded = _processed(processor, images=images, option="--image-column", column=column, return_tensors="pt")
+        pixels = encoded["pixel_values"].to(model.dtype)
         batches.append({"pixel_values": pixels, "labels": _classes(model, rows[label], label)})
     return batches
 
@@ -94,16 +101,19 @@ def language_batches(
     model: PreTrainedModel, processor: Any, dataset: "Dataset", samples: int, args: Namespace
 ) -> Batches:
     """Texts one after the other, cut to blocks of equal length, so that nothing is padded; labels are the tokens."""
-    (column,) = text_columns(dataset, args.text_column)[:1]
+    if args.sequence_length < 2:
+        raise invalid("--sequence-length", args.sequence_length, "a token is predicted from another", "Give 2 or more.")
+    (column,) = text_columns(dataset, args.text_column, most=1)
     tokens: list[int] = []
     end = [] if processor.eos_token_id is None else [processor.eos_token_id]
     for rows in draw(dataset, len(dataset), args):
-        tokens += [token for ids in processor(rows[column])["input_ids"] for token in [*ids, *end]]
+        encoded = _processed(processor, rows[column], option="--text-column", column=column)
+        tokens += [token for ids in encoded["input_ids"] for token in [*ids, *end]]
         if len(tokens) >= samples * args.sequence_length:
             break
     length = min(args.sequence_length, len(tokens))
     if length < 2:
-        raise Refusal(f"--dataset {args.dataset}: its column {column!r} holds no text.")
+        raise invalid("--text-column", column, "holds no text", "Name another column or another --split.")
     blocks = torch.tensor(tokens[: min(samples, len(tokens) // length) * length]).view(-1, length)
     return [
         {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -139,14 +149,27 @@ def _classes(model: PreTrainedModel, labels: list[Any], column: str) -> Tensor:
     numbers = [known.get(label, -1) if isinstance(label, str) else label for label in labels]
     for label, number in zip(labels, numbers, strict=True):
         if not isinstance(number, int) or not 0 <= number < len(model.config.id2label or ()):
-            raise Refusal(
-                f"the column {column!r} holds {label!r}, which is no class of the model; it knows {', '.join(known)}."
-            )
+            rule = f"holds {label!r}, which is not a class of the model; it knows {', '.join(known)}"
+            raise invalid("--label-column", column, rule, "Name another column, or a --split that has labels.")
     return torch.tensor(numbers)
 
 
-def _pixels(image: Any, channels: int) -> Any:
+def _pixels(image: Any, channels: int, column: str) -> Any:
     """An image with the model's channels, whatever its file held."""
     if isinstance(image, list):
         return np.asarray(image, np.uint8)
+    if type(image).__module__.split(".")[0] != "PIL":
+        rule = f"holds a {type(image).__name__}, which is not an image"
+        raise invalid("--image-column", column, rule, "Name the column of images.")
     return image.convert("RGB" if channels == 3 else "L")
+
+
+def _processed(processor: Any, *samples: Any, option: str, column: str | list[str], **options: Any) -> Any:
+    """What a tokenizer or image processor makes of samples. Raises `DendriticError` if it does not take them."""
+    try:
+        return processor(*samples, **options)
+    except Exception as error:  # a missing padding token, a missing text: each tokenizer raises what it likes
+        rule = f"the {type(processor).__name__} does not take it ({told(error)})"
+        raise invalid(
+            option, column, rule, "Name another column, or correct the processor beside the model."
+        ) from error
