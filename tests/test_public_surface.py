@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,16 @@ PUBLIC = [
     "update_",
     "update_plan",
 ]
+BESIDES = {  # public in modules of their own; README lists the same
+    "optimum.dendritic.inspection.density": ["Density", "LayerDensity", "Side", "density"],
+    "optimum.dendritic.inspection.figures": ["density_figure", "save_density_figure"],
+    "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
+}
 IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
+HOUSE = Path(optimum.dendritic.__file__).parent
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))  # those in examples/benchmarks are ours and may use what is private
 
 
 def exports() -> list[tuple[str, str | None]]:
@@ -52,9 +64,60 @@ def test_exactly_the_public_names_are_exported_explicitly():
     assert every(name == exported for name, exported in exports())
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_is_documented(name):
-    documented = getattr(optimum.dendritic, name)
+def imports(code: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that some Python code imports from this package; no name for a whole module."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [(str(node.module), alias.name) for alias in node.names]
+        else:
+            continue
+        yield from (each for each in found if f"{each[0]}.".startswith("optimum.dendritic."))
+
+
+def is_public(module: str, name: str) -> bool:
+    return name in ["", *PUBLIC] if module == "optimum.dendritic" else name in BESIDES.get(module, ())
+
+
+def test_readme_lists_what_is_public_besides():
+    table = re.search(r"<!-- public -->\n(.*?)<!-- /public -->", README, re.DOTALL)
+    assert table is not None
+    rows = [re.findall(r"`([\w.]+)`", line) for line in table.group(1).splitlines()[2:]]
+    assert {module: sorted(names) for module, *names in rows} == BESIDES
+
+
+def test_readme_and_the_examples_name_only_what_is_public():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    codes = {f"block {i} of README": code for i, code in enumerate(blocks)}
+    codes |= {path.name: path.read_text() for path in EXAMPLES}
+    assert len(blocks) > 3 and len(EXAMPLES) > 3
+    for place, code in codes.items():
+        for module, name in imports(code):
+            assert is_public(module, name), f"{place}: {module} {name}"
+    modules = [*BESIDES, *(f"optimum.dendritic.{name}" for name in PUBLIC)]
+    dotted = set(re.findall(r"optimum\.dendritic(?:\.\w+)+", README))
+    assert "optimum.dendritic.metrics" in dotted and dotted <= set(modules)
+
+
+def test_what_readme_calls_is_public():
+    """A function or class of ours that README shows with its parenthesis, in a block of code or in a sentence."""
+    trees = [ast.parse(path.read_text()) for path in HOUSE.rglob("*.py")]
+    ours = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    called = set(re.findall(r"(?<![\w.])([A-Za-z]\w*)\(", README)) & ours
+    assert {"compress_", "density_figure"} <= called
+    assert called <= {*PUBLIC, *(name for names in BESIDES.values() for name in names)}
+
+
+PLACES = [("optimum.dendritic", name) for name in PUBLIC] + [
+    (m, name) for m, names in BESIDES.items() for name in names
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PLACES)
+def test_a_public_name_is_documented(module, name):
+    documented = getattr(import_module(module), name)
+    assert module == "optimum.dendritic" or documented.__module__ == module
     assert documented.__doc__ and not documented.__doc__.startswith(f"{name}("), "dataclasses invent a docstring"
     if inspect.isclass(documented):
         public = [m for n, m in vars(documented).items() if inspect.isfunction(m) and not n.startswith("_")]
@@ -74,6 +137,5 @@ def test_one_except_clause_catches_every_error_of_ours():
 
 
 def test_optimum_stays_a_namespace_for_others():
-    house = Path(optimum.dendritic.__file__).parent
-    for folder in (house.parent, house.parent / "commands", house.parent / "commands" / "register"):
+    for folder in (HOUSE.parent, HOUSE.parent / "commands", HOUSE.parent / "commands" / "register"):
         assert folder.is_dir() and not (folder / "__init__.py").exists()
