@@ -292,7 +292,7 @@ class TestWhatIsUnknownIsAbsent:
         assert known["evaluations"][0]["metrics"] == {"accuracy": 0.5}
 
     def test_no_folder(self, tmp_path):
-        with pytest.raises(DendriticError, match="folder = 'absent': is no folder"):
+        with pytest.raises(DendriticError, match="folder = 'absent': is not a folder"):
             write_card(tiny_bert(), tmp_path / "absent")
 
 
@@ -385,6 +385,6 @@ class TestTwin:
         assert isinstance(dense, PreTrainedModel)
         shapes = {key: tensor.shape for key, tensor in dense.state_dict().items()}
         state = torch.get_rng_state()
-        built = dense_baseline.dense_twin(pruned(dense))
+        built = dense_baseline.dense_baseline(pruned(dense))
         assert {key: tensor.shape for key, tensor in built.state_dict().items()} == shapes
         assert torch.equal(torch.get_rng_state(), state)

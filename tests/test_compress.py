@@ -332,7 +332,7 @@ def test_a_model_that_does_not_run_on_the_inputs_is_packed_layer_by_layer(caplog
 
 
 def test_packing_is_verified_in_full_precision_inside_a_mixed_precision_training():
-    """In bf16 a smaller product rounds otherwise than the masked one, which is no reason to leave a wire uncut."""
+    """In bf16 a smaller product rounds otherwise than the masked one, which is not a reason to leave a wire uncut."""
     model, inputs = injected("resnet_basic")
     draw_masks(model, 1)
     stock = model.forward

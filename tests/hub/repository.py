@@ -13,7 +13,7 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".onnx", ".npz", ".parque
 
 
 class Refused(Exception):
-    """An answer that is no success: a status, a message, and the code that the client tells errors apart by."""
+    """An answer that is not a success: a status, a message, and the code that the client tells errors apart by."""
 
     def __init__(self, status: int, message: str, code: str | None = None, body: dict[str, Any] | None = None) -> None:
         super().__init__(message)

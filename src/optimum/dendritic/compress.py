@@ -34,8 +34,8 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     inputs either, it is packed layer by layer, with a warning.
 
     Every process of a model that FSDP2 has sharded calls this with the same inputs, and ends with the same stock model
-    of small layers. A layer is gathered, packed and dropped before the next one; what is no target is gathered last. So
-    a process holds its shards, the packed model and one layer at most.
+    of small layers. A layer is gathered, packed and dropped before the next one; what is not a target is gathered last.
+    So a process holds its shards, the packed model and one layer at most.
 
     Args:
         model: a model that `inject_` prepared.
@@ -77,7 +77,7 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
     try:
         expected = probe(model, inputs, readers)
     except Exception as error:
-        if bundles:  # they were traced, so the model can run, and cutting them unverified is no option
+        if bundles:  # they were traced, so the model can run, and cutting them unverified is not an option
             raise
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
         reshard(model)

@@ -1,4 +1,4 @@
-"""`DendriticConfig`: what to prune, how far, when and by which score. Frozen, validated once, JSON both ways."""
+"""`DendriticConfig`: what to prune, how much, when and by which score; frozen, validated once, to and from JSON."""
 
 import dataclasses
 import functools
@@ -17,15 +17,15 @@ BUDGETS = ("params", "macs")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 
 
-Fields = TypeVar("Fields")
+T = TypeVar("T")
 
 
-def _refuse_unknown_fields(kind: type[Fields]) -> type[Fields]:
+def _refuse_unknown_fields(kind: type[T]) -> type[T]:
     """Make an unknown keyword of the constructor a `DendriticError` that names the fields spelt alike."""
     construct = kind.__init__
 
     @functools.wraps(construct)
-    def __init__(self: Fields, *args: Any, **fields: Any) -> None:
+    def __init__(self: T, *args: Any, **fields: Any) -> None:
         known = list(kind.__annotations__)
         for name in fields.keys() - known:
             remedy = f"{near(name, known)}The fields are {', '.join(known)}."
@@ -47,7 +47,7 @@ class DendriticConfig:
         target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
             Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
-        segment_size: synapses per neuron in one dendritic segment where inputs are gathered. Along an exclusive wire
+        segment_size: inputs in one dendritic segment if inputs are gathered. Along an exclusive wire
             nothing is gathered and a segment is one whole channel, neuron or head; of an LSTM or GRU, one hidden unit.
         arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer. In an LSTM or GRU each
             direction of each layer is one.
@@ -110,10 +110,17 @@ class DendriticConfig:
         _check_choice("importance", self.importance, IMPORTANCES)
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
         if not isinstance(self.native, bool):
-            raise invalid("native", self.native, "must be True or False", "Leave it out for the finest pruning.")
+            raise invalid(
+                "native",
+                self.native,
+                "must be True or False",
+                "Leave it at its default, False, for the finest pruning.",
+            )
         for field, value, stock in (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0)):
             if self.native and value != stock:
-                raise invalid(field, value, "no stock config can say it", f"Leave it at {stock} with native=True.")
+                raise invalid(
+                    field, value, "a stock config cannot express it", f"Leave it at {stock} with native=True."
+                )
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
         if type(self.version) is not int or self.version != VERSION:

@@ -1,7 +1,7 @@
 """`distill_`: a teacher's outputs become a second term of the loss that a model returns while it trains.
 
-The term (`divergence.py`) is added by hooks on the model itself, so that a stock `Trainer`, which only reads
-`outputs.loss`, needs nothing else.
+The term (`functional/distillation_loss.py`) is added by hooks on the model itself, so
+that a stock `Trainer`, which only reads `outputs.loss`, needs nothing else.
 """
 
 import inspect
@@ -25,10 +25,11 @@ class Distillation:
     """The hooks of `distill_` and their switch.
 
     Attributes:
-        teacher: in eval mode, without gradients, outside the module tree and hence outside every checkpoint.
-        weight: factor of the distillation term.
-        autocast: dtype in which the teacher computes, None for its own.
-        shares: into how many batches a loss that `num_items_in_batch` normalises is split (accumulation x processes).
+        teacher: the teacher, in eval mode and without gradients; it is outside the module tree and every checkpoint.
+        weight: the factor of the distillation term.
+        autocast: the dtype in which the teacher computes; None for its own.
+        shares: the number of batches (accumulation x processes) that a loss normalised by `num_items_in_batch` is
+            split into.
         active: whether the term is added at present.
     """
 
@@ -52,7 +53,7 @@ class Distillation:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Steps inside train on the task's loss alone: importance is read off such gradients."""
+        """Leave the term out inside, so that importance is read from the gradients of the task's loss alone."""
         active, self.active = self.active, False
         try:
             yield
@@ -106,12 +107,12 @@ def distill_(model: nn.Module, teacher: nn.Module, *, weight: float = 1.0) -> Di
         The switch; `remove()` it before the model is packed or saved by pickling.
 
     Raises:
-        DendriticError: `model` has a teacher already, or is its own.
+        DendriticError: `model` has a teacher already, or is its own teacher.
     """
     if distillation_of(model) is not None:
         raise invalid("model", type(model).__name__, "has a teacher already", "Call remove() on it first.")
     if teacher is model:
-        rule = "is the model itself, which would only agree with itself"
+        rule = "is the model itself, which has nothing to learn from itself"
         raise invalid("teacher", type(teacher).__name__, rule, "Pass copy.deepcopy(model), made before training.")
     distillation = Distillation(model, teacher, weight)
     model.__dict__[ATTRIBUTE] = distillation

@@ -35,13 +35,13 @@ def export_onnx(
 
     The batch of every input may have any size, and so may the sequence of token ids and masks; images keep their
     height and width. Causal language models are exported without a cache: token ids in, logits out. The graph is run
-    by ONNX Runtime on the example, on a larger batch and on a shorter sequence, and only kept where it answers as the
-    model does, within the rounding of reordered sums.
+    by ONNX Runtime on the example, on a larger batch and on a shorter sequence, and kept only if its outputs are those
+    of the model, within the rounding of reordered sums.
 
     Args:
-        model: packed, loaded or stock, in float32 or float16; left as it is.
+        model: packed, loaded or stock, in float32 or float16; it is not changed.
         example_inputs: keyword arguments of `model.forward`, each tensor `(batch, ...)`; labels are left out.
-        folder: made where it is missing; files of these names are replaced.
+        folder: created if it does not exist; files of these names are replaced.
         processor: a tokenizer or image processor to save beside it.
 
     Returns:
@@ -49,7 +49,7 @@ def export_onnx(
 
     Raises:
         DendriticError: the model is injected and not yet packed, or has a dtype that ONNX Runtime lacks; or the graph
-            answers differently, and nothing was written.
+            has other outputs, and nothing was written.
         ImportError: a package of the extra `onnx`, or a transformers with exporters, is missing.
     """
     _check(model)
@@ -132,7 +132,7 @@ def _cases(inputs: Inputs, shapes: dict[str, dict[int, Any]]) -> list[Inputs]:
 
 
 def _verify(model: nn.Module, inputs: Inputs, path: Path) -> None:
-    """Raise `DendriticError` where the graph at `path` does not run, or answers otherwise than `model` does."""
+    """Raise `DendriticError` if the graph at `path` does not run, or its outputs are not those of `model`."""
     import onnxruntime
 
     with torch.no_grad():

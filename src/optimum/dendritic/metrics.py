@@ -63,8 +63,8 @@ class Efficiency(evaluate.Metric):
     It reads neither predictions nor references, whatever their type, so that it combines with any task metric.
 
     Args:
-        report: from `measure`; may also be given to `compute`, where it goes before this one.
-        options: those of `evaluate.Metric`.
+        report: what `measure` returned; one that is given to `compute` takes precedence.
+        options: the options of `evaluate.Metric`.
     """
 
     def __init__(self, report: EfficiencyReport | None = None, **options: Any) -> None:
@@ -75,10 +75,10 @@ class Efficiency(evaluate.Metric):
         return evaluate.MetricInfo("What a model costs, measured.", "", datasets.Features({}), "")
 
     def add(self, **ignored: Any) -> None:
-        """Nothing: no sample changes what a model costs."""
+        """Do nothing: samples do not change what a model costs."""
 
     def add_batch(self, **ignored: Any) -> None:
-        """Nothing: no sample changes what a model costs."""
+        """Do nothing: samples do not change what a model costs."""
 
     def compute(
         self, *, predictions: Any = None, references: Any = None, report: EfficiencyReport | None = None
@@ -86,7 +86,7 @@ class Efficiency(evaluate.Metric):
         """The figures and ratios of `report`, or of the one that the metric was made with.
 
         Raises:
-            DendriticError: there is neither.
+            DendriticError: there is neither of them.
         """
         return self._compute(report or self.report)
 

@@ -9,7 +9,7 @@ from math import cos, pi
 
 Schedule = Callable[[float], float]
 
-WARMUP, PRUNING, RECOVERY = 0, 1, 2  # the logged phase; reporters plot numbers only
+WARMUP, PRUNING, RECOVERY = 0, 1, 2  # phases are logged as numbers, since reporters plot nothing else
 PHASES = ("warm-up", "pruning", "recovery")
 
 

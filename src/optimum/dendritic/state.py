@@ -1,5 +1,5 @@
-"""What a model keeps of its compression: its layout, on the model itself and mirrored in the config that a
-`PreTrainedModel` saves, and the name of the dense model that it was."""
+"""The state that compression keeps on a model: its layout, which is mirrored in the config that a `PreTrainedModel`
+saves, and the name of the dense model that it was."""
 
 import re
 from collections.abc import Mapping
@@ -21,14 +21,19 @@ CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # how huggingf
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, fit to be published: an id on the Hub, or the bare name of a folder."""
+    """Where a model comes from, without a path of this machine.
+
+    Attributes:
+        name: the id on the Hub, or the name of a folder without the folders above it.
+        on_hub: whether `name` is an id on the Hub.
+    """
 
     name: str
     on_hub: bool
 
 
 def source_named(name: str | None) -> Source | None:
-    """What to call the model that `from_pretrained(name)` loads; None where there is no name.
+    """The name to publish of the model that `from_pretrained(name)` loads; None if it does not have one.
 
     >>> source_named("google/bert_uncased"), source_named("/home/me/runs/bert-sst2/")
     (Source(name='google/bert_uncased', on_hub=True), Source(name='bert-sst2', on_hub=False))
@@ -47,13 +52,13 @@ def source_named(name: str | None) -> Source | None:
 
 
 def note_base(model: nn.Module) -> None:
-    """Keep the name that `model` was loaded by; it is dense now, and the next `save_pretrained` changes the name."""
+    """Record the name that `model`, still dense, was loaded by; the next `save_pretrained` changes the name."""
     if isinstance(model, PreTrainedModel):
         model.__dict__[BASE] = source_named(model.name_or_path)
 
 
 def base_of(model: nn.Module) -> Source | None:
-    """The dense model that `model` was; None where that is unknown, as for one that was loaded compressed."""
+    """The dense model that `model` was; None if that is unknown, as for one that was loaded compressed."""
     return model.__dict__.get(BASE)
 
 
@@ -97,7 +102,7 @@ def layers_in(model: nn.Module, layout: Layout) -> dict[str, DendriticLayer]:
         layer = model.get_submodule(name)
         if not isinstance(layer, DendriticLayer):
             rule = f"{name} was replaced after the injection, by an adapter of PEFT or another wrapper"
-            remedy = "Take it off, or pack the model first: adapters go on the packed one."
+            remedy = "Remove it, or pack the model first and add adapters to the packed one."
             raise invalid("model", type(model).__name__, rule, remedy)
         layers[name] = layer
     return layers
@@ -117,5 +122,5 @@ def dense_config_of(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 def set_dense_config(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Note, on the model object alone, what the config of a native model was."""
+    """Record, on the model object alone, what the config of a native model was."""
     model.__dict__[DENSE_CONFIG] = config

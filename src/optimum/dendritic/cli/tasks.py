@@ -1,4 +1,4 @@
-"""What a model is asked: how samples become batches with labels, and how well the model answers."""
+"""The tasks that models are compressed for: their batches with labels, and their scores."""
 
 import math
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""Example inputs as one thing: however the user hands them in, a `Batch` has a size, can be resized and can be run."""
+"""Example inputs in one form, `Batch`, which has a size, can be resized and can be run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ ExampleInputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of one forward call; every tensor is `(batch, ...)`, with the same batch size."""
+    """The arguments of one forward call; every tensor is `(batch, ...)`, with the same batch size.
+
+    Attributes:
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+    """
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]

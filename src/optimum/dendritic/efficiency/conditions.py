@@ -18,13 +18,15 @@ class Context:
     """Where, how and with what a model was measured.
 
     Attributes:
-        device: "cpu" or, for example, "cuda:0".
-        device_name: what the maker calls it.
-        dtype: of the first floating-point tensor of the model.
-        threads: CPU threads.
-        batch_sizes: those of the latencies; every other figure is for one sample.
+        device: the device of the model: "cpu" or, for example, "cuda:0".
+        device_name: the product name of the device.
+        dtype: the dtype of the first floating-point tensor of the model.
+        threads: the number of CPU threads.
+        batch_sizes: the batch sizes of the latencies; every other figure is for one sample.
         input_shapes: name or position of an input -> its shape for one sample.
-        torch, transformers, optimum_dendritic: versions.
+        torch: the version of PyTorch.
+        transformers: the version of transformers.
+        optimum_dendritic: the version of this package.
     """
 
     device: str

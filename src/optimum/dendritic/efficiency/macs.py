@@ -43,7 +43,7 @@ def _counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: the counter would follow it, and fails on a view of one made under no_grad."""
+    """No parameter requires a gradient: the counter would follow it, and fails on a view of one made under no_grad."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

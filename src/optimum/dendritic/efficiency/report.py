@@ -13,7 +13,13 @@ ABSENT = "not measured"
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per forward call, over `blocks` timed blocks of one or more calls each."""
+    """Milliseconds per forward call.
+
+    Attributes:
+        median: the median over the blocks.
+        p95: the 95th percentile over the blocks.
+        blocks: the number of timed blocks, each of one or more calls.
+    """
 
     median: float
     p95: float
@@ -25,13 +31,13 @@ class EfficiencyReport:
     """Every figure is measured, or None.
 
     Attributes:
-        parameters: elements of the unique parameters.
-        bytes: size of the safetensors file.
-        macs: multiply-accumulates of a forward pass of one sample.
+        parameters: the elements of the unique parameters.
+        bytes: the size of the safetensors file.
+        macs: the multiply-accumulates of a forward pass of one sample.
         latency_ms: batch size -> `Latency` of a forward pass of the whole batch, in milliseconds.
         peak_memory_bytes: what loading the model and a forward pass of one sample add to a fresh process, at its peak.
         energy_joules: None, because no counter is read at present.
-        context: the conditions.
+        context: the conditions of the measurement.
         baseline: the report of the baseline, measured in turn with this model.
         ratios: this model's figure divided by the baseline's (0.4 is 40 % of the cost), for each figure that both have:
             "parameters", "bytes", "macs", "latency_ms_batch_1", "latency_ms_batch_<large>" and "peak_memory_bytes".
@@ -79,7 +85,7 @@ class EfficiencyReport:
         }
 
     def table(self) -> str:
-        """A table for the terminal: one row per figure, with the baseline and the ratio where there is a baseline."""
+        """A table for the terminal: one row per figure, with the baseline and the ratio if there is a baseline."""
         return render(self)
 
 

@@ -31,7 +31,7 @@ def distillation_loss(
             compared, `hidden_states`.
         teacher_outputs: of the teacher, likewise.
         labelled: positions that have a label; of logits `[batch, length, classes]` only these count.
-        attended: positions that are no padding; used for hidden states, and for logits that `labelled` does not fit.
+        attended: positions that are not padding; used for hidden states, and for logits that `labelled` does not fit.
         problem: "regression" or "multi_label_classification" compares logits by their squared distance.
 
     Raises:

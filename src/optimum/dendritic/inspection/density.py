@@ -1,4 +1,4 @@
-"""The density map: what is left of each layer that was touched, and, where that is known, which of its places.
+"""The density map: what is left of each layer that was changed, and which of its places, if that is known.
 
 A layer `y = W x + b` has places on two sides: the inputs that it reads and the outputs that it makes. Along a wire
 that packing has cut, the tensor itself is narrower: the number of places is known, and no longer which they were.
@@ -40,8 +40,8 @@ class Side:
     Attributes:
         size: places in the dense layer.
         kept: places that are left; of inputs, those that each arbor reads.
-        places: for each of the `size` places the share of the arbors that have it (0 or 1 where there is one arbor), of
-            a recurrent layer the share of its directions; None where only their number is known.
+        places: for each of the `size` places the share of the arbors that have it (0 or 1 if there is one arbor), of a
+            recurrent layer the share of its directions; None if only their number is known.
     """
 
     size: int
@@ -56,7 +56,16 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDensity:
-    """What is left of one layer; `words` are those of `describe`."""
+    """What is left of one layer.
+
+    Attributes:
+        name: the full name of the layer.
+        words: what `describe` says of it.
+        parameters: its parameters at present.
+        dense_parameters: its parameters before it was pruned.
+        inputs: its input side.
+        outputs: its output side.
+    """
 
     name: str
     words: str
@@ -80,7 +89,8 @@ class Density:
         packed: whether it is packed; one that is not is described as it would be packed now, layer by layer.
         layers: those that were touched, in the model's order.
         untouched: names of other layers that multiply by a weight.
-        parameters, dense_parameters: of the whole model, at present and before it was pruned.
+        parameters: parameters of the whole model at present.
+        dense_parameters: parameters of the whole model before it was pruned.
     """
 
     model: str
@@ -119,7 +129,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     """The density map of a stock (nothing is touched), injected, packed or loaded model; it is left as it is.
 
     Args:
-        dense: the model before it was pruned, for its shapes; only needed for a packed model that is no
+        dense: the model before it was pruned, for its shapes; only needed for a packed model that is not a
             `PreTrainedModel`. It may be on the meta device.
 
     Raises:
@@ -215,7 +225,7 @@ def _units(module: RecurrentLayer, hidden: int) -> Side:
 
 
 def _known(size: int, kept: int) -> Side:
-    """Which places are left is plain where all are, or none."""
+    """A side whose places are known only if all of them are left, or none."""
     return Side(size, kept, torch.full((size,), kept / size) if kept in (0, size) else None)
 
 

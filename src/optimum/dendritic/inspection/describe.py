@@ -1,4 +1,4 @@
-"""What became of each layer, in words: nothing that falls back to a gather or a scatter, or stays dense, is silent."""
+"""A description of each layer in words, also of those that keep a gather or a scatter, or stay dense."""
 
 import re
 from collections import defaultdict
@@ -42,10 +42,10 @@ def summary(
     """Which layers became plain smaller ones, which did not, and why not; like names are shown as one, with `*`.
 
     Args:
-        forms: of every packed layer.
-        shrunk: those that are smaller than they were.
-        bundles: from before packing; the reader of one that keeps a gather reads a tensor that could not shrink.
-        dense: names of other layers.
+        forms: the form of every packed layer.
+        shrunk: the names of those that are smaller than they were.
+        bundles: the bundles from before packing; a reader that keeps a gather reads a tensor that could not shrink.
+        dense: the names of other layers.
     """
     readers, smaller = {bundle.reader for bundle in bundles}, set(shrunk)
     unpruned = [name for name in forms if name not in smaller]
@@ -97,7 +97,7 @@ def _words(module: nn.Module, record: Record) -> str:
 
 
 def _multiplies(module: nn.Module) -> bool:
-    """Whether a module owns a matrix; experts keep theirs outside any layer. Tables to look up in are no matrices."""
+    """Whether a module owns a matrix; experts keep theirs outside any layer. Lookup tables are not counted."""
     if isinstance(module, READERS):
         return True
     matrices = [p.shape for p in module.parameters(recurse=False) if p.dim() > 1]

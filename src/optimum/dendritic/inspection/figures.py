@@ -69,7 +69,7 @@ def density_figure(model: nn.Module | Density) -> "Figure":
 
 
 def save_density_figure(model: nn.Module | Density, path: str | Path) -> Path:
-    """Draw `density_figure` into a file of the format that its suffix names; its folder is made where it is missing."""
+    """Draw `density_figure` into a file of the format that its suffix names; its folder is created if it is missing."""
     figure, path = density_figure(model), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

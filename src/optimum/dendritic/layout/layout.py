@@ -28,8 +28,16 @@ _KINDS: dict[str, type[Record]] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """`config`, the touched `modules`, the `bundles`, `positions`: products per sample of each weight, for MACs,
-    and the `dials`, where only what a stock config can say is pruned."""
+    """The present shape of a compressed model.
+
+    Attributes:
+        config: what was asked for.
+        modules: the record of every module that was changed, by its name.
+        bundles: the exclusive bundles, which are empty once the model is packed.
+        positions: products per sample of each weight, by the name of its layer, to count MACs.
+        dense_cost: the budget's count of the dense targets.
+        dials: the dials, which are empty unless only what a stock config can express is pruned.
+    """
 
     config: DendriticConfig
     modules: dict[str, Record]

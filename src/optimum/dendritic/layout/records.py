@@ -11,8 +11,14 @@ from .strict_json import LATER, bad
 
 @dataclass(frozen=True)
 class Segments:
-    """An injected layer: a mask of `arbors x segments` tiles (of a recurrent layer: layers times directions, and hidden
-    units); `activity` where input norms are needed; a sprout of rank `sprout`, if any."""
+    """An injected layer.
+
+    Attributes:
+        arbors: rows of its mask; of a recurrent layer, its layers times its directions.
+        segments: columns of its mask; of a recurrent layer, its hidden units.
+        activity: whether it records the norms of its inputs.
+        sprout: the rank of its sprout; 0 without one.
+    """
 
     arbors: int
     segments: int
@@ -35,7 +41,7 @@ class Form:
         arbors: rows that each arbor owns; their sum is the rows that exist.
         gather: whether `kept` inputs are picked from the incoming tensor.
         scatter: whether rows are placed in a wider outgoing tensor of zeros.
-        sprout: rank of its sprout, which reads the whole incoming tensor; 0 for none.
+        sprout: rank of its sprout, which reads the whole incoming tensor; 0 without one.
     """
 
     inputs: int
@@ -145,11 +151,11 @@ class Bundle:
     """An exclusive bundle: everything that `producers` make goes to `reader` and nowhere else.
 
     Attributes:
-        reader: name of the reading layer, whose pruned inputs kill the producers' channels.
-        producers: layers whose rows die; their runs lead to the reader.
+        reader: name of the reading layer, whose pruned inputs remove the producers' channels.
+        producers: layers whose rows are removed; their runs lead to the reader.
         followers: per-channel modules on the way; their runs lead from the follower to the reader.
-        block: inputs of the reader that can only die together (a channel's pixels, a head).
-        cut: True when the tensor between them can shrink; False when dead channels must stay as zeros.
+        block: number of inputs of the reader that can only be removed together (a channel's pixels, a head).
+        cut: True if the tensor between them can shrink; False if removed channels must stay as zeros.
     """
 
     reader: str

@@ -1,4 +1,4 @@
-"""Reading frozen dataclasses from JSON by their annotations, believing nothing: files may be damaged or hostile."""
+"""Frozen dataclasses from JSON, every value checked by its annotation, since files may be damaged or hostile."""
 
 import dataclasses
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -8,10 +8,10 @@ from ..errors import CheckpointError, invalid
 LARGEST = 2**31 - 1
 LATER = {"later": True}  # metadata of a field that earlier releases did not write; its default says what they meant
 REMEDY = "The file is damaged or was not written by optimum-dendritic; save the model again."
-Record = TypeVar("Record")
+T = TypeVar("T")
 
 
-def read(kind: type[Record], value: object, where: str) -> Record:
+def read(kind: type[T], value: object, where: str) -> T:
     """`value` as a `kind`: a dataclass with exactly its fields (those marked `LATER` may be absent), `bool`, `int` in
     [0, 2^31), `str`, `tuple[X, ...]` or `dict[str, X]` of these.
 

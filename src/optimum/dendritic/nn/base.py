@@ -25,8 +25,8 @@ class DendriticLayer(nn.Module, ABC):
     """What the injected layers share. `dendrite_mask`, `dendrite_score`: `[arbors, segments]`, bool and float32.
 
     A layer that observes its inputs has a `dendrite_activity`, their running mean squares. Then `seen` holds the sum of
-    squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It is no buffer, since each
-    rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
+    squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It is not a buffer, since
+    each rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
     """
 
     dendrite_mask: Tensor
@@ -103,7 +103,7 @@ class DendriticLayer(nn.Module, ABC):
             self.seen.zero_()  # inputs of a step that was not scored
 
     def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
-        """`seen`, where the layer is: what is no buffer stays behind when a model moves (off the meta device, too)."""
+        """`seen` on the device of the layer: what is not a buffer does not move with a model (off the meta device, too)."""
         assert self.dendrite_activity is not None
         if self.seen.device != self.dendrite_activity.device:
             self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)

@@ -22,7 +22,7 @@ def as_batches(batches: Any) -> list[Batch]:
     """The batches as a list of keyword arguments.
 
     Raises:
-        DendriticError: `batches` is no iterable, is empty, or holds anything but mappings with tensors of
+        DendriticError: `batches` is not an iterable, is empty, or holds anything but mappings with tensors of
             at least one sample.
     """
     remedy = "Pass a list of batches, each with keyword arguments of model.forward, or a DataLoader of them."

@@ -50,8 +50,8 @@ def prune_(
         `model`, in the mode that it was in; gradients and the random state are untouched.
 
     Raises:
-        DendriticError: the model is not injected, is packed or sharded; there is no batch, or one that is no mapping;
-            the outputs hold no loss, or the scores are not finite. The model is then as it was.
+        DendriticError: the model is not injected, is packed or sharded; there is no batch, or one is not a mapping; the
+            outputs hold no loss, or the scores are not finite. The model is then as it was.
     """
     layout = injected_layout(model)
     config, layers = layout.config, layers_in(model, layout)

@@ -9,8 +9,8 @@ key-value heads); one that is None counts, too (GPT-2's `n_inner`). Lists with o
 with it.
 
 Then each dial is proved: part of it is turned on the real tensors, and the outputs must be those of the pruned model;
-of blocks that are left, the numbers inside must be the same, too. What proves wrong is no dial. A model without dials
-(ResNet, Swin: their configs say no width within a block, or one that is shared) is refused.
+of blocks that are left, the numbers inside must be the same, too. What proves wrong is not a dial. A model without
+dials (ResNet, Swin: their configs say no width within a block, or one that is shared) is refused.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -66,9 +66,9 @@ def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedCo
         for parent in parents:
             holder = vars(holder).get(parent)
             if not isinstance(holder, PreTrainedConfig):
-                raise NoSuchModel(f"{path} is no field of {type(config).__name__}")
+                raise NoSuchModel(f"{path} is not a field of {type(config).__name__}")
         if name not in vars(holder) or name in OF_EVERY_CONFIG:
-            raise NoSuchModel(f"{path} is no field of {type(config).__name__}")
+            raise NoSuchModel(f"{path} is not a field of {type(config).__name__}")
         found.append((holder, name, value))
     try:
         for holder, name, value in found:
@@ -96,10 +96,10 @@ def turned(config: PreTrainedConfig, dial: Dial, units: int, kept: Sequence[int]
         elif path in empty:  # a width that follows another one until it is set
             values[path] = len(kept)
         else:
-            raise NoSuchModel(f"{path} is no number of {type(config).__name__} that {units} divides")
+            raise NoSuchModel(f"{path} is not a number of {type(config).__name__} that {units} divides")
     for path in dial.lists:
         if len(lists.get(path, ())) != units:
-            raise NoSuchModel(f"{path} is no list of {units} in {type(config).__name__}")
+            raise NoSuchModel(f"{path} is not a list of {units} in {type(config).__name__}")
         values[path] = [lists[path][index] for index in kept]
     return values
 
@@ -139,7 +139,7 @@ def assemble(
     for name, module in stock.named_modules():
         source = modules.get(source_name(name, kept or {}))
         if source is None:
-            raise NoSuchModel(f"{name} is no module of the model")
+            raise NoSuchModel(f"{name} is not a module of the model")
         for own, theirs in zip(tensors_in(module), tensors_in(source), strict=True):
             for key, tensor in own.items():
                 found = theirs.get(key)

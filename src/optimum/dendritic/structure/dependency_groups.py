@@ -54,14 +54,16 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
         The wiring. Where the model's forward cannot be traced, a wiring without bundles, and a logged warning.
 
     Raises:
-        DendriticError: `example_inputs` is no mapping of tensors, or a target is no module of the model.
+        DendriticError: `example_inputs` is not a mapping of tensors, or a target is not a module of the model.
     """
     inputs = as_mapping(model, example_inputs)
     modules = dict(model.named_modules())
     names = list(modules) if targets is None else list(targets)
     for name in names:
         if name not in modules:
-            raise invalid("targets", name, f"is no module of {type(model).__name__}", "Pass names of named_modules().")
+            raise invalid(
+                "targets", name, f"is not a module of {type(model).__name__}", "Pass names of named_modules()."
+            )
     layers = {name: weight_layer(model, name) for name in names if name and is_weight_layer(modules[name])}
     recurrent = {name: recurrent_layer(model, name) for name in names if name and is_recurrent_layer(modules[name])}
     with quiet(model):

@@ -59,7 +59,7 @@ def as_mapping(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Example inputs as keyword arguments on the model's device, without labels.
 
     Raises:
-        DendriticError: `example_inputs` is no mapping with at least one tensor, or holds no samples.
+        DendriticError: `example_inputs` is not a mapping with at least one tensor, or holds no samples.
     """
     if not isinstance(example_inputs, Mapping) or not any(isinstance(v, Tensor) for v in example_inputs.values()):
         remedy = "Pass keyword arguments of model.forward, e.g. {'pixel_values': images}."

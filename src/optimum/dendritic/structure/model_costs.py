@@ -69,7 +69,7 @@ def costs_of(
                 reader=reader,
                 reached=segments_reached(runs, rows, read.segment_size) if isinstance(read, DendriticWeight) else None,
                 sprout=rank * inputs * products,
-                sprout_row=rank * products + (0 if macs or not rank else 1),  # its gate is no product of a matrix
+                sprout_row=rank * products + (0 if macs or not rank else 1),  # its gate is not a product of a matrix
                 stack=stack,
                 place=int(name[len(stack) + 1 :].split(".")[0]) if stack else 0,
             )

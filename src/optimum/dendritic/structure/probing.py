@@ -72,7 +72,7 @@ def outputs_differ(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> floa
     for a, b in zip(expected, actual, strict=True):
         if a.numel() and a.is_floating_point():
             scale = a.abs().nan_to_num(posinf=0).max().clamp(min=torch.finfo(a.dtype).tiny)
-            equal = (a == b) | (a.isnan() & b.isnan())  # infinities, too, whose difference is no number
+            equal = (a == b) | (a.isnan() & b.isnan())  # infinities, too, whose difference is not a number
             difference = ((a - b).masked_fill(equal, 0).abs().max() / scale).item()
             worst = max(worst, math.inf if math.isnan(difference) else difference)
     return worst

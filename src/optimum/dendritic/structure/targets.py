@@ -23,7 +23,7 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
 
     Prunable are modules of exactly the types Linear, Conv2d (one group), Conv1D, LSTM and GRU (no projection) whose
     parameters are trained and belong to them alone. By default all of them in the body: not the head, which is what
-    stands outside `model.base_model`, or the last of them where there is no such part.
+    stands outside `model.base_model`, or the last of them if there is no such part.
 
     Raises:
         DendriticError: a pattern matches no prunable module, or nothing is left to prune.

@@ -1,6 +1,6 @@
-"""The dense twin of a compressed model: what it was before, rebuilt from its config, to measure beside it.
+"""The dense baseline of a compressed model: what it was before, rebuilt from its config, to measure beside it.
 
-The twin's weights are random. What a forward pass costs does not depend on their values, so the twin costs what the
+Its weights are random. What a forward pass costs does not depend on their values, so the baseline costs what the
 dense model did; of what the dense model answered it says nothing.
 """
 
@@ -20,20 +20,20 @@ logger = logging.get_logger(__name__)
 TOKENS = 128  # of a text sample, where nobody hands one in
 
 
-def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
+def dense_baseline(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same class and config without the compression, on the same device and in the same dtype. The
     random state is left alone."""
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), model.device:
-        twin = type(model)(config).eval()
-        return twin.to(dtype=model.dtype)  # type: ignore[call-arg]
+        baseline = type(model)(config).eval()
+        return baseline.to(dtype=model.dtype)  # type: ignore[call-arg]
 
 
-def measure_beside_twin(
+def measure_beside_dense(
     model: PreTrainedModel, example_inputs: Any = None, *, length: int = TOKENS, **options: Any
 ) -> EfficiencyReport | None:
-    """`measure` with the dense twin as baseline; without one where the config does not say what the dense model was:
+    """`measure` with the dense baseline; without one if the config does not say what the dense model was:
     for a model that is dense, or of the native form.
 
     Args:
@@ -47,7 +47,7 @@ def measure_beside_twin(
     try:
         inputs = typical_inputs(model, length) if example_inputs is None else example_inputs
         layout = layout_of(model)
-        baseline = None if layout is None or (layout.config.native and layout.packed) else dense_twin(model)
+        baseline = None if layout is None or (layout.config.native and layout.packed) else dense_baseline(model)
         return measure(model, inputs, baseline=baseline, **options)
     except Exception as error:  # the model's own code runs, on inputs that may not suit it
         logger.warning(f"The efficiency of {type(model).__name__} is not measured: {type(error).__name__}: {error}")

@@ -30,7 +30,9 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("The card has no figures, for matplotlib is missing: pip install optimum-dendritic[plots]")
+        logger.warning(
+            "The card has no figures: matplotlib is not installed. Run pip install optimum-dendritic[plots]."
+        )
         return {}
     (folder / FOLDER).mkdir(exist_ok=True)
     paths = {}

@@ -63,7 +63,7 @@ def metadata_of(
 
 
 def earlier_metadata(folder: Path) -> ModelCardData | None:
-    """The metadata of the card in `folder`; None where there is none that can be read."""
+    """The metadata of the card in `folder`; None if there is not one that can be read."""
     try:
         data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
         assert isinstance(data, ModelCardData)

@@ -104,14 +104,14 @@ def note_evaluation(
     sparsity: float | None = None,
     data: Any = None,
 ) -> None:
-    """Scores of the present weights. Numbers only; what the Trainer says of its own speed is no score."""
+    """Scores of the present weights. Numbers only; what the Trainer says of its own speed is not a score."""
     scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     facts, weights, seen = facts_of(model), fingerprint(model), data_of(data)
     facts.evaluations.append(Evaluation(metrics=numbers, weights=weights, step=step, sparsity=sparsity, data=seen))
 
 
-def hand_on_scores(model: nn.Module, before: str) -> None:
+def transfer_scores(model: nn.Module, before: str) -> None:
     """The weights with the fingerprint `before` have been packed, which leaves their outputs: so are their scores."""
     facts, now = facts_of(model), fingerprint(model)
     facts.evaluations = [dataclasses.replace(e, weights=now) if e.weights == before else e for e in facts.evaluations]
@@ -125,7 +125,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def data_of(source: Any) -> Data | None:
-    """The name of a `datasets.Dataset`, or of the one in a `DataLoader`; None where there is none."""
+    """The name of a `datasets.Dataset`, or of the one in a `DataLoader`; None if there is not one."""
     if isinstance(source, Data):
         return source
     library = sys.modules.get("datasets")  # who never imported it has none of its datasets

@@ -8,7 +8,7 @@ from typing import Any
 from ...config import DendriticConfig
 from ...efficiency.report import ABSENT, scaled
 
-Record = Mapping[str, Any]
+Content = Mapping[str, Any]
 
 FIGURES = {
     "parameters": "parameters",
@@ -42,12 +42,12 @@ WORDS = {
 }
 
 
-def batches(report: Record) -> list[str]:
+def batches(report: Content) -> list[str]:
     """The batch sizes of its latencies, ascending, as JSON keys."""
     return sorted(report["latency_ms"], key=int)
 
 
-def shapes_of(report: Record) -> str:
+def shapes_of(report: Content) -> str:
     """The inputs of one sample.
 
     >>> shapes_of({"context": {"input_shapes": {"input_ids": [1, 128], "attention_mask": [1, 128]}}})
@@ -75,7 +75,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def cost_rows(report: Record | None) -> list[list[str]]:
+def cost_rows(report: Content | None) -> list[list[str]]:
     """Figure, dense, this model, ratio; without a baseline the second and the last are left out. First the header."""
     if report is None:
         return []
@@ -89,7 +89,7 @@ def cost_rows(report: Record | None) -> list[list[str]]:
     return rows
 
 
-def score_rows(record: Record) -> list[list[str]]:
+def score_rows(record: Content) -> list[list[str]]:
     """Step, share removed and scores of the evaluations to compare: the last one of the model while it was dense, and
     those of its present weights. First the names of the columns."""
     weights = record["model"]["weights"]
@@ -108,14 +108,14 @@ def score_rows(record: Record) -> list[list[str]]:
     return [list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _says(column)), strict=True)]
 
 
-def dense_evaluation(record: Record) -> Record | None:
+def dense_evaluation(record: Content) -> Content | None:
     """The last evaluation of the model while nothing of it was removed."""
     weights = record["model"]["weights"]
     before = [e for e in record.get("evaluations", []) if e.get("sparsity", 1) <= 0 and e["weights"] != weights]
     return before[-1] if before else None
 
 
-def data_words(data: Record | None) -> str:
+def data_words(data: Content | None) -> str:
     """A dataset with its configuration, split and size, linked where the Hub has it."""
     if data is None:
         return ""
@@ -126,7 +126,7 @@ def data_words(data: Record | None) -> str:
     return f"{name}{config}{split}{samples}"
 
 
-def source_words(source: Record | None) -> str:
+def source_words(source: Content | None) -> str:
     """A model, linked where the Hub has it."""
     if source is None:
         return ""
@@ -134,7 +134,7 @@ def source_words(source: Record | None) -> str:
     return f"[{name}](https://huggingface.co/{name})" if source["on_hub"] else f"the local model `{name}`"
 
 
-def config_words(config: Record) -> str:
+def config_words(config: Content) -> str:
     """The config as one would write it: `sparsity`, then what differs from the default.
 
     >>> config_words(DendriticConfig(sparsity=0.8, budget="macs").to_dict())
@@ -147,14 +147,14 @@ def config_words(config: Record) -> str:
     return line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)"
 
 
-def form_counts(layers: Mapping[str, Record]) -> list[str]:
+def form_counts(layers: Mapping[str, Content]) -> list[str]:
     """How many layers took which form."""
     whole = {name for name, of in layers.items() if of["parameters"] == of["dense_parameters"]}
     forms = Counter("whole" if name in whole else of["form"].partition(":")[0] for name, of in layers.items())
     return [f"{count} {FORMS.get(form, f'({form})')}" for form, count in forms.most_common()]
 
 
-def hyperparameter_words(hyperparameters: Record) -> str:
+def hyperparameter_words(hyperparameters: Content) -> str:
     """One line."""
     named = [
         f"{WORDS[name]} {number(value) if isinstance(value, float) else value}"
@@ -181,7 +181,7 @@ def _says(column: tuple[str, ...]) -> bool:
     return any(column[1:])
 
 
-def _costs(report: Record) -> dict[str, tuple[str, str]]:
+def _costs(report: Content) -> dict[str, tuple[str, str]]:
     """Name of a figure -> its label and its cell."""
     cells = {"parameters": f"{report['parameters']:,}", "bytes": scaled(report["bytes"], "B")}
     cells["macs"] = scaled(report["macs"])

@@ -1,7 +1,7 @@
 """`write_card`: the model card of a compressed model, with its figures and `efficiency.json`, beside its weights.
 
 All that the card says comes from the content of `efficiency.json`, which is put together first: from the layout in the
-model's config, from what is known of its training, and from a measurement beside its dense twin.
+model's config, from what is known of its training, and from a measurement beside its dense baseline.
 """
 
 import copy
@@ -19,7 +19,7 @@ from ...efficiency.conditions import own_version
 from ...errors import DendriticError, invalid
 from ..checkpoint.auto_class import auto_class_for
 from . import text
-from .dense_baseline import measure_beside_twin
+from .dense_baseline import measure_beside_dense
 from .efficiency_json import recall, record_of, report_as_dict, write
 from .figures import draw
 from .metadata import earlier_metadata, metadata_of, pipeline_of
@@ -28,7 +28,9 @@ from .provenance import note_evaluation
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("card.md")
-TWIN = "a model of the same class and config with random weights: what a forward pass costs does not depend on them"
+DENSE_BASELINE = (
+    "a model of the same class and config with random weights: what a forward pass costs does not depend on them"
+)
 GIVEN = "the model that this one was measured beside"
 
 
@@ -51,7 +53,7 @@ def write_card(
         model: injected, packed or (its card then tells of nothing removed) dense; as it was saved.
         folder: where `model.save_pretrained` wrote it.
         report: what it costs. Default: as an earlier `efficiency.json` of these very weights has it, else measured now
-            beside the dense twin.
+            beside the dense baseline.
         repo_id: under which the card will stand on the Hub.
         example_inputs: to measure with; default: one sample made from the model's config.
         metrics: scores of these weights, beside those that `DendriticCallback` saw.
@@ -65,7 +67,7 @@ def write_card(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise invalid("folder", folder.name, "is no folder", "Call model.save_pretrained(folder) first.")
+        raise invalid("folder", folder.name, "is not a folder", "Call model.save_pretrained(folder) first.")
     if metrics is not None:
         note_evaluation(model, metrics)
     earlier = recall(model, folder)
@@ -73,8 +75,8 @@ def write_card(
     if report is not None:
         efficiency = report_as_dict(report, GIVEN)
     elif measuring is not False and (efficiency is None or measuring is not True):
-        report = measure_beside_twin(model, example_inputs, **({} if measuring is True else measuring))
-        efficiency = efficiency if report is None else report_as_dict(report, TWIN)
+        report = measure_beside_dense(model, example_inputs, **({} if measuring is True else measuring))
+        efficiency = efficiency if report is None else report_as_dict(report, DENSE_BASELINE)
     record = record_of(model, efficiency, earlier)
     write(record, folder)
     card = _card(model, record, draw(record, folder), folder, repo_id)
@@ -143,7 +145,7 @@ def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
         "dense": report.get("dense"),
         "context": report["context"],
         "shapes": text.shapes_of(report),
-        "command": _command(report, repo_id) if report.get("dense") == TWIN and repo_id is not None else None,
+        "command": _command(report, repo_id) if report.get("dense") == DENSE_BASELINE and repo_id is not None else None,
     }
 
 

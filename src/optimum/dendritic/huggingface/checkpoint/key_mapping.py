@@ -74,7 +74,7 @@ def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | No
             return new.removesuffix(".weight")
         if headed and not name.startswith(body) and any(key.startswith(f"{name}.") for key in keys):
             return None
-        rule, saved_as = f"is no module of {type(model).__name__}", model.config.architectures
+        rule, saved_as = f"is not a module of {type(model).__name__}", model.config.architectures
         remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."
         raise invalid("quantization_config.modules", name, rule, remedy, CheckpointError)
 

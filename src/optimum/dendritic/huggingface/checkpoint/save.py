@@ -64,7 +64,7 @@ def check_remote_code(model: PreTrainedModel) -> None:
         rule = "the native form loads in stock transformers, without this package"
         raise invalid("remote_code", True, rule, "Push without it.")
     if not type(model).__module__.startswith("transformers."):
-        rule = f"{type(model).__name__} is no class of transformers, so a stub cannot import it"
+        rule = f"{type(model).__name__} is not a class of transformers, so a stub cannot import it"
         raise invalid("remote_code", True, rule, "Push without it; loading then needs its module and one import.")
 
 

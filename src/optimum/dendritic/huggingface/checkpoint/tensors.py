@@ -40,7 +40,7 @@ def read_headers(files: Iterable[str]) -> list[Stored]:
     """Every tensor in the files, by their headers.
 
     Raises:
-        CheckpointError: a file is no safetensors file (nothing is ever unpickled), or is truncated or corrupt.
+        CheckpointError: a file is not a safetensors file (nothing is ever unpickled), or is truncated or corrupt.
     """
     stored: list[Stored] = []
     for file in files:
@@ -114,7 +114,7 @@ def _read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
 def _check_declared(expected: Mapping[str, Tensor], found: Mapping[str, Sequence[Stored]]) -> None:
     """Compare one module's tensors with what the headers declare."""
     for name in sorted(found.keys() - expected.keys()):
-        raise bad(name, found[name][0].shape, "is no tensor of its module's recorded form")
+        raise bad(name, found[name][0].shape, "is not a tensor of its module's recorded form")
     for name, tensor in expected.items():
         entries = found.get(name, ())
         if len(entries) != 1:

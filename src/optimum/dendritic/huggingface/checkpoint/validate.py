@@ -64,11 +64,11 @@ def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterato
         return
     if isinstance(record, Stack):
         if type(module) is not nn.ModuleList or len(module) != record.blocks:
-            yield f"is no record of a {type(module).__name__}"
+            yield f"is not a record of a {type(module).__name__}"
         return
     kinds = {Segments: is_prunable, Form: is_weight_layer, Recurrent: is_recurrent_layer}
     if not kinds[type(record)](module):
-        yield f"is no record of a {type(module).__name__}"
+        yield f"is not a record of a {type(module).__name__}"
     if isinstance(record, Segments):
         if record.activity != (IMPORTANCE[layout.config.importance].needs_activity or record.sprout > 0):
             yield f"activity contradicts importance = {layout.config.importance!r} and sprout = {record.sprout}"

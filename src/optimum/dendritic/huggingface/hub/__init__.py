@@ -1,1 +1,1 @@
-"""Pushing to the Hub: one commit, retried where that may help."""
+"""Pushing to the Hub: one commit, retried after a transient failure."""

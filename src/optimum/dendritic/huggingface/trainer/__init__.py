@@ -1,1 +1,1 @@
-"""The Trainer callback and what it looks after: logs, resuming, teachers, engines, pushes."""
+"""The Trainer callback and what it handles: logs, resuming, teachers, engines, pushes."""

@@ -1,4 +1,4 @@
-"""`DendriticCallback`: runs the plain functions at the right moments of a stock `Trainer`. It holds no mathematics.
+"""`DendriticCallback`: runs the plain functions at the right moments of a stock `Trainer`. It contains no formulas.
 
 Everything that training changes lives in the model's buffers and the Trainer's step counter, so a resumed run continues
 bit for bit; the callback itself can be thrown away and built again at any time.
@@ -21,14 +21,14 @@ from ...errors import invalid
 from ...inject import inject_
 from ...state import layout_of
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
-from ..card.provenance import fingerprint, hand_on_scores, note_evaluation, note_training
+from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
-from .engines import check_engine, check_learns_sprouts, deepspeed_engine, save_in_whole
+from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
 from .last_checkpoint import random_states
-from .logging import Progress, stand_before_reporters
-from .push import look_after_pushes
-from .resume import check_length, noted, planned_steps, refuse_other_masks
+from .logging import Progress, order_callbacks
+from .push import attach_hub_pushes
+from .resume import check_length, planned_steps, refuse_other_masks, saved_attributes
 from .teacher import Teacher, match_trainer, name_of, teacher_for
 
 logger = logging.get_logger(__name__)
@@ -65,12 +65,12 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.teacher = teacher
         self.example_inputs = example_inputs
         self.plan: dict[int, Update] = {}
-        self.max_steps = 0  # that the plan is made for
+        self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
         self.regrown = 0
         self.saw_init = False
         self.progress = Progress()
-        self.engine: Any = None  # of DeepSpeed, which steps by itself
+        self.engine: Any = None  # the DeepSpeed engine, which calls the optimizer itself
 
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
@@ -82,7 +82,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         self.saw_init = True
         check_engine(args.torch_compile)
-        look_after_pushes()
+        attach_hub_pushes()
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:
@@ -100,18 +100,18 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if layout.config != self.config:
             rule = "differs from the config that the model was injected with"
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
-        notes = {} if layout.packed else noted(type(self).__name__, self.config, state)
+        notes = {} if layout.packed else saved_attributes(type(self).__name__, self.config, state)
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
         self.random_states = random_states(args)
         self.plan = {} if layout.packed else update_plan(self.config, self.max_steps)
         check_length(self.max_steps, self.plan, state, self.config)
         if not layout.packed:
-            check_learns_sprouts(model, kwargs["optimizer"])
+            check_trains_sprouts(model, kwargs["optimizer"])
         if self.plan:
             teacher = name_of(model, self.teacher) if self.config.distillation else None
             note_training(model, args, state, kwargs["train_dataloader"], teacher)
-        look_after_pushes()
-        self.progress = stand_before_reporters(self)
+        attach_hub_pushes()
+        self.progress = order_callbacks(self)
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
@@ -155,7 +155,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            self.progress.tell(pruning_of(model), self.regrown, self.plan, logs, state)
+            self.progress.log(pruning_of(model), self.regrown, self.plan, logs, state)
 
     def on_evaluate(
         self,
@@ -192,8 +192,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         masked = fingerprint(model)
         compress_(model, self.example_inputs)
-        hand_on_scores(model, masked)
-        save_in_whole()
+        transfer_scores(model, masked)
+        save_full_state_dict()
         self.plan = {}
 
     def _due(self, state: TrainerState) -> bool:

@@ -1,4 +1,4 @@
-"""What trains the Trainer's model: which engines of accelerate a compression can work with, and how it ends on them.
+"""The engines that train a Trainer's model: which of them a compression can work with, and how it ends on them.
 
 DDP and FSDP2 leave gradients and parameters where a callback finds them; DeepSpeed's ZeRO 1 and 2 need `deepspeed`.
 """
@@ -17,7 +17,7 @@ from ...unofficial import calling
 
 
 def check_engine(compiles: bool) -> None:
-    """Raise `DendriticError` where the Trainer's engine, or a setting of it, would break the compression.
+    """Raise `DendriticError` if the Trainer's engine, or a setting of it, would break the compression.
 
     Args:
         compiles: whether the Trainer compiles the model.
@@ -49,15 +49,15 @@ def check_engine(compiles: bool) -> None:
 
 
 def deepspeed_engine() -> Any:
-    """The `DeepSpeedEngine` of the Trainer whose callbacks are running; None where another engine trains."""
+    """The `DeepSpeedEngine` of the Trainer whose callbacks are running; None if another engine trains."""
     from transformers import Trainer
 
     trainer = calling(Trainer)
     return trainer.deepspeed if trainer is not None and trainer.is_deepspeed_enabled else None
 
 
-def save_in_whole() -> None:
-    """Let `Trainer.save_model` write a model that is no longer sharded: under `SHARDED_STATE_DICT` it writes none."""
+def save_full_state_dict() -> None:
+    """Let `Trainer.save_model` write a model that is not sharded: under `SHARDED_STATE_DICT` it writes nothing."""
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
@@ -67,11 +67,11 @@ def save_in_whole() -> None:
         state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
-def check_learns_sprouts(model: nn.Module, optimizer: Optimizer) -> None:
-    """Injection leaves parameters what they are, so any optimizer goes on with them; only sprouts add new ones.
+def check_trains_sprouts(model: nn.Module, optimizer: Optimizer) -> None:
+    """Check that the optimizer trains the sprouts, the only parameters that injection adds.
 
     Raises:
-        DendriticError: the optimizer has the weight of a layer and not its sprout, which would never learn.
+        DendriticError: the optimizer has the weight of a layer and not its sprout, which would stay untrained.
     """
     learnt = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, layer in dendritic_layers(model).items():

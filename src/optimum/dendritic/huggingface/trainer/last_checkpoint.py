@@ -2,7 +2,8 @@
 
 The Trainer writes a checkpoint in place, file by file: weights, optimizer, scheduler, random states and, last of its
 process, `trainer_state.json`; then it deletes older checkpoints. `resume_from_checkpoint=True` takes the newest folder,
-also one that was being written when the process died, and fails on it. `last_checkpoint` takes the newest whole one.
+also one that was being written when the process was killed, and fails on it. `last_checkpoint` takes the newest
+complete one.
 """
 
 import json
@@ -32,13 +33,13 @@ def last_checkpoint(output_dir: str | os.PathLike[str] | None) -> str | None:
     """The newest complete checkpoint of a run, to be passed as `trainer.train(resume_from_checkpoint=...)`.
 
     Every newer one that was cut short is named in a warning, with what it lacks. Nothing is loaded or deleted: files
-    are checked by presence, length and structure, which is all that the death of a process can harm.
+    are checked by presence, length and structure, which is all that killing a process can damage.
 
     Args:
-        output_dir: of the `TrainingArguments`; it need not exist.
+        output_dir: the `output_dir` of the `TrainingArguments`; it need not exist.
 
     Returns:
-        Its folder; None where there is none, which starts the training from the beginning.
+        The folder of the checkpoint; None if there is not one, which starts the training from the beginning.
     """
     parts = Path(output_dir).iterdir() if output_dir is not None and Path(output_dir).is_dir() else ()
     found = {int(name[1]): path for path in parts if path.is_dir() and (name := FOLDER.fullmatch(path.name))}
@@ -64,7 +65,7 @@ def first(saved: Any) -> dict[str, Any] | None:
 
 
 def _fault(folder: Path) -> str | None:
-    """What a checkpoint lacks or where it is broken, None for a complete one."""
+    """What a checkpoint lacks or which of its files is incomplete; None for a complete one."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     state = _json(folder / STATE)
     if not isinstance(state, dict) or "global_step" not in state:
@@ -99,7 +100,7 @@ def _file_fault(path: Path) -> str | None:
             read_headers([str(path)])
         except CheckpointError:
             return f"{path.name} is incomplete"
-    if TORCH.fullmatch(path.name) and not zipfile.is_zipfile(path):  # its directory stands at its end
+    if TORCH.fullmatch(path.name) and not zipfile.is_zipfile(path):  # the directory of a zip file is at its end
         return f"{path.name} is incomplete"
     if path.name.endswith(".index.json") and _json(path) is None:
         return f"{path.name} is incomplete"
@@ -107,7 +108,7 @@ def _file_fault(path: Path) -> str | None:
 
 
 def _json(path: Path) -> Any:
-    """The content of a JSON file; None where it is missing or cut short."""
+    """The content of a JSON file; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

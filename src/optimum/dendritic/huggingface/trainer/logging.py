@@ -1,4 +1,4 @@
-"""What the Trainer's console and reporters see: the order of its callbacks, and how far the compression has come."""
+"""What the Trainer's console and reporters see: the order of its callbacks, and the progress of the compression."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +16,14 @@ from transformers.trainer_callback import CallbackHandler
 from ...schedules import PHASES, PRUNING, RECOVERY, WARMUP
 from ...train_steps import Pruning, Update
 from ...unofficial import calling
-from .resume import NoStepTooMany
+from .resume import SkipStepAfterLast
 
 
-class LayerDensity(TrainerCallback):
-    """Adds the density of each layer to what reporters log; stands behind the console, which it would flood."""
+class LogLayerDensity(TrainerCallback):
+    """Adds the density of each layer to what reporters log; it runs after the console, which it would flood."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, float] = {}  # of the log entry at hand
+        self.kept: dict[str, float] = {}  # the density of each layer, for the present log entry
 
     def on_log(
         self,
@@ -40,15 +40,20 @@ class LayerDensity(TrainerCallback):
 
 @dataclass
 class Progress:
-    """Where to say how far the compression has come."""
+    """Adds the progress of the compression to the log and to the progress bar.
+
+    Attributes:
+        console: the Trainer's callbacks that print to the console.
+        layers: the callback that logs the density of each layer.
+    """
 
     console: list[TrainerCallback] = field(default_factory=list)
-    layers: LayerDensity = field(default_factory=LayerDensity)
+    layers: LogLayerDensity = field(default_factory=LogLayerDensity)
 
-    def tell(
+    def log(
         self, pruning: Pruning, regrown: int, plan: dict[int, Update], logs: dict[str, Any], state: TrainerState
     ) -> None:
-        """Add to a log entry, for reporters, and to the progress bar."""
+        """Add sparsity, regrown segments and phase to a log entry, and to the progress bar."""
         step, sparsity = state.global_step, round(pruning.sparsity, 4)
         phase = RECOVERY if step >= max(plan) else PRUNING if step >= min(plan) else WARMUP
         _note({"sparsity": sparsity, "regrown": regrown, "phase": phase}, logs, state)
@@ -58,8 +63,8 @@ class Progress:
                 console.training_bar.set_postfix(sparsity=sparsity, phase=PHASES[phase])
 
 
-def stand_before_reporters(callback: TrainerCallback) -> Progress:
-    """Order the Trainer's callbacks: this one, the console, `LayerDensity`, everyone else, `NoStepTooMany`.
+def order_callbacks(callback: TrainerCallback) -> Progress:
+    """Order the Trainer's callbacks: this one, the console, `LogLayerDensity`, everyone else, `SkipStepAfterLast`.
 
     Reporters (TensorBoard, W&B, …) read `logs` in list order and stand before user callbacks, which would hide our
     values from them. Where no Trainer is calling, the order stays as it was.
@@ -67,12 +72,12 @@ def stand_before_reporters(callback: TrainerCallback) -> Progress:
     handler = calling(CallbackHandler)
     if handler is None:
         return Progress()
-    ours = (callback, *(c for c in handler.callbacks if isinstance(c, LayerDensity | NoStepTooMany)))
+    ours = (callback, *(c for c in handler.callbacks if isinstance(c, LogLayerDensity | SkipStepAfterLast)))
     others = [c for c in handler.callbacks if c not in ours]
     progress = Progress([c for c in others if isinstance(c, ProgressCallback | PrinterCallback)])
     others = [c for c in others if c not in progress.console]
     # a new list: the caller iterates the old one
-    handler.callbacks = [callback, *progress.console, progress.layers, *others, NoStepTooMany()]
+    handler.callbacks = [callback, *progress.console, progress.layers, *others, SkipStepAfterLast()]
     return progress
 
 

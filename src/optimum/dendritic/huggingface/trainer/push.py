@@ -1,6 +1,6 @@
-"""A Trainer's pushes: with our card, with patience, never with the token inside, never failing in silence.
+"""A Trainer's pushes: with the card of this package, retried, without the token, and with a warning if one fails.
 
-Everything is put on the one Trainer at hand: on the instance, never on the class.
+The methods are replaced on the instance of the Trainer that is running, never on its class.
 """
 
 import os
@@ -41,8 +41,8 @@ import optimum.dendritic
 
 
 class Secret(str):
-    """A token that no file keeps: it is pickled as None. (`training_args.bin`, which every Trainer pushes, is a pickle
-    of arguments with the token among them.)"""
+    """A token that is pickled as None. (`training_args.bin`, which every Trainer pushes, is a pickle of arguments, and
+    the token is one of them.)"""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return type(None), ()
@@ -55,7 +55,7 @@ class Secret(str):
 
 
 class HubPushes(TrainerCallback):
-    """Looks after the pushes of one Trainer."""
+    """Handles the pushes of one Trainer."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
@@ -108,7 +108,7 @@ class HubPushes(TrainerCallback):
         self.has_card = self.pushing
 
     def push_to_hub(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
-        """Push again where that may help: where only an answer was lost, the Hub finds all files in place.
+        """Push, and retry after a transient failure; if only an answer was lost, the Hub has all files already.
 
         Raises:
             PushError: the Hub refused, or could not be reached in several attempts.
@@ -124,7 +124,7 @@ class HubPushes(TrainerCallback):
             self.pushing = self.has_card = False
 
 
-def look_after_pushes() -> None:
+def attach_hub_pushes() -> None:
     """Attach `HubPushes` to the Trainer whose callbacks are running, once."""
     from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
 

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the one it goes on from, and what the Trainer leaves undone for it."""
+"""Checks that a resumed run continues the one before, and a correction of where the Trainer ends it."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from .last_checkpoint import first
 logger = logging.get_logger(__name__)
 
 
-def noted(name: str, config: DendriticConfig, state: TrainerState) -> dict[str, Any]:
-    """What the callback had noted when the checkpoint that `state` resumes was written; empty for a run that starts.
+def saved_attributes(name: str, config: DendriticConfig, state: TrainerState) -> dict[str, Any]:
+    """The callback's attributes in the checkpoint that `state` resumes; empty for a run that starts.
 
     Args:
-        name: of the callback's class, under which the Trainer keeps its notes.
+        name: the name of the callback's class, under which the Trainer saves its attributes.
 
     Raises:
         DendriticError: the checkpoint was written without the callback, or with another config.
@@ -52,11 +52,11 @@ def planned_steps(notes: dict[str, Any], state: TrainerState) -> int:
 
 
 def check_length(steps: int, plan: dict[int, Update], state: TrainerState, config: DendriticConfig) -> None:
-    """A resumed run may be longer than planned (more recovery) or shorter, but not end before its mask is final; a
-    short one is warned of.
+    """Check that a run does not end before its mask is final; warn if it has room for few updates, or if a resumed run
+    is longer or shorter than planned, which changes its recovery alone.
 
     Raises:
-        DendriticError: it would end before.
+        DendriticError: the run would end before its mask is final.
     """
     if 0 < len(plan) < config.updates:
         logger.warning(
@@ -74,11 +74,11 @@ def check_length(steps: int, plan: dict[int, Update], state: TrainerState, confi
     )
 
 
-class NoStepTooMany(TrainerCallback):
-    """Takes back the step that the Trainer takes beyond the last one, when it resumes a run that died before its end.
+class SkipStepAfterLast(TrainerCallback):
+    """Undoes the step that the Trainer takes beyond the last one when it resumes a run that was killed at its end.
 
-    (It asks whether to stop only after a step, unless the last one ended an epoch.) Stands behind all other callbacks,
-    so that nothing is saved, either: the checkpoint of the last step is there.
+    (The Trainer checks whether to stop only after a step, unless the last one ended an epoch.) This callback runs after
+    all others, so that nothing is saved, either: the checkpoint of the last step exists already.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a Trainer's teacher comes from, and how its term of the loss is brought in line with the Trainer's own."""
+"""The teacher of a Trainer's model, and how its term of the loss is scaled as the Trainer scales its own."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ def teacher_for(model: nn.Module, teacher: Teacher | None) -> nn.Module:
     """The teacher itself, the one in a folder or on the Hub, or a copy of `model`, which is not injected yet.
 
     Raises:
-        DendriticError: there is none to copy, since `model` is injected or packed already.
+        DendriticError: there is no dense model to copy, since `model` is injected or packed already.
     """
     if isinstance(teacher, nn.Module):
         return teacher
@@ -33,7 +33,7 @@ def teacher_for(model: nn.Module, teacher: Teacher | None) -> nn.Module:
 
 
 def name_of(model: nn.Module, teacher: Teacher | None) -> Source | None:
-    """What to call the teacher of `model`; None where it has no name."""
+    """The name to publish of the teacher of `model`; None if it does not have one."""
     if teacher is None:
         return base_of(model)
     if isinstance(teacher, nn.Module):
