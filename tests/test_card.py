@@ -12,13 +12,13 @@ import jsonschema
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from helpers.cards import pruned, tiny_bert
 from helpers.compare import every
 from helpers.models import build
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
     Trainer,
@@ -27,19 +27,13 @@ from transformers import (
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, inject_, score_, update_
 from optimum.dendritic.huggingface.card import dense_baseline, figures
-from optimum.dendritic.huggingface.card.efficiency_json import SCHEMA
 from optimum.dendritic.huggingface.card.provenance import POINTS, curve, data_of, facts_of, fingerprint, note_evaluation
+from optimum.dendritic.huggingface.card.schema import FILE as SCHEMA
 from optimum.dendritic.huggingface.card.write import write_card
 
 QUICK = {"seconds": 0.02, "threads": 1, "large_batch": 2, "memory": False}
 CONFIG = DendriticConfig(sparsity=0.5, updates=5, segment_size=8)
 CHECK = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-
-
-def tiny_bert(**changes: Any) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    return BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=12, **shape | changes))
 
 
 def reviews(folder: Path) -> Dataset:
@@ -97,14 +91,6 @@ def told(monkeypatch) -> list[str]:
     monkeypatch.setattr(dense_baseline.logger, "warning", messages.append)
     monkeypatch.setattr(figures.logger, "warning", messages.append)
     return messages
-
-
-def pruned(model: PreTrainedModel, pack: bool = True) -> PreTrainedModel:
-    """Half of it gone, without a Trainer."""
-    inject_(model, DendriticConfig(sparsity=0.5, segment_size=8, importance="magnitude"))
-    score_(model)
-    update_(model, 0.5)
-    return compress_(model) if pack else model
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:

@@ -2,13 +2,14 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.cards import places
 from helpers.checkpoints import saved
 from helpers.compare import every
 from hypothesis import given
@@ -348,14 +349,6 @@ def test_a_flipped_bit_in_the_header(originals, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "flipped"
     write(folder, original, weights=bytes(content))
     load_or_refuse(folder, model)
-
-
-def places(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    """The paths to everything in a JSON value."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in children:
-        yield (*path, key)
-        yield from places(child, *path, key)
 
 
 JSON = st.sampled_from([None, True, False, -1, 0, 1, 2, 3, 8, 16, 0.5, HUGE, 2**70, "", "bert", QUERY, [], [8], {}])

@@ -1,7 +1,7 @@
 """`efficiency.json`: all that is known of a compressed model, for machines; the card shows the same to people.
 
-Its form is `efficiency.schema.json` beside this file. What was measured or scored earlier is read back from it, for the
-weights that it was measured on and for no others.
+Its form is `efficiency.schema.json` beside this file, which is held against whatever is read. What was measured or
+scored earlier is read back from it, for the weights that it was measured on and for no others.
 """
 
 import json
@@ -19,13 +19,15 @@ from ...inspection.density import density
 from ...layout.layout import Layout
 from ...state import base_of, layout_of
 from ...unofficial import commit_of
+from .escape import shown
 from .provenance import ATTRIBUTE, Facts, facts_of, fingerprint, present
+from .schema import first_fault
 
 logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 FILE = "efficiency.json"
-SCHEMA = Path(__file__).with_name("efficiency.schema.json")
+LARGEST = 2**24  # bytes of a file that is read
 
 
 def record_of(
@@ -72,11 +74,6 @@ def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     return earlier or {}
 
 
-def write(record: Mapping[str, Any], folder: Path) -> None:
-    """Write `efficiency.json`. Raises `ValueError` for a number that is not finite."""
-    (folder / FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
     compression = {"config": present(layout.config.to_dict()), "packed": layout.packed}
     if layout.config.native and layout.packed:  # its config says what it is, and no longer what it was
@@ -106,19 +103,18 @@ def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | No
     """The record in a folder or on the Hub, if it is of these weights; one that is damaged is told of and left."""
     try:
         file = cached_file(place, FILE, revision=revision)
-        record = None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # it is not there, or no JSON
-        logger.info(f"No {FILE} could be read from {place}: {error}")
+        if file is None:
+            return None
+        if Path(file).stat().st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST} bytes")
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        fault = first_fault(record)
+        if fault is not None:
+            raise ValueError(f"it breaks the rule {fault}")
+    except Exception as error:  # whoever wrote the file, and a Hub that answers strangely, can make it any
+        logger.info(f"No {FILE} could be read from {place}: {shown(error)}")
         return None
-    match record:
-        case {"format_version": version, "model": {"weights": of}} if (version, of) == (FORMAT_VERSION, weights):
-            try:
-                _facts_in(record)
-            except TypeError as error:
-                logger.info(f"The {FILE} in {place} says what no {FILE} says: {error}")
-                return None
-            return record
-    return None
+    return record if record["model"]["weights"] == weights else None
 
 
 def _facts_in(record: Mapping[str, Any]) -> Facts:

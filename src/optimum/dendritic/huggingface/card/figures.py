@@ -6,12 +6,13 @@ are not known is not drawn.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
 from ...schedules import PHASES
+from .escape import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +25,9 @@ NARROWEST = 0.1  # share of the width that a phase needs to have its name above 
 LEAST_POINTS = 3  # of a curve; fewer are better read in a table
 
 
-def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Name of each figure that was drawn -> its path within `folder`. Nothing, and a line in the log, without
-    matplotlib."""
+def draw(record: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+    """Name of each figure that could be drawn -> its path within the card's folder, and its PNG. Nothing, and a line in
+    the log, without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -34,14 +35,21 @@ def draw(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
             "The card has no figures: matplotlib is not installed. Run pip install optimum-dendritic[plots]."
         )
         return {}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    paths = {}
+    drawn = {}
     for name, plot in (("density", _density), ("training", _training), ("evaluations", _evaluations)):
-        figure = Figure(layout="constrained")
-        if plot(figure, record):
-            figure.savefig(folder / FOLDER / f"{name}.png", dpi=150)
-            paths[name] = f"{FOLDER}/{name}.png"
-    return paths
+        figure, image = Figure(layout="constrained"), BytesIO()
+        try:
+            if plot(figure, record):
+                figure.savefig(image, format="png", dpi=150)
+                drawn[name] = (f"{FOLDER}/{name}.png", image.getvalue())
+        except Exception as error:  # numbers and names that another wrote
+            logger.warning(f"The figure {name} is not drawn: {type(error).__name__}: {shown(error)}")
+    return drawn
+
+
+def _label(name: object) -> str:
+    """A foreign name as matplotlib is to show it: a dollar would begin a formula."""
+    return shown(name).replace("$", r"\$")
 
 
 def _density(figure: "Figure", record: Mapping[str, Any]) -> bool:
@@ -58,8 +66,8 @@ def _density(figure: "Figure", record: Mapping[str, Any]) -> bool:
     figure.set_size_inches(max(7.0, 3.5 + 0.45 * len(depths)), 1.6 + 0.32 * len(kinds))
     axes = figure.subplots()
     image = axes.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(depths)), depths)
-    axes.set_yticks(range(len(kinds)), list(kinds))
+    axes.set_xticks(range(len(depths)), list(map(_label, depths)))
+    axes.set_yticks(range(len(kinds)), list(map(_label, kinds)))
     axes.set_xlabel("block")
     for row, line in enumerate(cells):
         for column, value in enumerate(line):
@@ -73,7 +81,8 @@ def _density(figure: "Figure", record: Mapping[str, Any]) -> bool:
 def _bars(figure: "Figure", kept: dict[str, float]) -> None:
     figure.set_size_inches(7, min(18.0, 1.2 + 0.28 * len(kept)))
     axes = figure.subplots()
-    bars = axes.barh(list(_short(list(kept))), list(kept.values()), color=COLOURS["loss"])
+    bars = axes.barh(range(len(kept)), list(kept.values()), color=COLOURS["loss"])
+    axes.set_yticks(range(len(kept)), list(map(_label, _short(list(kept)))))
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
     axes.invert_yaxis()
     axes.set(xlabel="% of the parameters left", xlim=(0, max(108.0, *kept.values())))
@@ -126,7 +135,7 @@ def _evaluations(figure: "Figure", record: Mapping[str, Any]) -> bool:
                 f"step {entry['step']:,}", (x, y), xytext=(6, 6), textcoords="offset points", fontsize="small"
             )
     budget = "MACs" if record["compression"]["config"]["budget"] == "macs" else "parameters"
-    axes.set(xlabel=f"removed (% of the {budget} of the target layers)", ylabel=metric)
+    axes.set(xlabel=f"removed (% of the {budget} of the target layers)", ylabel=_label(metric))
     axes.margins(x=0.12, y=0.15)
     axes.grid(alpha=0.3)
     return True

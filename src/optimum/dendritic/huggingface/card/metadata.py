@@ -9,6 +9,7 @@ from transformers.modelcard import infer_metric_tags_from_eval_results
 from transformers.pipelines import SUPPORTED_TASKS
 from transformers.utils import logging
 
+from .escape import on_hub, plain, shown
 from .text import FIGURES, batches, shapes_of
 
 logger = logging.get_logger(__name__)
@@ -37,24 +38,25 @@ def metadata_of(
         earlier: the metadata of the card that is replaced: its license, language and tags stay.
     """
     base = record.get("base", {})
-    base_model = base["name"] if base.get("on_hub") else None
-    kept: dict[str, Any] = {field: None if earlier is None else earlier.get(field) for field in KEPT}
+    base_model = base["name"] if base and on_hub(base) else None
+    kept: dict[str, Any] = {field: None if earlier is None else plain(earlier.get(field)) for field in KEPT}
     if kept["license"] is None and base_model is not None:
         kept["license"] = _license_of(base_model)
     data = [record.get("training", {}).get("data"), *(entry.get("data") for entry in scores_in(record))]
-    on_hub = list(dict.fromkeys(each["name"] for each in data if each is not None and each["on_hub"]))
+    datasets = list(dict.fromkeys(each["name"] for each in data if on_hub(each)))
     scores = {metric: value for entry in scores_in(record) for metric, value in entry["metrics"].items()}
     task = pipeline_tag or "other"
     results = [*_task_results(record, task), *_efficiency_results(record, task)]
-    kept_tags = (earlier.tags if earlier is not None else None) or []
+    tags = None if earlier is None else plain(earlier.tags)
+    kept_tags = tags if isinstance(tags, list) else []
     relation: dict[str, Any] = {} if base_model is None else {"base_model_relation": "finetune"}
     return ModelCardData(
         base_model=base_model,
-        datasets=on_hub or None,
+        datasets=datasets or None,
         eval_results=results or None,
         library_name="transformers",
         metrics=list(infer_metric_tags_from_eval_results(scores)) or None,
-        model_name=name if results else None,
+        model_name=shown(name) if results else None,
         pipeline_tag=pipeline_tag,
         tags=[*(TAGS if "compression" in record else TAGS[:1]), *kept_tags],
         **kept,
@@ -68,8 +70,8 @@ def earlier_metadata(folder: Path) -> ModelCardData | None:
         data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
         assert isinstance(data, ModelCardData)
         return data
-    except (OSError, ValueError) as error:
-        logger.debug(f"No earlier card in {folder}: {error}")
+    except Exception as error:  # a YAML parser runs on a file that anyone may have written
+        logger.debug(f"No earlier card in {folder.name}: {shown(error)}")
         return None
 
 
@@ -88,12 +90,12 @@ def _task_results(record: Mapping[str, Any], task: str) -> Iterator[EvalResult]:
         for metric, value in entry["metrics"].items():
             yield EvalResult(
                 task_type=task,
-                dataset_type=data["name"],
-                dataset_name=data["name"],
-                dataset_config=data.get("config"),
-                dataset_split=data.get("split"),
-                metric_type=metric,
-                metric_name=metric,
+                dataset_type=shown(data["name"]),
+                dataset_name=shown(data["name"]),
+                dataset_config=plain(data.get("config")),
+                dataset_split=plain(data.get("split")),
+                metric_type=shown(metric),
+                metric_name=shown(metric),
                 metric_value=value,
             )
 
@@ -112,9 +114,9 @@ def _efficiency_results(record: Mapping[str, Any], task: str) -> Iterator[EvalRe
         yield EvalResult(
             task_type=task,
             dataset_type="synthetic",
-            dataset_name=f"one sample, {shapes_of(report)}",
-            metric_type=name,
-            metric_name=words,
+            dataset_name=shown(f"one sample, {shapes_of(report)}"),
+            metric_type=shown(name),
+            metric_name=shown(words),
             metric_value=value,
         )
 
@@ -126,4 +128,4 @@ def _license_of(base_model: str) -> str | None:
     except Exception as error:  # offline, refused, no such model; what the transport raises differs between clients
         logger.info(f"The license of {base_model} is unknown: {type(error).__name__}")
         return None
-    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+    return next((shown(tag.removeprefix("license:")) for tag in tags if tag.startswith("license:")), None)

@@ -1,12 +1,12 @@
 """The words and cells of a card, from the content of `efficiency.json`. What is unknown becomes nothing, not a zero."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from ...config import DendriticConfig
 from ...efficiency.report import ABSENT, scaled
+from .escape import Markdown, code, in_cell, on_hub, python, words
 
 Content = Mapping[str, Any]
 
@@ -115,26 +115,28 @@ def dense_evaluation(record: Content) -> Content | None:
     return before[-1] if before else None
 
 
-def data_words(data: Content | None) -> str:
+def data_words(data: Content | None) -> Markdown:
     """A dataset with its configuration, split and size, linked where the Hub has it."""
     if data is None:
-        return ""
-    name = f"[{data['name']}](https://huggingface.co/datasets/{data['name']})" if data["on_hub"] else data["name"]
-    config = f" ({data['config']})" if "config" in data else ""
-    split = f", {data['split']} split" if "split" in data else ""
+        return Markdown()
+    name = words(data["name"])
+    name = f"[{name}](https://huggingface.co/datasets/{data['name']})" if on_hub(data) else name
+    config = f" ({words(data['config'])})" if "config" in data else ""
+    split = f", {words(data['split'])} split" if "split" in data else ""
     samples = f", {data['samples']:,} samples" if "samples" in data else ""
-    return f"{name}{config}{split}{samples}"
+    return Markdown(f"{name}{config}{split}{samples}")
 
 
-def source_words(source: Content | None) -> str:
+def source_words(source: Content | None) -> Markdown:
     """A model, linked where the Hub has it."""
     if source is None:
-        return ""
+        return Markdown()
     name = source["name"]
-    return f"[{name}](https://huggingface.co/{name})" if source["on_hub"] else f"the local model `{name}`"
+    linked = f"[{words(name)}](https://huggingface.co/{name})"
+    return Markdown(linked if on_hub(source) else f"the local model {code(name)}")
 
 
-def config_words(config: Content) -> str:
+def config_words(config: Content) -> Markdown:
     """The config as one would write it: `sparsity`, then what differs from the default.
 
     >>> config_words(DendriticConfig(sparsity=0.8, budget="macs").to_dict())
@@ -142,9 +144,9 @@ def config_words(config: Content) -> str:
     """
     default = DendriticConfig().to_dict()
     named = [name for name in config if name == "sparsity" or (name in default and config[name] != default[name])]
-    fields = [f"{name}={_code(config[name])}" for name in named]
+    fields = [f"{name}={python(config[name])}" for name in named]
     line = f"DendriticConfig({', '.join(fields)})"
-    return line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)"
+    return Markdown(line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)")
 
 
 def form_counts(layers: Mapping[str, Content]) -> list[str]:
@@ -154,26 +156,21 @@ def form_counts(layers: Mapping[str, Content]) -> list[str]:
     return [f"{count} {FORMS.get(form, f'({form})')}" for form, count in forms.most_common()]
 
 
-def hyperparameter_words(hyperparameters: Content) -> str:
+def hyperparameter_words(hyperparameters: Content) -> Markdown:
     """One line."""
     named = [
-        f"{WORDS[name]} {number(value) if isinstance(value, float) else value}"
+        f"{WORDS[name]} {words(number(value) if isinstance(value, float) else value)}"
         for name, value in hyperparameters.items()
         if name in WORDS
     ]
-    return ", ".join(named)
+    return Markdown(", ".join(named))
 
 
-def table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> Markdown:
     """Markdown; the first row is the header, words are to the left, numbers to the right."""
     rule = ["---" if name in ("", DATA) else "---:" for name in rows[0]]
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [rows[0], rule, *rows[1:]]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _code(value: Any) -> str:
-    """As formatters write it: strings in double quotes."""
-    return json.dumps(value) if isinstance(value, str | list) else repr(value)
+    lines = [[in_cell(name) for name in rows[0]], rule, *([in_cell(value) for value in row] for row in rows[1:])]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _says(column: tuple[str, ...]) -> bool:

@@ -5,12 +5,13 @@ model's config, from what is known of its training, and from a measurement besid
 """
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+import jinja2
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -18,9 +19,10 @@ from ...efficiency import EfficiencyReport
 from ...efficiency.conditions import own_version
 from ...errors import DendriticError, invalid
 from ..checkpoint.auto_class import auto_class_for
-from . import text
+from ..checkpoint.files import replace
+from . import escape, text
 from .dense_baseline import measure_beside_dense
-from .efficiency_json import recall, record_of, report_as_dict, write
+from .efficiency_json import FILE, recall, record_of, report_as_dict
 from .figures import draw
 from .metadata import earlier_metadata, metadata_of, pipeline_of
 from .provenance import note_evaluation
@@ -78,9 +80,14 @@ def write_card(
         report = measure_beside_dense(model, example_inputs, **({} if measuring is True else measuring))
         efficiency = efficiency if report is None else report_as_dict(report, DENSE_BASELINE)
     record = record_of(model, efficiency, earlier)
-    write(record, folder)
-    card = _card(model, record, draw(record, folder), folder, repo_id)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    figures = draw(record)
+    card = _card(model, record, {name: path for name, (path, _) in figures.items()}, folder, repo_id)
+    numbers = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    for path, image in figures.values():
+        (folder / path).parent.mkdir(exist_ok=True)
+        replace(folder / path, image)
+    replace(folder / FILE, numbers)
+    replace(folder / "README.md", card)
     return record
 
 
@@ -90,14 +97,16 @@ def _card(
     figures: Mapping[str, str],
     folder: Path,
     repo_id: str | None,
-) -> ModelCard:
+) -> str:
     title = (repo_id or folder.resolve().name).rpartition("/")[2]
     auto_class = _auto_class(model)
     pipeline_tag = pipeline_of(auto_class)
     metadata = metadata_of(record, name=title, pipeline_tag=pipeline_tag, earlier=earlier_metadata(folder))
-    card = ModelCard.from_template(
-        metadata,
-        template_path=str(TEMPLATE),
+    filters = {"code": escape.code, "identifier": escape.identifier, "python": escape.python}
+    environment = jinja2.Environment(finalize=escape.words)  # whatever is not Markdown is escaped
+    environment.filters |= filters
+    content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        card_data=escape.Markdown(metadata.to_yaml()),
         title=title,
         place=repo_id or f"path/to/{title}",
         model_class=type(model).__name__,
@@ -111,8 +120,7 @@ def _card(
         **_training(record),
         **{f"{name}_figure": figures.get(name) for name in ("density", "training", "evaluations")},
     )
-    card.content = re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
-    return card
+    return re.sub(r"\n{3,}", "\n\n", content).rstrip() + "\n"
 
 
 def _compression(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
     }
 
 
-def _command(report: Mapping[str, Any], repo_id: str) -> str:
+def _command(report: Mapping[str, Any], repo_id: str) -> escape.Markdown:
     """What measures it anew, on another machine."""
     context = report["context"]
     text_shape = context["input_shapes"].get("input_ids")
@@ -158,8 +166,8 @@ def _command(report: Mapping[str, Any], repo_id: str) -> str:
         "--batch-size": text.batches(report)[-1],
         "--sequence-length": None if text_shape is None else text_shape[-1],
     }
-    given = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
-    return f"optimum-cli dendritic card {repo_id} --output card {given}"
+    given = " ".join(f"{option} {escape.argument(value)}" for option, value in options.items() if value is not None)
+    return escape.Markdown(f"optimum-cli dendritic card {escape.argument(repo_id)} --output card {given}")
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def _code(model: PreTrainedModel) -> dict[str, Any]:
     """The module of an architecture that transformers does not have; whether it comes with the repository instead."""
     module = type(model).__module__
     if module.startswith("transformers."):
-        return {"own_code": None, "options": ""}
+        return {"own_code": None, "options": escape.Markdown()}
     if module.startswith("transformers_modules."):
-        return {"own_code": None, "options": ", trust_remote_code=True"}
-    return {"own_code": "your_code" if module == "__main__" else module, "options": ""}
+        return {"own_code": None, "options": escape.Markdown(", trust_remote_code=True")}
+    return {"own_code": "your_code" if module == "__main__" else module, "options": escape.Markdown()}
