@@ -5,6 +5,7 @@ one is strict: an unknown version, field or shape raises `CheckpointError` befor
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from .strict_json import REMEDY, bad, only, read
 
 METHOD = "dendritic"
 VERSION = 1
-
+LARGEST = 2**24  # characters of JSON; the layout of a model of 1,000 layers has a few 10^5
 
 _KINDS: dict[str, type[Record]] = {
     "segments": Segments,
@@ -67,6 +68,9 @@ class Layout:
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
         """Read `to_dict`'s form. Raises `CheckpointError` for anything that `to_dict` would not have written."""
+        size = len(json.dumps(data, default=str, skipkeys=True))
+        if size > LARGEST:
+            raise bad("quantization_config", f"{size} characters", f"must be at most {LARGEST}")
         version = data.get("version") if isinstance(data, dict) else data
         if type(version) is not int or version != VERSION:
             rule = f"this release reads layout version {VERSION}"

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed.dtensor import summed
+from ..distributed.dtensor import local, summed
 from ..functional.importance import IMPORTANCE, Importance, Measure, finite_or, running_mean, square_gradient
 from ..functional.tiles import Piece
 from ..unofficial import tensors_in
@@ -152,6 +152,14 @@ class DendriticLayer(nn.Module, ABC):
             pays: whether it costs less than what is pruned.
             final: whether this is the last update of the masks.
         """
+
+    @torch.no_grad()
+    def pruned_is_zero(self, mask: Bool[Tensor, "arbors segments"], tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the tiles that `mask` prunes are zero in `tensors`, the parameters of `segmented` or of their shapes;
+        a shard tells of its own part."""
+        rest = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.blank_(rest, mask)
+        return not any(bool(local(tensor).count_nonzero()) for tensor in rest.values())
 
     def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
         """`measure` summed over all that each gate multiplies, wherever it is held."""

@@ -70,6 +70,12 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
         return rule.score(summed(total, like=self.dendrite_gate))
 
     @torch.no_grad()
+    def pruned_is_zero(self, mask: Bool[Tensor, "arbors segments"], tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the gates are the mask: 0 where a block is skipped, and 1 where it is not."""
+        own = held(tensors[GATE])
+        return torch.equal(local(tensors[GATE]).float(), (mask[0] if own is None else mask[0][own]).float())
+
+    @torch.no_grad()
     def mask_(self) -> None:
         """Put the gates to 0 and 1."""
         put_(self.dendrite_gate, self.dendrite_mask[0])

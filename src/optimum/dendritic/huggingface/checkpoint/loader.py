@@ -5,8 +5,7 @@ quantized behind it: once the weights are in, the model is an ordinary one, so t
 save_pretrained behave. All that depends on how transformers loads is in this file and in `renaming`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ...errors import CheckpointError, invalid
 from ...layout.layout import METHOD, Layout
 from ...layout.strict_json import bad
+from ...nn import DendriticLayer
 from ...nn.surgery import swap
 from ...state import layout_of, set_layout
-from ...unofficial import forget_quantized_, is_dispatched, is_loaded, optional_keys
+from ...unofficial import forget_quantized_, is_dispatched, is_loaded
 from .build import build, renamed, with_cost
+from .complete import check_complete
 from .key_mapping import renames, resolver
-from .tensors import BOOKKEEPING, check_files, check_kinds, check_values, read_headers, sort_by_name
+from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
 
 class DendriticLayoutConfig(QuantizationConfigMixin):
@@ -88,14 +89,14 @@ class DendriticLoader(HfQuantizer):
             stored = read_headers(checkpoint_files or ())
             self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
             swap(model, build(model, self.layout))
-            self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
             self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
                 found, fused = sort_by_name(stored, renames(model, self.expected))
                 check_files(self.layout, self.expected, found, fused)
-                if type(model).__name__ in (model.config.architectures or ()) and not fused:
-                    _check_complete(model, self.expected, found.keys())
+                check_complete(model, self.expected, found.keys() | fused)
                 _check_sortable(entry.key for entry in stored)
+            # last: its costs are computed from masks as large as the layout says, which the files now bear out
+            self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Check what is in memory now (a `state_dict=` comes from no file), then leave an ordinary model behind."""
@@ -106,6 +107,8 @@ class DendriticLoader(HfQuantizer):
             if not is_dispatched(module):  # accelerate's dispatch makes new tensors without the mark
                 _check_loaded(name, tensors)
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
+            if isinstance(module, DendriticLayer) and "dendrite_mask" in tensors:
+                check_mask(name, module, module.dendrite_mask, module.segmented())
             _part_from_neighbours(tensors)
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
@@ -130,20 +133,6 @@ def check_saved(model: PreTrainedModel, folder: Path) -> None:
         stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
         found, fused = sort_by_name(stored, renames(model, expected))
         check_files(layout, expected, found, fused)
-
-
-def _check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], found: Set[str]) -> None:
-    """Refuse to leave weights at random; for a class that is the one that was saved, so that nothing may be missing.
-
-    A buffer alone in its module may be missing: its module makes it, perhaps since a later version of transformers.
-    """
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    holders = {name.rpartition(".")[0] for name in found}
-    optional = [re.compile(pattern) for pattern in optional_keys(model)]
-    for name in sorted(expected.keys() - found - model.all_tied_weights_keys.keys()):
-        needed = name in parameters or name.rpartition(".")[0] in holders
-        if needed and not any(pattern.search(name) for pattern in optional):
-            raise bad(name, "missing", f"must be in the files of a {type(model).__name__}")
 
 
 def _check_sortable(keys: Iterable[str]) -> None:

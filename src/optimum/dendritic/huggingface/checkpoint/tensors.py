@@ -17,6 +17,7 @@ from ...errors import CheckpointError, invalid
 from ...layout.layout import Layout
 from ...layout.records import Form, Record, Recurrent, Segments
 from ...layout.strict_json import bad
+from ...nn import DendriticLayer
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMES = {torch.bool: "BOOL", torch.int64: "I64"}
@@ -151,6 +152,21 @@ def check_values(name: str, record: Record, tensors: Mapping[str, Tensor]) -> No
     """
     for tensor, rule in _faults(record, tensors):
         raise bad(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
+
+
+def check_mask(name: str, layer: DendriticLayer, mask: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Hold the weights of an injected layer against its mask: pruned means zero.
+
+    Args:
+        tensors: those of the layer that hold its tiles, by their own names; one that is not loaded (meta) is left out.
+
+    Raises:
+        CheckpointError: the mask prunes what is not zero. Packing would drop it and change what the model answers.
+    """
+    if mask.is_meta or any(tensor.is_meta for tensor in tensors.values()):
+        return
+    if not layer.pruned_is_zero(mask, tensors):
+        raise bad(f"{name}.dendrite_mask", _excerpt(mask), "contradicts the weights: what it prunes must be zero")
 
 
 def _faults(record: Record, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:

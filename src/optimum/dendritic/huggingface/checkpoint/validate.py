@@ -46,6 +46,9 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     ends = [[b.reader for b in layout.bundles], [p.name for b in layout.bundles for p in b.producers]]
     if any(len(names) != len(set(names)) for names in ends):
         yield "bundles", ends, "no module may read or feed twice"
+    followers = [follower.name for bundle in layout.bundles for follower in bundle.followers]
+    if len(followers) != len(set(followers)):
+        yield "bundles", followers, "no module may follow twice"
     for i, bundle in enumerate(layout.bundles):
         for rule in _bundle_faults(model, layout, bundle):
             yield f"bundles[{i}]", bundle.reader, rule
