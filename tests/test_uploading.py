@@ -185,3 +185,24 @@ def test_pushing_the_same_again_commits_nothing(own, push):
 def test_a_name_without_a_user_is_that_of_the_token(hub, push):
     assert not push(repo_id="mine").error
     assert b'from_pretrained("alice/mine")' in hub.repositories["alice/mine"].at("main").files["README.md"].content
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
+def test_the_leftovers_of_another_model_end_in_the_same_commit(hub, own, push, model_type):
+    push()
+    others = {
+        "vocab.json",
+        "merges.txt",
+        "modeling_mine.py",
+        "tf_model.h5",
+        "generation_config.json",
+        "onnx/model.onnx",
+    }
+    kept = {"notes.txt", "LICENSE", "data/table.csv"}
+    files = {name: File(b"{}") for name in others | kept}
+    files["config.json"] = File(b'{"model_type": "%s"}' % model_type.encode())
+    hub.repositories[REPO].add("main", files, "other", "bob")
+    before = len(own())
+    push()
+    left = own()[0].files.keys() & (others | kept)
+    assert left == (kept if model_type == "gpt2" else others | kept) and len(own()) == before + 1

@@ -103,7 +103,7 @@ class DendriticLayer(nn.Module, ABC):
             self.seen.zero_()  # inputs of a step that was not scored
 
     def seen_here(self) -> Tensor:  # plain: torch.compile traces through it, and jaxtyping would not see a tensor
-        """`seen` on the device of the layer: what is not a buffer does not move with a model (off the meta device, too)."""
+        """`seen` on the device of the layer: a tensor that is not a buffer does not move with the model."""
         assert self.dendrite_activity is not None
         if self.seen.device != self.dendrite_activity.device:
             self.seen = torch.zeros_like(self.seen, device=self.dendrite_activity.device)

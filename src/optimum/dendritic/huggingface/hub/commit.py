@@ -4,9 +4,11 @@ Every attempt starts from the newest commit and names it as parent. So two commi
 answer to a commit was lost, the next attempt finds every file in place and commits nothing.
 """
 
+import json
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
@@ -25,6 +27,29 @@ STALE = (
     "loading_dendritic.py",
     "efficiency.json",
     "figures/*.png",
+)
+# what else describes another model, and stays where only the weights are new
+OTHERS = (
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "generation_config.json",
+    "*tokenizer*.json",
+    "*tokenizer*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*processor_config.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "modeling_*.py",
+    "configuration_*.py",
+    "tokenization_*.py",
+    "processing_*.py",
 )
 T = TypeVar("T")
 
@@ -76,7 +101,7 @@ class Upload:
         def commit() -> CommitInfo:
             head = self._head()
             assert head.sha is not None
-            operations = [*_additions(folder), *_deletions(folder, head)]
+            operations = [*_additions(folder), *_deletions(folder, head, self._is_of_another(folder, head))]
             self.state = f"It is unknown whether a commit after {head.sha} arrived at {self.repo_id}"
             try:
                 return self._commit(operations, message, head.sha)
@@ -93,6 +118,15 @@ class Upload:
 
     def _head(self) -> ModelInfo:
         return self.api.model_info(self.repo_id, revision=self.revision)
+
+    def _is_of_another(self, folder: Path, head: ModelInfo) -> bool:
+        """Whether what is there is a model of another type; False where its config cannot be read."""
+        if "config.json" not in [sibling.rfilename for sibling in head.siblings or ()]:
+            return False
+        with TemporaryDirectory() as place:
+            file = self.api.hf_hub_download(self.repo_id, "config.json", revision=head.sha, local_dir=place)
+            was, now = _model_type(Path(file)), _model_type(folder / "config.json")
+        return was is not None and was != now
 
     def _outcome(self, parent: str) -> str:
         """What is on the Hub after a commit that failed."""
@@ -113,8 +147,22 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
 
 
-def _deletions(folder: Path, head: ModelInfo) -> list[CommitOperationDelete]:
-    """Deletions of the files that describe another model, so that nobody ever loads parts of both."""
+def _model_type(config: Path) -> str | None:
+    try:
+        content = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = content.get("model_type") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _deletions(folder: Path, head: ModelInfo, of_another: bool) -> list[CommitOperationDelete]:
+    """Deletions of the files that describe another model, so that nobody ever loads parts of both.
+
+    Args:
+        of_another: whether that model has another type, so that its tokenizer and its code go, too.
+    """
     present = [sibling.rfilename for sibling in head.siblings or ()]
-    stale = [path for path in present if any(fnmatch(path, pattern) for pattern in STALE)]
+    patterns = (*STALE, *OTHERS) if of_another else STALE
+    stale = [path for path in present if any(fnmatch(path, pattern) for pattern in patterns)]
     return [CommitOperationDelete(path) for path in stale if not (folder / path).exists()]
