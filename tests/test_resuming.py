@@ -22,7 +22,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, last_checkpoint
+from optimum.dendritic import (
+    CheckpointError,
+    DendriticCallback,
+    DendriticConfig,
+    DendriticError,
+    compress_,
+    last_checkpoint,
+)
 from optimum.dendritic.state import layout_of
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -85,7 +92,9 @@ class TestLastCheckpoint:
     def test_every_prefix_of_what_is_written_is_incomplete(self, killed):
         newest = killed / "checkpoint-8"
         files = sorted(newest.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-        assert files[-1].name == "trainer_state.json", "the Trainer writes it last"
+        assert [file.name for file in files[-2:]] == ["trainer_state.json", "checksums.json"]
+        files.pop().unlink()
+        assert last_checkpoint(killed) == str(newest), "a process that died before its checksums has lost nothing"
         for file in reversed(files):
             file.unlink()
             assert last_checkpoint(killed) == str(killed / "checkpoint-4")
@@ -106,6 +115,7 @@ class TestLastCheckpoint:
 
     def test_all_shards_of_the_weights_are_needed(self, killed):
         newest = killed / "checkpoint-8"
+        (newest / "checksums.json").unlink()
         make_model().save_pretrained(newest, max_shard_size=5_000)
         (newest / "model.safetensors").unlink()
         assert len(shards := sorted(newest.glob("model-*"))) > 1
@@ -118,11 +128,49 @@ class TestLastCheckpoint:
         import torch.distributed.checkpoint as distributed
 
         newest = killed / "checkpoint-8"
+        (newest / "checksums.json").unlink()
         (newest / "optimizer.pt").unlink()
         distributed.save({"a": torch.zeros(2)}, checkpoint_id=newest / "optimizer_0", no_dist=True)
         assert last_checkpoint(killed) == str(newest)
         (newest / "optimizer_0" / ".metadata").unlink()
         assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+    @pytest.mark.parametrize("damage", [b"\0", b"\x55"])
+    def test_a_flipped_bit_and_a_tail_of_zeros(self, killed, name, damage, told):
+        file = killed / "checkpoint-8" / name
+        content = file.read_bytes()
+        tail = len(content) // 4 if damage == b"\0" else 1
+        file.write_bytes(content[: -len(content) // 3] + damage * tail + content[-len(content) // 3 + tail :])
+        assert len(file.read_bytes()) == len(content) and file.read_bytes() != content
+        with pytest.raises(CheckpointError, match=f"is damaged: {name} is not what was written"):
+            make_trainer(killed, **SAVING).train(resume_from_checkpoint=str(file.parent))
+        assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+
+    @pytest.mark.parametrize("name", [*FILES, "config.json", "checksums.json"])
+    def test_a_folder_in_a_files_place_and_an_empty_file(self, killed, name):
+        file = killed / "checkpoint-8" / name
+        file.unlink()
+        file.touch()
+        assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+        file.unlink()
+        file.mkdir()
+        assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+
+    @pytest.mark.parametrize(
+        "stub",
+        ["{}", "[]", '{"global_step": 8}', '{"global_step": 8, "max_steps": 12, "log_history": 1}', '"global_step"'],
+    )
+    def test_a_stub_of_a_state(self, killed, stub):
+        (killed / "checkpoint-8" / "trainer_state.json").write_text(stub)
+        assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+
+    def test_strange_notes_in_a_state(self, killed):
+        file = killed / "checkpoint-8" / "trainer_state.json"
+        state = json.loads(file.read_text())
+        for notes in ({"a": 1}, {"a": {"attributes": 1}}, {"a": {"attributes": {"random_states": [1]}}}, {"a": "b"}):
+            file.write_text(json.dumps(state | {"stateful_callbacks": notes}))
+            assert last_checkpoint(killed) == str(killed / "checkpoint-4")
 
     def test_nothing_is_deleted_or_loaded(self, killed):
         (killed / "checkpoint-8" / "trainer_state.json").unlink()
@@ -139,6 +187,15 @@ class TestLastCheckpoint:
 
 
 class TestWhatARunHasInCommon:
+    def test_two_callbacks_are_refused(self, tmp_path):
+        callbacks = [DendriticCallback(CONFIG), DendriticCallback(CONFIG)]
+        with pytest.raises(DendriticError, match="2 of DendriticCallback"):
+            make_trainer(tmp_path, callbacks)
+        trainer = make_trainer(tmp_path, callbacks[:1])
+        trainer.add_callback(callbacks[1])
+        with pytest.raises(DendriticError, match="2 of DendriticCallback"):
+            trainer.train()
+
     @pytest.mark.parametrize("restore", [False, True])
     @pytest.mark.parametrize("fields", [{"sparsity": 0.4}, {"end": 0.8, "importance": "taylor"}])
     def test_another_config_is_refused(self, killed, fields, restore):
@@ -184,6 +241,7 @@ class TestWhatARunHasInCommon:
         trainer = make_trainer(tmp_path, **saving)
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
         assert_same(tensors(undisturbed.model), tensors(trainer.model))
+        assert trainer.model.config.to_dict() == undisturbed.model.config.to_dict(), "problem_type, too"
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
     @pytest.mark.parametrize("more", [2 * STEPS, FREEZE + 2])

@@ -5,6 +5,7 @@ bit for bit; the callback itself can be thrown away and built again at any time.
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,10 +26,17 @@ from ..card.provenance import fingerprint, note_evaluation, note_training, trans
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
-from .last_checkpoint import random_states
+from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
-from .resume import check_length, planned_steps, refuse_other_masks, saved_attributes
+from .resume import (
+    check_length,
+    look_after_resuming,
+    planned_steps,
+    refuse_other_masks,
+    refuse_second,
+    saved_attributes,
+)
 from .teacher import Teacher, match_trainer, name_of, teacher_for
 
 logger = logging.get_logger(__name__)
@@ -81,8 +89,10 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.saw_init = True
+        refuse_second(DendriticCallback)
         check_engine(args.torch_compile)
         attach_hub_pushes()
+        look_after_resuming()
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:
@@ -94,6 +104,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        refuse_second(DendriticCallback)
         layout = layout_of(model)
         if layout is None:
             raise self._not_injected(model)
@@ -171,6 +182,11 @@ class DendriticCallback(TrainerCallback, ExportableState):
             sparsity = None if layout.packed else pruning_of(model).sparsity
             data = kwargs["eval_dataloader"]
             note_evaluation(model, metrics, step=state.global_step, sparsity=sparsity, data=data)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        if args.should_save and folder.is_dir():
+            write_checksums(folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

@@ -1,17 +1,22 @@
 """Checks that a resumed run continues the one before, and a correction of where the Trainer ends it."""
 
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ...config import DendriticConfig
 from ...errors import CheckpointError, invalid
-from ...state import layout_of
+from ...state import dendritic_layers, layout_of
 from ...train_steps import Update
-from .last_checkpoint import first
+from ..checkpoint.tensors import check_mask
+from .access import calling
+from .last_checkpoint import check_checksums, first
 
 logger = logging.get_logger(__name__)
 
@@ -118,9 +123,43 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
+def look_after_resuming() -> None:
+    """Let the Trainer whose callbacks are running look at a checkpoint's checksums before it loads it, and take over
+    what forward passes had written into the config by then (`problem_type`), for a run that has none left to do."""
+    from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
+
+    trainer = calling(Trainer)
+    if trainer is not None and "_load_from_checkpoint" not in vars(trainer):
+        vars(trainer)["_load_from_checkpoint"] = partial(_load, trainer._load_from_checkpoint)
+
+
+def _load(stock: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    check_checksums(Path(resume_from_checkpoint))
+    stock(resume_from_checkpoint, model)
+    config, file = stock.__self__.model.__dict__.get("config"), Path(resume_from_checkpoint, "config.json")
+    if isinstance(config, PreTrainedConfig) and file.is_file():
+        saved = json.loads(file.read_text("utf-8")).get("problem_type")
+        config.problem_type = config.problem_type or saved
+
+
+def refuse_second(kind: type[TrainerCallback]) -> None:
+    """Refuse two callbacks of a kind in the Trainer whose callbacks are running: each would prune in every step.
+
+    Raises:
+        DendriticError: there are several.
+    """
+    from transformers import Trainer
+
+    trainer = calling(Trainer)
+    callbacks = [] if trainer is None else trainer.callback_handler.callbacks
+    count = sum(isinstance(callback, kind) for callback in callbacks)
+    if count > 1:
+        raise invalid("callbacks", f"{count} of {kind.__name__}", "a Trainer prunes by one", "Leave one of them.")
+
+
 def refuse_other_masks(model: nn.Module) -> None:
-    """Let `model.load_state_dict`, by which a Trainer resumes, refuse the masks of another config or of a packed model
-    by name."""
+    """Let `model.load_state_dict`, by which a Trainer resumes, refuse by name the masks of another config or of a
+    packed model, and those that the weights beside them contradict."""
     model.register_load_state_dict_pre_hook(_check_masks)
 
 
@@ -136,3 +175,8 @@ def _check_masks(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
             remedy = "Resume with the same config, or start a new run from the dense model."
             rule = "does not fit: the run had another config"
             raise invalid(field, shape, rule, remedy, CheckpointError)
+    for name, layer in dendritic_layers(model).items() if layout is not None and masks else ():
+        mask = state_dict.get(f"{name}.dendrite_mask")
+        tensors = {key: state_dict[f"{name}.{key}"] for key in layer.segmented() if f"{name}.{key}" in state_dict}
+        if mask is not None and len(tensors) == len(layer.segmented()):
+            check_mask(name, layer, mask, tensors)
