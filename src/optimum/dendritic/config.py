@@ -15,6 +15,7 @@ from .schedules import SCHEDULES
 VERSION = 1
 BUDGETS = ("params", "macs")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+LONGEST_PATTERN = 5000  # characters of a regular expression
 
 
 T = TypeVar("T")
@@ -162,6 +163,9 @@ def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
+        if len(value) > LONGEST_PATTERN:
+            rule = f"has {len(value)} characters, more than {LONGEST_PATTERN}"
+            raise invalid(field, value, rule, "Pass a list of names.")
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:

@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from difflib import get_close_matches
 
+LONGEST = 300  # characters of a value or a name in a message
+
 
 class DendriticError(ValueError):
     """Bad input, refused before anything was changed."""
@@ -19,8 +21,15 @@ class PushError(DendriticError):
 def invalid(
     field: str, value: object, rule: str, remedy: str, error: type[DendriticError] = DendriticError
 ) -> DendriticError:
-    """Build (not raise) the one error form of this package, so that `raise invalid(...)` reads as a sentence."""
-    return error(f"{field} = {value!r}: {rule}. {remedy}")
+    """Build (not raise) the one error form of this package, so that `raise invalid(...)` reads as a sentence.
+
+    What a file or a user wrote, the field's name and its value, is cut at `LONGEST` characters.
+    """
+    return error(f"{_cut(field)} = {_cut(repr(value))}: {rule}. {remedy}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def near(name: object, known: Collection[str]) -> str:

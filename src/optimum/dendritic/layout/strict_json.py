@@ -23,9 +23,8 @@ def read(kind: type[T], value: object, where: str) -> T:
 
 
 def bad(where: str, value: object, rule: str) -> CheckpointError:
-    """The error for a value that this package would not have written, with long values cut short."""
-    text = repr(value)
-    error = invalid(where, value if len(text) < 200 else text[:200] + "…", rule, REMEDY, CheckpointError)
+    """The error for a value that this package would not have written."""
+    error = invalid(where, value, rule, REMEDY, CheckpointError)
     assert isinstance(error, CheckpointError)
     return error
 

@@ -1,12 +1,13 @@
 """Which modules are pruned: names, suffixes or a regular expression, as in PEFT."""
 
-import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
 from functools import partial
 
+import regex
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -16,6 +17,8 @@ from ..errors import DendriticError, invalid
 from ..nn import INJECTED, is_prunable, weight_names
 
 logger = logging.get_logger(__name__)
+
+SECONDS = 5.0  # for a regular expression and all names of a model
 
 
 def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
@@ -88,7 +91,7 @@ def _body(model: nn.Module, prunable: list[str]) -> list[str]:
 def _matching(field: str, patterns: str | Collection[str], names: list[str]) -> list[str]:
     """The names that match; a pattern that matches none is an error that lists near names."""
     if isinstance(patterns, str):
-        matched = {name for name in names if re.fullmatch(patterns, name)}
+        matched = _matched(field, patterns, names)
         if not matched:
             raise _no_match(field, patterns, names)
     else:
@@ -99,6 +102,21 @@ def _matching(field: str, patterns: str | Collection[str], names: list[str]) -> 
                 raise _no_match(field, pattern, names)
             matched |= found
     return [name for name in names if name in matched]
+
+
+def _matched(field: str, pattern: str, names: list[str]) -> set[str]:
+    """Those that a regular expression matches in whole, bounded in time: a config may come from anyone, and some
+    expressions take longer than any run for a name of thirty characters."""
+    end, matched = time.monotonic() + SECONDS, set()
+    try:
+        compiled = regex.compile(pattern)
+        for name in names:
+            if compiled.fullmatch(name, timeout=max(end - time.monotonic(), 1e-3)):
+                matched.add(name)
+    except (TimeoutError, regex.error, RecursionError, MemoryError) as error:
+        rule = f"cannot be matched in {SECONDS} s ({type(error).__name__})"
+        raise invalid(field, pattern, rule, "Pass a list of names, or a simpler expression.") from None
+    return matched
 
 
 def _no_match(field: str, pattern: str, names: list[str]) -> DendriticError:
