@@ -14,8 +14,8 @@ from ...config import DendriticConfig
 from ...errors import CheckpointError, invalid
 from ...state import dendritic_layers, layout_of
 from ...train_steps import Update
+from ...unofficial import calling
 from ..checkpoint.tensors import check_mask
-from .access import calling
 from .last_checkpoint import check_checksums, first
 
 logger = logging.get_logger(__name__)
