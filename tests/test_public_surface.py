@@ -122,7 +122,8 @@ def test_a_public_name_is_documented(module, name):
     if inspect.isclass(documented):
         public = [m for n, m in vars(documented).items() if inspect.isfunction(m) and not n.startswith("_")]
         inherited = {n for base in documented.__mro__[1:] for n in vars(base)}
-        assert every(method.__doc__ for method in public if method.__name__ not in inherited)
+        undocumented = [m.__name__ for m in public if m.__name__ not in inherited and not m.__doc__]
+        assert not undocumented
 
 
 def test_an_underscore_at_the_end_means_in_place():

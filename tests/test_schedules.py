@@ -57,7 +57,7 @@ def test_update_steps_ascend_inside_the_ramp_and_end_with_it(max_steps, ramp, up
     start, end = ramp
     steps = update_steps(max_steps, start, end, updates)
     assert list(steps) == sorted(set(steps)) and len(steps) <= updates
-    assert every(start * max_steps - 1 < step <= end * max_steps and step >= 1 for step in steps)
+    assert all(start * max_steps - 1 < step <= end * max_steps and step >= 1 for step in steps)
     if int(end * max_steps) > int(start * max_steps):
         assert steps[-1] == int(end * max_steps)
 

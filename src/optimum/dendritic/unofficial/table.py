@@ -82,6 +82,12 @@ PRIVATE = {
     "_process_model_after_weight_loading": Use(
         "transformers", "what was loaded is checked", _QUANTIZER, ("huggingface.checkpoint.loader",)
     ),
+    "_load_from_checkpoint": Use(
+        "transformers",
+        "a checkpoint's checksums are checked before anything is loaded from it",
+        "an event of TrainerCallback before a checkpoint is loaded",
+        ("huggingface.trainer.resume",),
+    ),
     "_original_forward": Use(
         "accelerate",
         "packing is proved in full precision",
@@ -98,6 +104,11 @@ PRIVATE = {
 REPLACED = {
     "create_model_card": Use("transformers", "a push goes with our own card", "huggingface/transformers#13245"),
     "push_to_hub": Use("transformers", "a push is tried again", "retries in Trainer.push_to_hub or huggingface_hub"),
+    "_load_from_checkpoint": Use(
+        "transformers",
+        "a checkpoint's checksums are checked before anything is loaded from it",
+        "an event of TrainerCallback before a checkpoint is loaded",
+    ),
     "step": Use("deepspeed", "accelerate steps the engine before any callback", "huggingface/accelerate#2951"),
     "forward": Use(
         "torch",

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ...errors import DendriticError
 from ...layout.strict_json import bad
-from ...unofficial import optional_keys
+from ...unofficial import classes_of, optional_keys
 from .auto_class import auto_class_for
 
 
@@ -63,10 +63,9 @@ def _names_in_saved_class(model: PreTrainedModel) -> Set[str] | None:
     Nothing is imported: the class is among those of the Auto class, or it is none."""
     config = copy.deepcopy(model.config)
     try:
-        mapped = auto_class_for(config)._model_mapping.get(type(config), ())
+        classes = classes_of(auto_class_for(config), type(config))
     except DendriticError:
         return None
-    classes = mapped if isinstance(mapped, tuple) else (mapped,)
     saved = next((each for each in classes if each.__name__ in (config.architectures or ())), None)
     if saved is None:
         return None

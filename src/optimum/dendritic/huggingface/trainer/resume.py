@@ -1,7 +1,6 @@
 """Checks that a resumed run continues the one before, and a correction of where the Trainer ends it."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ...config import DendriticConfig
 from ...errors import CheckpointError, invalid
 from ...state import dendritic_layers, layout_of
 from ...train_steps import Update
-from ...unofficial import calling
+from ...unofficial import calling, replace_method_
 from ..checkpoint.tensors import check_mask
 from .last_checkpoint import check_checksums, first
 
@@ -130,7 +129,7 @@ def look_after_resuming() -> None:
 
     trainer = calling(Trainer)
     if trainer is not None and "_load_from_checkpoint" not in vars(trainer):
-        vars(trainer)["_load_from_checkpoint"] = partial(_load, trainer._load_from_checkpoint)
+        replace_method_(trainer, "_load_from_checkpoint", _load)
 
 
 def _load(stock: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
