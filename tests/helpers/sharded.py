@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from helpers.models import build, pixels, series, text, vectors
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, prune_, score_, update_
-from optimum.dendritic import compress as compressing
 from optimum.dendritic.distributed.dtensor import put_, summed, whole
 from optimum.dendritic.functional.tiles import over_tiles, piece, sum_tiles, tiles
 from optimum.dendritic.state import dendritic_layers
+from optimum.dendritic.structure import verification
 
 STEPS, SAMPLES = 7, 4  # of optimization, and in each step, over all processes
 UPDATES = {2: 0.3, 4: 0.4, 6: 0.5}  # step -> sparsity
@@ -195,12 +195,12 @@ def undone(rank: int, world: int) -> dict[str, Any]:
         train(model, CASES["bert"], rank, world, last=4)
         said = ""
         if attempt:
-            stock, compressing.tolerance = compressing.tolerance, lambda dtype: -1.0  # nothing is good enough
+            stock, verification.tolerance = verification.tolerance, lambda dtype: -1.0  # nothing is good enough
             try:
                 compress_(model, text(3))
             except DendriticError as error:
                 said = str(error)
-            compressing.tolerance = stock
+            verification.tolerance = stock
         optimizer, _ = train(model, CASES["bert"], rank, world, first=5)
         results.append(weights(model, optimizer))
     return {"said": said, "without": results[0], "with": results[1]}
