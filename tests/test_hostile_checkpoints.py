@@ -228,7 +228,7 @@ TENSORS: list[tuple[str, Callable[[Tensors], Tensors], str]] = [
     ("gathered", replaced(f"{QUERY}.inputs", lambda t: t.double()), "inputs.*F64"),
     ("gathered", replaced(f"{QUERY}.inputs", lambda t: t.flatten()), "inputs.*shape"),
     ("gathered", without(f"{QUERY}.inputs"), "inputs.*exactly once"),
-    ("gathered", edited(lambda t: t.update({f"{QUERY}.outputs": torch.arange(16)})), "outputs.*no tensor"),
+    ("gathered", edited(lambda t: t.update({f"{QUERY}.outputs": torch.arange(16)})), "outputs.*is not a tensor"),
     ("scattered", replaced(f"{DENSE}.outputs", lambda t: t + 24), "outputs.*ascend"),
     ("scattered", replaced(f"{DENSE}.outputs", lambda t: t.flip(0)), "outputs.*ascend"),
     ("scattered", without(f"{DENSE}.outputs"), "outputs.*exactly once"),

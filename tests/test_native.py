@@ -327,7 +327,7 @@ class TestRefusal:
 
     @pytest.mark.parametrize("field", ["arbors", "sprout_rank"])
     def test_what_no_stock_config_can_say(self, field):
-        with pytest.raises(DendriticError, match=f"^{field} = 4: no stock config"):
+        with pytest.raises(DendriticError, match=f"^{field} = 4: a stock config cannot"):
             DendriticConfig(native=True, **{field: 4})
 
     def test_native_is_a_flag(self):

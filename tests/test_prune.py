@@ -103,11 +103,11 @@ def test_what_returns_starts_with_zero_weights_and_a_fresh_optimizer(optimizer):
     assert report.regrown > 0
     for name, layer in dendritic_layers(model).items():
         back = over_tiles(layer.dendrite_mask & ~before[name]).expand_as(layer.tiles)
-        assert every(layer.tiles[back] == 0)
+        assert (layer.tiles[back] == 0).all()
         for key, moment in optimizer.state[layer.weight].items():
             if isinstance(moment, torch.Tensor) and moment.shape == layer.weight.shape:
                 old = moments[id(layer.weight)][key]
-                assert every(layer.as_tiles(moment)[back] == 0)
+                assert (layer.as_tiles(moment)[back] == 0).all()
                 assert torch.equal(layer.as_tiles(moment)[~back], layer.as_tiles(old)[~back])
                 assert (old != 0).any()
         returned = layer.dendrite_mask & ~before[name]
