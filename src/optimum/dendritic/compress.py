@@ -85,18 +85,21 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
         return packed, replace_(model, packed)[0]
     reshard(model)
 
-    def proved(bundles: list[Bundle]) -> Modules | None:
+    def proved(bundles: list[Bundle], keep: bool = True) -> tuple[Modules, Modules] | None:
         packed = pack_modules(model, kept, bundles)
-        with exchanged(model, packed):
-            return packed if answers_alike(model, inputs, expected, readers, like=like) else None
+        with exchanged(model, packed) as exchange:
+            if not answers_alike(model, inputs, expected, readers, like=like):
+                return None
+            exchange.keep = keep
+        return packed, exchange.replaced
 
-    packed = proved(bundles)
-    if packed is None:
-        packed = proved([bundle if proved([bundle]) is not None else _uncut(bundle) for bundle in bundles])
-    if packed is None:
+    found = proved(bundles)
+    if found is None:
+        found = proved([bundle if proved([bundle], keep=False) else _uncut(bundle) for bundle in bundles])
+    if found is None:
         rule = "packing changes its outputs beyond rounding"
         raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
-    return packed, replace_(model, packed)[0]
+    return found
 
 
 def _uncut(bundle: Bundle) -> Bundle:

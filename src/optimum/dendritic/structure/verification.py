@@ -6,6 +6,7 @@ modules in, run the model, compare, and put everything back. What no proof stand
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,15 +19,33 @@ from .probing import gathered, outputs_differ, tolerance, watching
 logger = logging.get_logger(__name__)
 
 
+@dataclass
+class Exchange:
+    """Modules that stand in the places of others.
+
+    Attributes:
+        replaced: the modules whose places they took, by name.
+        keep: whether they stay when the context ends without an error.
+    """
+
+    replaced: dict[str, nn.Module]
+    keep: bool = False
+
+
 @contextmanager
-def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The model with other `modules` at their names, and whole where it was sharded; afterwards, whatever happened, it
-    is as it was."""
-    _, undo = replace_(model, modules)
+def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Exchange]:
+    """The model with other `modules` at their names, and whole where it was sharded. Afterwards it is as it was, unless
+    `keep` was set and nothing was raised."""
+    replaced, undo = replace_(model, modules)
+    exchange = Exchange(replaced)
     try:
-        yield
+        yield exchange
+    except BaseException:
+        exchange.keep = False
+        raise
     finally:
-        undo()
+        if not exchange.keep:
+            undo()
 
 
 def answers(model: nn.Module, inputs: Mapping[str, Any], readers: Sequence[str] = ()) -> list[Tensor] | None:
