@@ -154,6 +154,11 @@ def forget_capturing_(model: nn.Module) -> None:
     vars(model).pop("_output_capturing_hooks_installed", None)
 
 
+def trained_by_zero(parameter: Any) -> bool:
+    """Whether DeepSpeed's ZeRO trains a parameter; on every process alike, also where none of it is held."""
+    return "_hp_mapping" in vars(parameter)
+
+
 def zero_mapping(parameter: nn.Parameter) -> Any:
     """Where the optimizer of ZeRO 1 and 2 keeps this process's flat part of a parameter; None where it keeps none."""
     return vars(parameter).get("_hp_mapping")

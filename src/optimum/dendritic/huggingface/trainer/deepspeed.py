@@ -18,7 +18,7 @@ from ...errors import invalid
 from ...nn import DendriticLayer, DendriticWeight
 from ...state import dendritic_layers
 from ...train_steps import mask_
-from ...unofficial import replace_method_, restore_method_, zero_mapping
+from ...unofficial import replace_method_, restore_method_, trained_by_zero, zero_mapping
 
 Parts = Callable[[nn.Parameter], list[Tensor]]  # what this process holds of a parameter: flat tensors, or none
 
@@ -83,7 +83,7 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
     if optimizer.clip_grad > 0:
         scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
     parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
-    parameters = [parameter for parameter in parameters if zero_mapping(parameter) is not None]  # those that it trains
+    parameters = [parameter for parameter in parameters if trained_by_zero(parameter)]
     try:
         for parameter in parameters:
             gradient = safe_get_full_grad(parameter)
