@@ -79,6 +79,7 @@ class TestOnAnInjectedModel:
 
 
 class TestOnAPackedModel:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "targets"), [("bert", ["query", "value", "dense"]), ("llama", ["q_proj", "o_proj"])]
     )

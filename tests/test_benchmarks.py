@@ -203,6 +203,7 @@ class Digits(Task):
         return Score(hits.count("1") / 64, hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "death"), [(runs.Run("base", 0.0, 0), 3), (runs.Run("smaller-dense", LEVEL, 0), 5)])
 def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_path, run, death):
     args = argparse.Namespace(epochs0=3)

@@ -26,6 +26,7 @@ from optimum.dendritic.state import layout_of
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_ends_packed_within_the_budget(self, tmp_path):
         trainer = make_trainer(tmp_path)
         injected = layout_of(trainer.model)
@@ -36,6 +37,7 @@ class TestTraining:
         assert left <= (1 - CONFIG.sparsity) * injected.dense_cost
         assert trainer.evaluate()["eval_loss"] > 0
 
+    @pytest.mark.slow
     def test_without_sparsity_it_is_the_stock_training(self, tmp_path):
         nothing = DendriticConfig(sparsity=0.0, updates=5)
         plain, idle = make_trainer(tmp_path, []), make_trainer(tmp_path, [DendriticCallback(nothing)])
@@ -43,6 +45,7 @@ class TestTraining:
         idle.train()
         assert_same(tensors(plain.model), tensors(idle.model))
 
+    @pytest.mark.slow
     def test_equals_the_plain_functions(self, tmp_path):
         trainer = make_trainer(tmp_path, lr_scheduler_type="constant", max_grad_norm=0.0, optim="sgd")
         batches = []
@@ -65,6 +68,7 @@ class TestTraining:
         assert len(batches) == STEPS
         assert_same(tensors(compress_(model)), tensors(trainer.model))
 
+    @pytest.mark.slow
     def test_trains_again_when_packed(self, tmp_path):
         trainer = make_trainer(tmp_path)
         trainer.train()
@@ -75,6 +79,7 @@ class TestTraining:
 
 
 class TestResume:
+    @pytest.mark.slow
     @pytest.mark.parametrize("restore_callbacks", [False, True])
     @pytest.mark.parametrize("stop", [4, 8, 16])
     def test_resumed_equals_uninterrupted(self, tmp_path, stop, restore_callbacks):
@@ -89,6 +94,7 @@ class TestResume:
         assert layout_of(resumed.model).packed
         assert_same(tensors(whole.model), tensors(resumed.model))
 
+    @pytest.mark.slow
     def test_a_model_whose_files_use_other_names_resumes_too(self, tmp_path):
         def vit() -> ViTForImageClassification:
             torch.manual_seed(0)
@@ -103,6 +109,7 @@ class TestResume:
         resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-8"))
         assert_same(tensors(whole.model), tensors(resumed.model))
 
+    @pytest.mark.slow
     def test_a_checkpoint_in_mid_training_loads(self, tmp_path):
         trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=8)
         trainer.train()
@@ -115,6 +122,7 @@ class TestResume:
 
 
 class TestLogging:
+    @pytest.mark.slow
     def test_everything_is_logged(self, tmp_path):
         trainer = make_trainer(tmp_path)
         trainer.train()
@@ -127,6 +135,7 @@ class TestLogging:
         assert {name.removeprefix("density/") for name in densities} <= dict(trainer.model.named_modules()).keys()
         assert len(densities) == 6
 
+    @pytest.mark.slow
     def test_tensorboard_shows_it(self, tmp_path, monkeypatch):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -137,6 +146,7 @@ class TestLogging:
         assert {"train/sparsity", "train/phase", "train/regrown"} <= set(scalars)
         assert any(name.startswith("train/density/") for name in scalars)
 
+    @pytest.mark.slow
     def test_the_progress_bar_shows_sparsity_and_phase(self, tmp_path, capfd):
         make_trainer(tmp_path, disable_tqdm=False).train()
         assert "phase=recovery" in capfd.readouterr().err
@@ -154,6 +164,7 @@ class TestRefusals:
         with pytest.raises(DendriticError, match="model_init=lambda: inject_"):
             trainer.train()
 
+    @pytest.mark.slow
     def test_model_init_that_injects_is_fine(self, tmp_path):
         trainer = make_trainer(tmp_path, model_init=lambda: inject_(make_model(), CONFIG))
         trainer.train()
@@ -173,12 +184,14 @@ class TestRefusals:
 
 
 class TestTheEnd:
+    @pytest.mark.slow
     def test_stopped_before_the_freeze_it_stays_injected(self, tmp_path):
         trainer = make_trainer(tmp_path, [DendriticCallback(CONFIG), StopAt(FREEZE - 2)])
         trainer.train()
         assert not layout_of(trainer.model).packed
         assert layout_of(compress_(trainer.model)).packed
 
+    @pytest.mark.slow
     def test_a_best_checkpoint_from_before_the_freeze_does_not_come_back(self, tmp_path):
         best_first = iter(range(100))
         trainer = make_trainer(

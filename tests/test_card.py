@@ -110,6 +110,7 @@ def sections(text: str) -> list[str]:
 
 
 class TestMetadata:
+    @pytest.mark.slow
     def test_the_hub_reads_it_back(self, trained):
         data = ModelCard.load(trained.folder / "README.md").data
         assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
@@ -289,6 +290,7 @@ class TestLoadedAgain:
         assert write_card(model, folder, repo_id="me/small-bert", measuring=False) == trained.record
         assert (folder / "README.md").read_text() == trained.text
 
+    @pytest.mark.slow
     def test_a_damaged_file_is_as_good_as_none(self, trained, tmp_path):
         ours = {"format_version": 1, "model": trained.record["model"]}
         strange = [{"training": None}, {"training": {"colour": 1}}, {"evaluations": [3]}, {"evaluations": 3}]
@@ -339,6 +341,7 @@ class TestSchema:
 
 
 class TestFacts:
+    @pytest.mark.slow
     def test_a_fingerprint_is_of_the_weights_alone(self, tmp_path):
         model = pruned(tiny_bert())
         loaded = AutoModelForSequenceClassification.from_pretrained(saved(model, tmp_path / "small"))
@@ -364,6 +367,7 @@ class TestFacts:
 
 
 class TestTwin:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["gpt2", "vit", "resnet_basic", "t5"])
     def test_it_costs_what_the_dense_model_did(self, name):
         """Counted, not timed: see `test_efficiency.py`."""

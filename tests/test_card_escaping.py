@@ -128,6 +128,7 @@ def everywhere(original: dict[str, Any], payload: str) -> dict[str, Any]:
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_a_payload_in_every_field_makes_nothing(model, tmp_path, payload):
     plain = rendered(model, everywhere(record(), "benign"), tmp_path / "small")
@@ -135,6 +136,7 @@ def test_a_payload_in_every_field_makes_nothing(model, tmp_path, payload):
     check(rendered(model, everywhere(record(), payload), tmp_path / "small"), plain)
 
 
+@pytest.mark.slow
 def test_a_payload_in_one_field_makes_nothing(model, tmp_path):
     """Of everything a little: some are only harmful beside words that are not."""
     payload, kinds = "x|`<b>` [a](https://b.c)\n\n# h\u202e", {}
@@ -146,6 +148,7 @@ def test_a_payload_in_one_field_makes_nothing(model, tmp_path):
         check(rendered(model, with_value(record(), path, is_name, payload), tmp_path / "small"), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_names_of_the_model_of_its_folder_and_of_what_is_said_to_be_on_the_hub(model, tmp_path, payload):
     known = record()
@@ -172,6 +175,7 @@ def test_a_payload_is_still_told():
     assert len(shown("x" * 10**6)) == escape.LONGEST + 1
 
 
+@pytest.mark.slow
 @given(value=st.text(max_size=40))
 def test_any_text_is_text(value):
     for place in ("A {} b\n", "# {}\n", "* {}\n", "| {} | b |\n| --- | --- |\n| c | d |\n"):
@@ -236,6 +240,7 @@ class TestWriting:
             write.write_card(model, tmp_path, measuring=False, metrics={"accuracy": 0.5})
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
     def test_metrics_and_an_earlier_file_are_told_whatever_their_names(self, tmp_path, payload):
         """End to end, figures included."""

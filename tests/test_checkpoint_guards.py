@@ -40,6 +40,7 @@ def edited(original: Path, folder: Path, drop: str = "", **config) -> Path:
 
 
 class TestPrunedMeansZero:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "shards", "fields"),
         [

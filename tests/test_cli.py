@@ -123,6 +123,7 @@ class TestStart:
 
 
 class TestBench:
+    @pytest.mark.slow
     def test_a_folder_beside_a_baseline(self, tmp_path):
         small, large = save_bert(tmp_path / "small", 16), save_bert(tmp_path / "large", 256)
         options = ["--batch-size", "4", "--sequence-length", "12", "--threads", "1", "--seconds", "0.1"]
@@ -153,6 +154,7 @@ class TestBench:
         assert every(0 < report["ratios"][name] < 1 for name in smaller), report["ratios"]
         assert every(ratio > 0 for ratio in report["ratios"].values())
 
+    @pytest.mark.slow
     def test_an_own_architecture_needs_its_module(self, cli, tmp_path):
         (tmp_path / "tiny_pixels.py").write_text(OWN_MODULE)
         (tmp_path / "tiny").mkdir()
@@ -195,6 +197,7 @@ def save_classifier(folder: Path) -> Path:
 class TestCompress:
     options = ["--sparsity", "0.3", "--sequence-length", "12", "--samples", "24", "--batch-size", "8"]
 
+    @pytest.mark.slow
     def test_a_classifier_with_its_accuracy_before_and_after(self, cli, tmp_path):
         save_classifier(tmp_path / "bert")
         save_reviews(tmp_path / "data")
@@ -222,6 +225,7 @@ class TestCompress:
             right = model(**encoded).logits.argmax(-1) == torch.tensor(list(texts["label"]))
         assert figures["after"]["accuracy"] == right.double().mean().item()
 
+    @pytest.mark.slow
     def test_a_native_model_is_a_stock_one(self, cli, tmp_path):
         save_classifier(tmp_path / "bert")
         save_reviews(tmp_path / "data")
@@ -233,6 +237,7 @@ class TestCompress:
         turned = {key for key in dense if config[key] != dense[key]}
         assert turned and turned <= {"intermediate_size", "num_hidden_layers", "architectures", "dtype"}
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_model(self, cli, tmp_path):
         save_classifier(tmp_path / "bert")
         save_reviews(tmp_path / "data")
@@ -244,6 +249,7 @@ class TestCompress:
         a, b, c, d = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abcd")
         assert a == b and a != c and a != d
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("budget", ["params", "macs"])
     def test_a_language_model_with_its_perplexity(self, cli, tmp_path, budget: str):
         config = GPT2Config(
@@ -296,6 +302,7 @@ class TestCard:
         compress_(model).save_pretrained(folder)
         return folder
 
+    @pytest.mark.slow
     def test_into_the_folder_of_the_model(self, cli, tmp_path):
         folder = self.save_pruned(tmp_path / "small")
         options = ["--seconds", "0.02", "--threads", "1", "--batch-size", "2", "--sequence-length", "12"]
@@ -377,6 +384,7 @@ class TestMistakesOfCompress:
             and "are compressed from the command line" in errors
         )
 
+    @pytest.mark.slow
     def test_a_model_without_its_tokenizer_and_one_that_is_packed(self, cli, tmp_path):
         save_bert(tmp_path / "bert", 16)
         save_reviews(tmp_path / "data")
@@ -435,6 +443,7 @@ class TestMistakes:
         with pytest.raises(DendriticError, match="^MODEL = 'me/absent': cannot be loaded"):
             cli("dendritic", "bench", "me/absent", "--debug")
 
+    @pytest.mark.slow
     def test_a_file_that_cannot_be_written_is_told_in_one_line(self, cli, tmp_path, monkeypatch):
         save_bert(tmp_path / "bert", 16)
 

@@ -6,6 +6,8 @@ import pytest
 from hub import actions, commands
 from hub.server import ALICE
 
+pytestmark = pytest.mark.slow
+
 REPO = "alice/from-the-shell"
 
 

@@ -43,6 +43,7 @@ def draw_masks(model: nn.Module, seed: int) -> None:
     mask_(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_masked_equals_packed_for_any_masks(name):
     @settings(max_examples=3 if name == "mobilenet" else 10)
@@ -57,6 +58,7 @@ def test_masked_equals_packed_for_any_masks(name):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_packed_model_has_the_sparsity_that_the_update_reported(name):
     @settings(max_examples=2 if name == "mobilenet" else 6)
@@ -85,6 +87,7 @@ def train_briefly(model: nn.Module, inputs: Inputs) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arbors", [1, 2])
 @pytest.mark.parametrize("name", [name for name in FACTORIES if name != "mobilenet"])
 def test_a_packed_model_trains_on(name, arbors):
@@ -167,6 +170,7 @@ def test_outputs_are_kept_for_other_inputs_than_those_that_were_verified():
     assert torch.allclose(outputs(model, other), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "plain_cnn", "gpt2", "resnet_basic"])
 def test_half_precision_is_packed(name):
     model, inputs = build(name)
@@ -231,6 +235,7 @@ def test_channels_beside_those_that_are_cut_still_arrive(caplog):
     assert model.branch.out_features == 6 and not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "plain_cnn"])
 @pytest.mark.parametrize("failure", ["inputs", "difference", "crash"])
 def test_a_failure_leaves_everything_as_it_was(name, failure, monkeypatch):

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.processes import HANGS, environment
 from transformers import AutoModelForSequenceClassification
 
 from optimum.dendritic.state import layout_of
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "examples/benchmarks/crashes.py"
 OTHER_NUMBER = """

@@ -18,6 +18,7 @@ NAMES = ["bert", "gpt2", "resnet_basic", "grouped_cnn", "concat_mlp", "lstm"]
 
 
 def consistent(found: Density) -> None:
+    assert found.layers
     for layer in found.layers:
         for side in (layer.inputs, layer.outputs):
             assert 0 <= side.kept <= side.size
@@ -26,6 +27,7 @@ def consistent(found: Density) -> None:
                 assert side.places.sum() == pytest.approx(side.kept, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arbors", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_injected_model_shows_what_it_will_be_packed_to(name: str, arbors: int):

@@ -176,6 +176,7 @@ class TestRefusals:
 
 
 class TestInTheTrainer:
+    @pytest.mark.slow
     def test_it_ends_packed_and_alone_and_the_teacher_mattered(self, tmp_path):
         trainer, plain = make_trainer(tmp_path, [DendriticCallback(TAUGHT)]), make_trainer(tmp_path)
         names = {name for name, _ in trainer.model.named_modules()}
@@ -186,6 +187,7 @@ class TestInTheTrainer:
         assert distillation_of(trainer.model) is None
         assert not torch.equal(trainer.model.classifier[1].weight, plain.model.classifier[1].weight)
 
+    @pytest.mark.slow
     def test_the_teacher_may_be_an_object_or_a_folder(self, tmp_path):
         other = make_model()
         with torch.no_grad():
@@ -219,6 +221,7 @@ class TestInTheTrainer:
         assert_same(scores[0], scores[1])
         assert_same(scores[1], scores[2])
 
+    @pytest.mark.slow
     def test_a_resumed_run_ends_as_the_uninterrupted_one(self, tmp_path):
         whole = make_trainer(tmp_path / "whole", [DendriticCallback(TAUGHT)])
         whole.train()

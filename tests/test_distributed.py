@@ -10,7 +10,8 @@ from helpers.ranks import CASES, STEPS, Case, launch, run
 from safetensors.torch import load_file
 from torch import Tensor
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker, or each would start the processes anew
+GROUP = pytest.mark.xdist_group("distributed")  # one worker, or each would start the processes anew
+pytestmark = [pytest.mark.slow, GROUP]
 AGREEMENT = "agreement"
 ON_TWO = list(CASES)
 ON_FOUR = ["plain", "activation"]

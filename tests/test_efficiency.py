@@ -190,6 +190,7 @@ class TestMemory:
         assert report.peak_memory_bytes is None
         assert len(warnings) == 1 and "fresh process" in warnings[0] and "lambda" in warnings[0]
 
+    @pytest.mark.slow
     def test_a_model_that_noted_hidden_states_travels(self):
         model, batch = bert(64), tokens()
         model(**batch, output_hidden_states=True)  # transformers leaves closures behind as hooks
@@ -197,6 +198,7 @@ class TestMemory:
         assert memory.peak_memory(model, Batch.of(batch), device=torch.device("cpu"), threads=1) is not None
         assert [list(module._forward_hooks.items()) for module in model.modules()] == hooks and any(hooks)
 
+    @pytest.mark.slow
     def test_absent_when_the_child_fails(self, monkeypatch):
         warnings: list[str] = []
         monkeypatch.setattr(memory.logger, "warning", warnings.append)
@@ -209,6 +211,7 @@ class TestMemory:
         batch = Batch.of(torch.randn(1, 2))
         assert memory.peak_memory(nn.Linear(2, 2), batch, device=torch.device("mps"), threads=1) is None
 
+    @pytest.mark.slow
     def test_a_known_model_whose_class_is_in_the_script(self, tmp_path):
         """200 MB of weights: far above what libraries and page tables add. What the caller holds does not count."""
         done = run_script(
@@ -228,6 +231,7 @@ class TestMemory:
         )
         assert int(done.stdout) == pytest.approx(200e6, rel=0.05)
 
+    @pytest.mark.slow
     def test_a_script_without_a_guard_runs_once(self, tmp_path):
         """Where its class stands in the script, the script's definitions are made again; nothing else of it runs."""
         done = run_script(
@@ -249,6 +253,7 @@ class TestMemory:
         assert int(done.stdout) >= 500 * 500 * 4
         assert (tmp_path / "runs").read_text() == "once, "
 
+    @pytest.mark.slow
     def test_a_class_of_the_script_that_needs_more_than_definitions_is_not_measured(self, tmp_path):
         done = run_script(
             tmp_path,
@@ -266,6 +271,7 @@ class TestMemory:
         assert "name 'factor' is not defined" in done.stderr and "defined in __main__" in done.stderr
         assert "Move the class" in done.stderr
 
+    @pytest.mark.slow
     def test_a_class_of_an_interpreter_is_not_measured(self, tmp_path):
         code = (
             "class Own(nn.Linear): pass\n"
@@ -275,6 +281,7 @@ class TestMemory:
         assert done.stdout == "None\n", done.stderr
         assert "Own is defined in __main__, which is no file. Move the class" in done.stderr
 
+    @pytest.mark.slow
     def test_what_the_process_says_before_it_dies_is_told(self, monkeypatch):
         warnings: list[str] = []
         monkeypatch.setattr(memory.logger, "warning", warnings.append)

@@ -43,6 +43,7 @@ def exported(tmp_path_factory):
     return model.eval(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "length"), [(1, 2), (1, 16), (5, 9)])
 def test_any_batch_and_any_length(exported, batch: int, length: int):
     model, path = exported
@@ -108,6 +109,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         export_onnx(model, inputs, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_exports_with_the_image_processor(cli, tmp_path):
     model, inputs = saved(tmp_path / "small", "resnet_basic", "packed")
     config = json.loads((tmp_path / "small/config.json").read_text())
@@ -123,6 +125,7 @@ def test_the_command_exports_with_the_image_processor(cli, tmp_path):
     np.testing.assert_allclose(run(tmp_path / figures["output"], inputs)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

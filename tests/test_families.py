@@ -32,6 +32,8 @@ from optimum.dendritic.layout.layout import Layout
 from optimum.dendritic.layout.records import Form, Recurrent
 from optimum.dendritic.state import injected_layout, layout_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 NAMES = {family.name: family for family in ALL}
 GENERATORS = [name for name, family in NAMES.items() if family.load is hf.AutoModelForCausalLM]

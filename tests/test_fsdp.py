@@ -21,7 +21,7 @@ from optimum.dendritic.huggingface.trainer.deepspeed import around_steps_
 from optimum.dendritic.huggingface.trainer.engines import check_engine
 from optimum.dendritic.state import layout_of
 
-pytestmark = pytest.mark.xdist_group("fsdp")  # one worker, or each would start the processes anew
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fsdp")]  # one worker, or each would start the processes anew
 
 
 @pytest.fixture(scope="module")

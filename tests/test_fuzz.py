@@ -30,6 +30,8 @@ from optimum.dendritic.config import BUDGETS, IMPORTANCES
 from optimum.dendritic.schedules import SCHEDULES
 from optimum.dendritic.state import layout_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 SLOW = ("mobilenet", "t5", "resnet_bottleneck")
 

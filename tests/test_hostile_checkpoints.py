@@ -193,6 +193,7 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "edit", "names"), LAYOUTS, ids=[f"{i}" for i in range(len(LAYOUTS))])
 def test_layouts(originals, tmp_path, which, edit, names):
     original, model = originals[which]

@@ -10,6 +10,8 @@ from torch import nn
 
 from optimum.dendritic import DendriticError, push_to_hub
 
+pytestmark = pytest.mark.slow
+
 NAME = "alice/bert"
 
 

@@ -22,6 +22,7 @@ def config_for(name: str) -> DendriticConfig:
     return replace(CONFIG, importance="dendritic") if name in ("lstm", "gru") else CONFIG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_injected_equals_stock_bit_for_bit(name, training):
@@ -45,6 +46,7 @@ def test_injected_equals_stock_bit_for_bit(name, training):
         assert gradient is None or torch.equal(gradient, injected[parameter]), parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_the_state_is_the_stock_one_plus_masks_and_scores(name):
     model, inputs = build(name)
@@ -139,6 +141,7 @@ def test_a_plain_module_without_example_inputs_is_refused():
     assert same(before, snapshot(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit", "resnet_basic", "convnext"])
 def test_a_pretrained_model_needs_no_example_inputs(name):
     model, inputs = build(name)

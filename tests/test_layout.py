@@ -42,6 +42,7 @@ layouts = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(layouts)
 def test_json_gives_the_same_layout_back(layout):
     assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout

@@ -34,6 +34,8 @@ from optimum.dendritic.nn import DendriticStack
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["BERT", "DistilBERT", "GPT-2", "ViT", "Llama"]
 SPARSITY = {"ViT": 0.3}  # its patches, which no stock config makes narrower, are much of so small a model
 FAMILIES = {family.name: family for family in ALL}

@@ -40,6 +40,7 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and every(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_every_importance_meets_the_budget(importance):
     model, batches = prepared(importance=importance)
@@ -47,6 +48,7 @@ def test_every_importance_meets_the_budget(importance):
     assert 0.4 <= pruning_of(model).sparsity < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "resnet_bottleneck"])
 def test_a_model_of_any_kind_packs_to_what_it_computes(name):
     model, batches = prepared(name)
@@ -60,6 +62,7 @@ def test_a_model_of_any_kind_packs_to_what_it_computes(name):
     assert sum(p.numel() for p in model.parameters()) < parameters
 
 
+@pytest.mark.slow
 def test_reconstruction_brings_the_logits_nearer_to_the_dense_ones():
     errors = {}
     for reconstruct in (False, True):
@@ -72,6 +75,7 @@ def test_reconstruction_brings_the_logits_nearer_to_the_dense_ones():
     assert errors[True] < 0.5 * errors[False]
 
 
+@pytest.mark.slow
 def test_without_reconstruction_what_is_kept_is_not_touched():
     model, batches = prepared()
     dense = state(model)
@@ -81,6 +85,7 @@ def test_without_reconstruction_what_is_kept_is_not_touched():
         assert torch.equal(layer.tiles[kept], layer.as_tiles(dense[f"{name}.weight"])[kept])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconstruct", [True, False])
 def test_everything_else_stays_as_it_was(reconstruct):
     model, batches = prepared()
@@ -106,6 +111,7 @@ def test_everything_else_stays_as_it_was(reconstruct):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 def test_the_mode_and_the_gradient_switch_of_the_caller_do_not_matter():
     results = []
     for training, enabled in ((True, True), (False, False)):
@@ -117,6 +123,7 @@ def test_the_mode_and_the_gradient_switch_of_the_caller_do_not_matter():
     assert equal(*results)
 
 
+@pytest.mark.slow
 def test_an_iterator_does_as_well_as_a_list():
     first, batches = prepared()
     second, _ = prepared()
@@ -167,6 +174,7 @@ def test_a_batch_whose_gradients_are_not_finite_does_not_count():
         prune_(whole, [bad])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
@@ -196,12 +204,14 @@ def test_bad_options_are_refused(options):
         prune_(model, batches, **options)
 
 
+@pytest.mark.slow
 def test_labels_are_needed_only_where_gradients_are():
     model, batches = prepared(importance="activation")
     prune_(model, [{key: value for key, value in batch.items() if key != "labels"} for batch in batches])
     assert pruning_of(model).sparsity >= 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["second batch", "reconstruction"])
 def test_a_failure_on_the_way_puts_everything_back(moment):
     model, batches = prepared()
@@ -221,6 +231,7 @@ def test_a_failure_on_the_way_puts_everything_back(moment):
     prune_(model, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_only_an_injected_model_is_pruned(packed):
     model, inputs = build("bert")
@@ -232,6 +243,7 @@ def test_only_an_injected_model_is_pruned(packed):
         prune_(model, labelled("bert", inputs))
 
 
+@pytest.mark.slow
 def test_the_progress_bar_can_be_switched_off(capsys):
     from transformers.utils import logging
 
@@ -242,6 +254,7 @@ def test_the_progress_bar_can_be_switched_off(capsys):
         assert ("prune" in capsys.readouterr().err) == shown
 
 
+@pytest.mark.slow
 def test_a_copy_is_pruned_alone():
     model, batches = prepared()
     twin = copy.deepcopy(model)

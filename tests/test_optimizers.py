@@ -36,6 +36,7 @@ def train(folder, model: nn.Module, optimizer: torch.optim.Optimizer, config=CON
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS)
 def test_an_optimizer_built_before_the_injection_trains_to_a_packed_model(tmp_path, maker):
     model = make_model()
@@ -49,6 +50,7 @@ def test_an_optimizer_built_before_the_injection_trains_to_a_packed_model(tmp_pa
         assert_same(tensors(stock.model), tensors(own.model))
 
 
+@pytest.mark.slow
 def test_one_that_leaves_parameters_out_is_the_users_choice(tmp_path):
     model = make_model()
     kept = model.resnet.embedder.embedder.convolution.weight.detach().clone()
@@ -67,6 +69,7 @@ class TestSprouts:
         with pytest.raises(DendriticError, match=r"optimizer = .*had its sprout.*inject_\(model, config\) first"):
             train(tmp_path, model, torch.optim.AdamW(model.parameters()), SPROUTS, self.DATA)
 
+    @pytest.mark.slow
     def test_one_built_after_the_injection_trains_them(self, tmp_path):
         model = inject_(build("bert")[0], SPROUTS)
         own = train(tmp_path, model, torch.optim.AdamW(model.parameters(), lr=1e-2), SPROUTS, self.DATA)

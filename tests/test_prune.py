@@ -47,6 +47,7 @@ def pruned_weights(model: nn.Module) -> torch.Tensor:
     return torch.cat(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["plain_cnn", "gpt2", "bert"])
 def test_pruned_means_zero_after_every_step_of_a_training(name, optimizer):
@@ -68,6 +69,7 @@ def test_pruned_means_zero_after_every_step_of_a_training(name, optimizer):
     assert pruning_of(model).sparsity == 1 - total_cost(masks, costs) / layout_of(model).dense_cost
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.floats(0, 0.6), st.floats(0, 0.9), st.sampled_from(["plain_cnn", "residual_mlp"]))
 def test_an_update_reports_what_it_did(sparsity, regrow, name):
@@ -140,6 +142,7 @@ def test_a_bad_gradient_does_not_poison_the_scores_or_the_selection(bad):
     assert update_(model, 0.5, regrow=0.5).sparsity >= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [False, True])
 def test_a_step_that_a_grad_scaler_skips_is_neither_scored_nor_harmful(update):
     model, inputs = prepared("bert")
@@ -212,6 +215,7 @@ def test_without_gradients_nothing_returns():
     assert update_(model, 0.5, regrow=0.9).regrown == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["dendritic", "magnitude", "taylor", "movement", "activation", "random"])
 def test_every_importance_meets_the_budget(importance):
     model, inputs = prepared("bert", importance=importance)
@@ -234,6 +238,7 @@ def test_the_least_important_neuron_goes_first():
     assert (~layer.dendrite_mask).nonzero().tolist() == [[0, 3]]
 
 
+@pytest.mark.slow
 def test_random_importance_is_the_same_in_every_process():
     code = "\n".join(
         [
@@ -295,6 +300,7 @@ def test_magnitude_counts_the_rows_that_die_with_a_neuron():
     assert len(kept) > 8 and kept == list(range(24 - len(kept), 24))
 
 
+@pytest.mark.slow
 def test_at_random_dear_segments_go_as_often_as_cheap_ones():
     kept = {"heads": 0.0, "neurons": 0.0}
     for seed in range(20):

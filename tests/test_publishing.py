@@ -4,6 +4,8 @@ import pytest
 from hub import actions, training
 from hub.server import ALICE, LOST
 
+pytestmark = pytest.mark.slow
+
 REPO = "alice/trained"
 
 

@@ -99,6 +99,7 @@ def checkpoints(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_fresh_process(checkpoints, name, form):
@@ -113,6 +114,7 @@ def test_fresh_process(checkpoints, name, form):
         assert (folder / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_the_plugin_packed_models_are_refused(checkpoints):
     folders = [checkpoints[name, "packed"][0] for name in NAMES]
     run(WITHOUT, *folders)

@@ -100,6 +100,7 @@ def test_it_is_the_optimum_that_lstsq_finds(kind, arbors):
     assert every(layer.tiles[~layer.dendrite_mask[:, None, :, None, None].expand_as(layer.tiles)] == 0)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(LAYERS)), st.sampled_from([1, 2]), st.floats(0, 10))
 def test_it_is_never_worse_than_the_pruned_layer(kind, arbors, damping):
     model, dense, x = pruned(kind, arbors)
@@ -204,6 +205,7 @@ class TestStages:
         assert len(groups) <= passes and sum(groups, []) == list(dendritic_layers(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit", "resnet_bottleneck", "grouped_cnn"])
 def test_later_layers_make_up_for_earlier_ones(name):
     model, inputs = build(name)

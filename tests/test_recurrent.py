@@ -267,6 +267,7 @@ class TestThePackedLayer:
         with torch.autocast("cpu", torch.bfloat16):
             assert [part.dtype for part in flat(packed(x))] == [part.dtype for part in flat(layer(x))]
 
+    @pytest.mark.slow
     def test_compiles(self):
         done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -91,6 +91,7 @@ class TestCheckpoints:
             assert loaded.dendritic_layout == model.dendritic_layout and type(loaded.encoder) is type(model.encoder)
             assert loaded.encoder.outputs.dtype == torch.int64
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("form", ["injected", "packed"])
     def test_a_fresh_process_loads_the_same(self, form, tmp_path):
         model = pruned(tmp_path, form)
@@ -186,6 +187,7 @@ class TestCheckpoints:
 
 
 class TestTheTrainer:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("cell", "pooling"), [("lstm", "mean"), ("gru", "last")])
     def test_twenty_steps_end_packed(self, cell, pooling, tmp_path):
         samples = [

@@ -66,6 +66,7 @@ def cut(path: Path, share: float = 0.5) -> None:
 
 
 class TestLastCheckpoint:
+    @pytest.mark.slow
     def test_the_newest_complete_one(self, whole):
         assert last_checkpoint(whole[0]) == str(whole[0] / f"checkpoint-{STEPS}")
 
@@ -178,6 +179,7 @@ class TestLastCheckpoint:
         last_checkpoint(killed)
         assert sorted(killed.rglob("*")) == before
 
+    @pytest.mark.slow
     def test_a_torn_run_resumed_from_it_ends_as_the_undisturbed_one(self, whole, killed):
         cut(killed / "checkpoint-8" / "optimizer.pt")
         trainer = make_trainer(killed, **SAVING)
@@ -233,6 +235,7 @@ class TestWhatARunHasInCommon:
         assert trainer.state.global_step == STEPS
         assert sorted(whole[0].iterdir()) == checkpoints
 
+    @pytest.mark.slow
     def test_its_last_checkpoint_is_not_written_again(self, tmp_path):
         saving = {"max_steps": -1, "num_train_epochs": 2.5, "save_strategy": "epoch"}
         undisturbed = make_trainer(tmp_path, **saving)
@@ -249,6 +252,7 @@ class TestWhatARunHasInCommon:
         assert configs[0] == configs[1] and configs[0]["problem_type"] == "single_label_classification"
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("more", [2 * STEPS, FREEZE + 2])
     def test_other_max_steps_change_the_recovery_alone(self, killed, more, told):
         masks = {}
@@ -289,6 +293,7 @@ class TestWhatARunHasInCommon:
 
 
 class TestBestModel:
+    @pytest.mark.slow
     def test_a_best_model_whose_files_use_other_names_is_restored(self, tmp_path):
         torch.manual_seed(0)
         width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -304,6 +309,7 @@ class TestBestModel:
 
 
 class TestSampling:
+    @pytest.mark.slow
     @pytest.mark.parametrize("epoch", [1, 3])
     def test_lengths_are_grouped_the_same_after_the_end_of_an_epoch(self, tmp_path, epoch):
         def run(folder: Path, *callbacks: TrainerCallback) -> Trainer:

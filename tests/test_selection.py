@@ -51,6 +51,7 @@ def same(left: Masks, right: Masks) -> bool:
     return left.keys() == right.keys() and every(torch.equal(mask, right[name]) for name, mask in left.items())
 
 
+@pytest.mark.slow
 def test_the_budget_is_met_unless_floors_forbid_it(compared):
     @given(problems())
     def check(problem):
@@ -79,6 +80,7 @@ def test_one_unit_more_would_break_the_budget(compared):
     check()
 
 
+@pytest.mark.slow
 def test_a_mask_that_meets_the_budget_is_left_as_it_is(compared):
     @given(problems())
     def check(problem):
@@ -104,6 +106,7 @@ def test_among_units_of_the_same_cost_all_that_is_kept_scores_more_than_all_that
     check()
 
 
+@pytest.mark.slow
 def test_among_units_of_any_cost_it_is_the_score_for_each_parameter_that_counts(compared):
     """What a unit costs is counted: the difference that it makes to the total."""
 
@@ -155,6 +158,7 @@ def balanced_masks(arbors: int, segments: int) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_of_all_masks_that_meet_the_budget_the_chosen_ones_keep_the_highest_score(compared):
     """Brute force; where all units cost the same, the greedy choice is the best one."""
 
@@ -203,6 +207,7 @@ def test_what_goes_at_a_lower_sparsity_goes_at_a_higher_one(compared):
     check()
 
 
+@pytest.mark.slow
 def test_step_by_step_without_regrowth_masks_only_shrink_and_every_budget_is_met(compared):
     @given(problems(regrowth=False))
     def check(problem):
@@ -217,12 +222,14 @@ def test_step_by_step_without_regrowth_masks_only_shrink_and_every_budget_is_met
     check()
 
 
+@pytest.mark.slow
 @given(problems(), st.sampled_from([2.0**-20, 0.25, 2.0, 2.0**20]))  # powers of two, which round nothing
 def test_all_scores_on_another_scale_give_the_same_masks(problem, scale):
     scores, *rest = problem
     assert same(select({name: scale * score for name, score in scores.items()}, *rest), select(*problem))
 
 
+@pytest.mark.slow
 def test_layers_in_another_order_give_the_same_masks(compared):
     @given(problems(ties=False, regrowth=False), st.randoms(use_true_random=False))
     def check(problem, random):
@@ -245,6 +252,7 @@ def test_arbors_stay_balanced(problem):
             assert mask.sum(1).unique().numel() == 1
 
 
+@pytest.mark.slow
 @given(problems())
 def test_no_layer_falls_below_its_floor_by_this_update(problem):
     _, masks, _, _, floor, regrown = problem
@@ -261,6 +269,7 @@ def test_regrown_segments_go_only_when_their_layer_keeps_nothing_else(problem):
             assert mask[arbor][back].all() or not mask[arbor][~back].any()
 
 
+@pytest.mark.slow
 @given(problems())
 def test_equal_inputs_give_equal_masks_under_ties(problem):
     scores, *rest = problem

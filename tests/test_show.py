@@ -15,6 +15,7 @@ from optimum.dendritic.cli.show import ASCII, BLOCKS, COLOURS, NO_COLOURS, Style
 from optimum.dendritic.inspection.density import density
 
 
+@pytest.mark.slow
 def test_a_packed_model_with_its_figure_and_its_json(cli, tmp_path):
     model, _ = saved(tmp_path / "small", "bert", "packed")
     code, output, errors = cli("dendritic", "show", "small", "--figure", "map.png", "--json", "map.json")
@@ -46,6 +47,7 @@ def test_a_stock_model_is_told_and_has_no_figure(cli, tmp_path):
     assert not (tmp_path / "map.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -72,6 +72,7 @@ def awake(name: str, **fields) -> tuple[nn.Module, Inputs]:
     return model.eval(), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_injected_equals_stock_bit_for_bit_with_gradients(name, training):
@@ -104,6 +105,7 @@ def test_a_sleeping_sprout_changes_no_bit_whatever_it_holds(zero):
         assert torch.equal(layer(x).view(torch.int32), expected.view(torch.int32))
 
 
+@pytest.mark.slow
 def test_sprouts_sleep_until_the_final_update():
     model, inputs = injected("bert")
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2, weight_decay=0.1)
@@ -216,6 +218,7 @@ def test_a_large_matrix_is_factored_almost_as_well_as_by_a_full_decomposition():
     assert ((matrix - up @ down) * norms).norm() <= 1.005 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arbors", [1, 2])
 @pytest.mark.parametrize("budget", ["params", "macs"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "llama", "t5"])
@@ -247,6 +250,7 @@ def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budge
         assert parts == sprout_parameters(1, form.inputs, sum(form.arbors))
 
 
+@pytest.mark.slow
 @given(problems(), st.integers(1, 20), st.integers(1, 5))
 def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(problem, sprout, sprout_row):
     scores, masks, plain, budget, floor, regrown = problem
@@ -330,6 +334,7 @@ def test_dense_cost_leaves_sprouts_out_and_nothing_is_paid_before_pruning():
     assert pruning_of(with_sprouts).sparsity == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_bit_exact():
     def run(model: nn.Module, optimizer: torch.optim.Optimizer, steps: list[float | None]) -> None:
         for sparsity in steps:
@@ -351,6 +356,7 @@ def test_a_resumed_training_is_bit_exact():
         assert_same(tensors(continued[0]), tensors(resumed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["injected", "packed"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_saved_equals_loaded(name, form, tmp_path):
@@ -370,6 +376,7 @@ def test_saved_equals_loaded(name, form, tmp_path):
 QUERY, OUTPUT = (f"bert.encoder.layer.0.{part}" for part in ("attention.self.query", "output.dense"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name", "field", "value"),
     [
@@ -400,6 +407,7 @@ def test_a_layout_that_lies_about_sprouts_is_refused(form, name, field, value, t
         type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_autocast_and_half_precision():
     model, inputs = awake("bert")
     packed = compress_(copy.deepcopy(model), inputs)
@@ -448,6 +456,7 @@ class TestTrainer:
         trainer.train_dataset = trainer.eval_dataset = data
         return trainer
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["bert", "gpt2"])
     def test_ends_packed_within_the_budget_with_sprouts(self, tmp_path, name):
         trainer = self.trainer(tmp_path, name, [DendriticCallback(self.CONFIG)])
@@ -457,6 +466,7 @@ class TestTrainer:
         assert target_cost(trainer.model, list(start.modules), None) <= 0.5 * start.dense_cost
         assert trainer.evaluate()["eval_loss"] > 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop", [8, 16])
     def test_resumed_equals_uninterrupted(self, tmp_path, stop):
         saving = {"save_strategy": "steps", "save_steps": 4}

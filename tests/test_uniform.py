@@ -40,6 +40,7 @@ def counts(masks, dial) -> set[int]:
     return {int(masks[member].sum()) for member in dial.members}
 
 
+@pytest.mark.slow
 @given(st.integers(0, 999), st.floats(0.15, 1), st.floats(0.1, 1))
 def test_uniform_and_as_close_to_the_budget_as_one_neuron_everywhere(seed, first, second):
     scores, masks, costs, dials = problem(seed)
@@ -48,7 +49,7 @@ def test_uniform_and_as_close_to_the_budget_as_one_neuron_everywhere(seed, first
         masks = select_uniform(scores, masks, costs, left * dense, 0.0, dials)
         assert every(len(counts(masks, dial)) == 1 for dial in dials)
         assert counts(masks, HEADS) <= set(HEADS.counts) and min(*counts(masks, WIDTH), *counts(masks, DEPTH)) >= 1
-        assert all(bool(mask.all()) for name, mask in masks.items() if name.endswith(("up", "value")))
+        assert every(bool(mask.all()) for name, mask in masks.items() if name.endswith(("up", "value")))
         (blocks,), (width,) = counts(masks, DEPTH), counts(masks, WIDTH)
         step = blocks * (8 + 8 + 1)  # a neuron: its row with a bias, and its column
         cost = total_cost(masks, costs)

@@ -8,6 +8,8 @@ from hub import actions
 from hub.repository import Commit, File
 from hub.server import ALICE, BOB, CUT, LOST, NONE, READ_ONLY
 
+pytestmark = pytest.mark.slow
+
 REPO = "alice/model"
 PUSHED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 STEPS = {

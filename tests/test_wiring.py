@@ -128,6 +128,7 @@ def test_a_layer_that_writes_to_a_residual_stream_is_never_cut(name):
     assert every(isinstance(model.get_submodule(layer), nn.Module) for layer in STREAMS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_positions_times_weights_are_the_products_of_one_sample(name):
     model, inputs = build(name)
@@ -147,6 +148,7 @@ def test_positions_times_weights_are_the_products_of_one_sample(name):
     assert positions == seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_tracing_leaves_the_model_as_it_was(name):
     model, inputs = build(name)

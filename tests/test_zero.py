@@ -11,7 +11,7 @@ from helpers.zero import CASES, SAVED, STEPS
 from optimum.dendritic import DendriticConfig, update_plan
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed, and ZeRO is NOT TESTED: pip install deepspeed")
-pytestmark = pytest.mark.xdist_group("zero")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zero")]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids="stage {}".format)
