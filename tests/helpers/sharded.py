@@ -8,6 +8,7 @@ are dear.
 
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from optimum.dendritic.structure import verification
 
 STEPS, SAMPLES = 7, 4  # of optimization, and in each step, over all processes
 UPDATES = {2: 0.3, 4: 0.4, 6: 0.5}  # step -> sparsity
+SETTLED = 30  # seconds in which threads have let go of what they do not need
 Found = dict[str, Tensor]
 
 
@@ -142,7 +144,8 @@ def shard(model: nn.Module, **policy: Any) -> None:
 class Gathered:
     """Watches `DTensor.full_tensor`: the size of each gathered tensor, and how many of their bytes live at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
         self.sizes: list[int] = []
         self.peak = 0
         self.storages: list[weakref.ref] = []
@@ -154,12 +157,23 @@ class Gathered:
             found = stock(tensor, **kwargs)
             self.sizes.append(found.numel())
             self.storages.append(weakref.ref(found.untyped_storage()))
-            living = [storage for storage in (ref() for ref in self.storages) if storage is not None]
-            self.peak = max(self.peak, sum(storage.nbytes() for storage in living))
+            self.peak = max(self.peak, self.held())
             return found
 
         DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
         return self
+
+    def held(self) -> int:
+        """Bytes of what was gathered and is still there. More than `allowed` is asked for again until it stays: a
+        thread of gloo may let go of a tensor a moment after everyone else has."""
+        end = time.monotonic() + SETTLED
+        while True:
+            living = [storage for storage in (ref() for ref in self.storages) if storage is not None]
+            total = sum(storage.nbytes() for storage in living)
+            del living
+            if total <= self.allowed or time.monotonic() > end:
+                return total
+            time.sleep(0.01)
 
     def __exit__(self, *error: object) -> None:
         DTensor.full_tensor = self.stock  # type: ignore[method-assign]
@@ -176,7 +190,7 @@ def on_shards(name: str, rank: int, world: int) -> Found:
     found["targets"] = [[p.numel() for p in layer.parameters(recurse=False)] for layer in layers.values()]
     found["others"] = sum(p.numel() for p in model.parameters()) - sum(map(sum, found["targets"]))
     found["parameters"] = [p.numel() for key, p in model.named_parameters() if "sprout" not in key]
-    with Gathered() as gathered:
+    with Gathered(4 * (found["others"] + max(map(sum, found["targets"])))) as gathered:
         seen |= pack(model, CASES[name])
     found |= {"sizes": gathered.sizes, "peak": gathered.peak, "seen": seen}
     found["attributes"] = {key: (type(m).__qualname__, sorted(vars(m))) for key, m in model.named_modules()}
