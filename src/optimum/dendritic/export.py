@@ -3,11 +3,8 @@
 The graph is made by the ONNX exporter of `transformers`. Gathers of packed layers become plain `Gather` nodes.
 """
 
-import contextlib
-import io
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -20,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .errors import invalid
 from .layout.layout import Layout
+from .process_state import without_output
 from .state import layout_of
 from .structure.example_inputs import as_mapping, tensors_of
 from .structure.probing import outputs_differ, quiet, tolerance
@@ -97,8 +95,7 @@ def _exporter() -> Any:
     def export(model: nn.Module, inputs: Inputs, shapes: dict[str, dict[int, Any]], folder: Path) -> None:
         sample: Any = {**inputs, **_no_cache(model)}
         config, stock = OnnxConfig(dynamic_shapes=shapes), cast(PreTrainedModel, model)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # torch.onnx prints its progress
-            warnings.simplefilter("ignore")  # about the tracer's own calls
+        with without_output():  # torch.onnx prints its progress, and warns of the tracer's own calls
             OnnxExporter().export(stock, sample, config=config).save_pretrained(folder)
 
     return export

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..process_state import plain_attention, without_fast_path
 from .batch import Batch
 
 
@@ -36,7 +36,7 @@ def count_macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
 
 def _counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path(), _frozen(model), counter:
+    with torch.no_grad(), plain_attention(), without_fast_path(), _frozen(model), counter:
         batch.run(model)
     return counter
 
@@ -52,16 +52,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _recurrent_flops(steps: torch.Size, *weights: torch.Size) -> int:

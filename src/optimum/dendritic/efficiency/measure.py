@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import invalid
+from ..process_state import kept_random_state
 from .batch import Batch, ExampleInputs
 from .conditions import describe, device_of, dtype_of, tensors_of
 from .latency import paired_ratio, summarise, time_in_turn
@@ -101,13 +102,13 @@ def _ratios(report: EfficiencyReport, baseline: EfficiencyReport) -> dict[str, f
 
 @contextlib.contextmanager
 def _at_rest(models: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode and a random state of its own.
+    """Evaluation mode and a random state of its own; one thread at a time, since others would be measured, too.
 
     Every module's flag is set by hand: `eval()` and `train()` would overwrite modules that are frozen on purpose.
     """
     device = device_of(models[0])
     flags = {module: module.training for model in models for module in model.modules()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with kept_random_state([device] if device.type == "cuda" else []):
         try:
             for module in flags:
                 module.training = False

@@ -12,6 +12,7 @@ from ..errors import invalid
 from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
 from ..nn import DendriticLayer
+from ..process_state import without_cudnn
 from ..structure.example_inputs import is_empty, shapes
 
 Batch = Mapping[str, Any]
@@ -99,7 +100,7 @@ def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Ba
     parameters = {(name, key): p for name, layer in layers.items() for key, p in layer.segmented().items()}
     weights = list(parameters.values())
     recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers.values())
-    with torch.enable_grad(), _trainable(weights), torch.backends.cudnn.flags(enabled=not recurrent):
+    with torch.enable_grad(), _trainable(weights), without_cudnn(needed=recurrent):
         outputs = model(**on_device(model, batch))
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:

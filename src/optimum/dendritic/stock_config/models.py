@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..layout.records import Dial
 from ..nn import DendriticStack
+from ..process_state import alone, kept_random_state
 from ..unofficial import children_of, forget_capturing_, tensors_in
 
 Shapes = dict[str, torch.Size]
@@ -32,13 +33,13 @@ class NoSuchModel(ValueError):
 @contextmanager
 def hushed() -> Iterator[None]:
     """Without what transformers says about every config and model that is only tried."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
+    with alone(), warnings.catch_warnings(action="ignore"):
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(CRITICAL)
+        try:
             yield
-    finally:
-        logging.set_verbosity(verbosity)
+        finally:
+            logging.set_verbosity(verbosity)
 
 
 def fields_of(config: PreTrainedConfig, kind: type) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMode
         NoSuchModel: the class makes none.
     """
     try:
-        with hushed(), torch.random.fork_rng([]), torch.device("meta"):
+        with hushed(), kept_random_state(), torch.device("meta"):
             return type(model)(config)
     except Exception as error:  # whatever a model raises at a config, it cannot be that one
         raise NoSuchModel(f"{type(model).__name__} cannot be built: {type(error).__name__}: {error}") from error

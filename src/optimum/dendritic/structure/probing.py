@@ -7,20 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..process_state import kept_random_state, plain_attention
 from ..unofficial import unprepared
 from .example_inputs import tensors_of
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode, full precision, an untouched random state; attention by plain products (fused kernels swallow NaN)."""
+    """Eval mode, full precision, an untouched random state; attention by plain products (fused kernels swallow NaN).
+
+    One thread at a time: attention kernels and the random state are those of the whole process.
+    """
     flags = {module: module.training for module in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
     )
-    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), _unmixed(model):
+    with kept_random_state(devices), plain_attention(), _unmixed(model):
         try:
             model.eval()
             yield

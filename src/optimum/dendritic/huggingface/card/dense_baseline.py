@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...efficiency import EfficiencyReport, measure
+from ...process_state import kept_random_state
 from ...state import layout_of
 from ...structure.example_inputs import example_inputs_for, longest_text, of_length
 
@@ -25,7 +26,7 @@ def dense_baseline(model: PreTrainedModel) -> PreTrainedModel:
     random state is left alone."""
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), model.device:
+    with kept_random_state([model.device] if model.device.type == "cuda" else []), model.device:
         baseline = type(model)(config).eval()
         return baseline.to(dtype=model.dtype)  # type: ignore[call-arg]
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ...errors import DendriticError
 from ...layout.strict_json import bad
+from ...process_state import alone
 from ...unofficial import classes_of, optional_keys
 from .auto_class import auto_class_for
 
@@ -70,7 +71,7 @@ def _names_in_saved_class(model: PreTrainedModel) -> Set[str] | None:
     if saved is None:
         return None
     config.__dict__.pop("quantization_config", None)
-    with torch.device("meta"):
+    with alone(), torch.device("meta"):
         return saved(config).state_dict().keys()
 
 
