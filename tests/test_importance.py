@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from optimum.dendritic.config import IMPORTANCES
 from optimum.dendritic.functional import importance as formulas
 from optimum.dendritic.functional.importance import (
     gate_gradient,
@@ -82,6 +83,10 @@ RUNNING = {
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_every_importance_that_a_config_names_has_its_formula():
+    assert formulas.IMPORTANCE.keys() == set(IMPORTANCES)
+
+
 @pytest.mark.parametrize("importance", RUNNING)
 def test_a_running_score_is_the_moving_average_of_its_formula(importance, kind):
     torch.manual_seed(0)

@@ -14,10 +14,15 @@ from optimum.dendritic.layout.records import Bundle, Follower, Form, Run, Segmen
 from optimum.dendritic.state import layout_of
 
 counts = st.integers(1, 9)
-runs = st.builds(Run, *[counts] * 5)
+runs = st.builds(Run, start=counts, size=counts, reach=counts, width=counts, count=counts)
 wires = st.builds(Wire, st.text(min_size=1), st.tuples(runs) | st.tuples(runs, runs))
 bundles = st.builds(
-    Bundle, st.text(min_size=1), st.tuples(wires), st.tuples() | st.tuples(wires), block=counts, cut=st.booleans()
+    Bundle,
+    reader=st.text(min_size=1),
+    producers=st.tuples(wires),
+    followers=st.tuples() | st.tuples(wires),
+    block=counts,
+    cut=st.booleans(),
 )
 segments = st.builds(Segments, counts, counts, st.booleans(), st.integers(0, 9))
 followers = st.builds(Follower, counts)
@@ -29,7 +34,7 @@ def forms(draw):
     kept, gather, scatter = draw(counts), draw(st.booleans()) or len(arbors) > 1, draw(st.booleans())
     inputs = kept + (draw(counts) if gather else 0)
     outputs, sprout = sum(arbors) + (draw(counts) if scatter else 0), draw(st.integers(0, 9))
-    return Form(inputs, outputs, kept, arbors, gather, scatter, sprout)
+    return Form(inputs=inputs, outputs=outputs, kept=kept, arbors=arbors, gather=gather, scatter=scatter, sprout=sprout)
 
 
 layouts = st.builds(
@@ -59,12 +64,19 @@ def test_layouts_of_real_models_survive_json(name):
     assert Layout.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed and packed.packed
 
 
+WHOLE = (Run(start=0, size=1, reach=0, width=1, count=4),)
 GOOD = Layout(
-    DendriticConfig(),
-    {"reader": Segments(2, 4, True), "form": Form(8, 6, 4, (3, 3), gather=True, scatter=False), "bn": Follower(4)},
-    (Bundle("reader", (Wire("form", (Run(0, 1, 0, 1, 4),)),), (Wire("bn", (Run(0, 1, 0, 1, 4),)),), 1, True),),
-    {"reader": 1},
-    99,
+    config=DendriticConfig(),
+    modules={
+        "reader": Segments(2, 4, activity=True),
+        "form": Form(inputs=8, outputs=6, kept=4, arbors=(3, 3), gather=True, scatter=False),
+        "bn": Follower(4),
+    },
+    bundles=(
+        Bundle(reader="reader", producers=(Wire("form", WHOLE),), followers=(Wire("bn", WHOLE),), block=1, cut=True),
+    ),
+    positions={"reader": 1},
+    dense_cost=99,
 ).to_dict()
 RUN = ("bundles", 0, "producers", 0, "runs", 0)
 BAD = [
@@ -145,7 +157,10 @@ def test_a_long_bad_value_is_shortened_in_the_message():
 
 
 def test_a_layout_from_before_sprouts_reads_as_one_without():
-    layout = Layout(DendriticConfig(), {"a": Segments(1, 4), "b": Form(4, 4, 2, (4,), gather=True, scatter=False)})
+    layout = Layout(
+        DendriticConfig(),
+        {"a": Segments(1, 4), "b": Form(inputs=4, outputs=4, kept=2, arbors=(4,), gather=True, scatter=False)},
+    )
     data = layout.to_dict()
     for record in data["modules"].values():
         for fields in record.values():

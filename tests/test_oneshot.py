@@ -10,12 +10,11 @@ from helpers.models import build
 from torch import Tensor, nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, prune_
+from optimum.dendritic.config import IMPORTANCES
 from optimum.dendritic.one_shot.calibration import score_on_
 from optimum.dendritic.state import dendritic_layers
 from optimum.dendritic.structure.probing import quiet
 from optimum.dendritic.train_steps import pruning_of
-
-IMPORTANCES = ["dendritic", "magnitude", "taylor", "movement", "activation", "random"]
 
 
 def prepared(name: str = "bert", **fields: Any) -> tuple[nn.Module, list[dict[str, Tensor]]]:

@@ -62,7 +62,7 @@ def step(model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, spa
     return loss.detach()
 
 
-def awake(name: str, **fields) -> tuple[nn.Module, Inputs]:
+def active(name: str, **fields) -> tuple[nn.Module, Inputs]:
     """Pruned in two updates, then trained for some steps."""
     model, inputs = injected(name, **fields)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
@@ -92,7 +92,7 @@ def test_injected_equals_stock_bit_for_bit_with_gradients(name, training):
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_a_sleeping_sprout_changes_no_bit_whatever_it_holds(zero):
+def test_an_inactive_sprout_changes_no_bit_whatever_it_holds(zero):
     model, inputs = injected("bert")
     layer = next(iter(sprouting(model).values()))
     x = torch.ones(3, 16)
@@ -106,7 +106,7 @@ def test_a_sleeping_sprout_changes_no_bit_whatever_it_holds(zero):
 
 
 @pytest.mark.slow
-def test_sprouts_sleep_until_the_final_update():
+def test_sprouts_stay_inactive_until_the_final_update():
     model, inputs = injected("bert")
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2, weight_decay=0.1)
     for sparsity in (None, 0.2, None, 0.4, None):
@@ -223,7 +223,7 @@ def test_a_large_matrix_is_factored_almost_as_well_as_by_a_full_decomposition():
 @pytest.mark.parametrize("budget", ["params", "macs"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "llama", "t5"])
 def test_masked_equals_packed_and_the_budget_is_met_as_counted_there(name, budget, arbors):
-    model, inputs = awake(name, budget=budget, arbors=arbors)
+    model, inputs = active(name, budget=budget, arbors=arbors)
     layout, names, costs = layout_of(model), list(dendritic_layers(model)), layer_costs(model)
     masks = {layer: module.dendrite_mask for layer, module in dendritic_layers(model).items()}
     paying = {layer for layer in names if costs[layer].sprout_cost(masks, layer)}
@@ -272,7 +272,7 @@ def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(p
 
 
 def test_packed_sprouts_lose_the_rows_that_died_along_bundles():
-    model, inputs = awake("bert")
+    model, inputs = active("bert")
     compress_(model, inputs)
     forms = layout_of(model).modules
     at = "bert.encoder.layer.{}.{}"
@@ -283,7 +283,7 @@ def test_packed_sprouts_lose_the_rows_that_died_along_bundles():
 
 
 def test_packed_sprouts_train_on():
-    model, inputs = awake("gpt2")
+    model, inputs = active("gpt2")
     compress_(model.train(), inputs)
     sprouts = [module for module in model.modules() if isinstance(module, Sprout)]
     before = [copy.deepcopy(sprout.state_dict()) for sprout in sprouts]
@@ -360,7 +360,7 @@ def test_a_resumed_training_is_bit_exact():
 @pytest.mark.parametrize("form", ["injected", "packed"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_saved_equals_loaded(name, form, tmp_path):
-    model, inputs = awake(name)
+    model, inputs = active(name)
     if form == "packed":
         compress_(model, inputs)
     model.save_pretrained(tmp_path)
@@ -391,7 +391,7 @@ QUERY, OUTPUT = (f"bert.encoder.layer.0.{part}" for part in ("attention.self.que
     ],
 )
 def test_a_layout_that_lies_about_sprouts_is_refused(form, name, field, value, tmp_path):
-    model, inputs = awake("bert")
+    model, inputs = active("bert")
     if form == "form":
         compress_(model, inputs)
     model.save_pretrained(tmp_path)
@@ -409,7 +409,7 @@ def test_a_layout_that_lies_about_sprouts_is_refused(form, name, field, value, t
 
 @pytest.mark.slow
 def test_autocast_and_half_precision():
-    model, inputs = awake("bert")
+    model, inputs = active("bert")
     packed = compress_(copy.deepcopy(model), inputs)
     seen: dict[str, list[torch.dtype]] = {}
     for one in (build("bert")[0], model, packed):

@@ -12,9 +12,9 @@ from optimum.dendritic.functional.uniform_selection import select_uniform
 from optimum.dendritic.layout.records import Dial
 
 WIDTH, DEPTH, HEADS = (
-    Dial(("width",), ("0.down", "1.down", "2.down"), (), ()),
-    Dial(("layers",), ("stack",), (), ()),
-    Dial(("heads",), ("0.out", "1.out", "2.out"), (1, 2, 4), ()),
+    Dial(fields=("width",), members=("0.down", "1.down", "2.down"), counts=(), lists=()),
+    Dial(fields=("layers",), members=("stack",), counts=(), lists=()),
+    Dial(fields=("heads",), members=("0.out", "1.out", "2.out"), counts=(1, 2, 4), lists=()),
 )
 NEURONS, BLOCKS, GROUPS = 12, 3, 4
 

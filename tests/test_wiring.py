@@ -48,11 +48,17 @@ def test_vit_feeds_whole_heads_and_single_neurons():
     assert feeds(found[f"{at}.mlp.fc2"]) == ([f"{at}.mlp.fc1"], [], 1, True)
 
 
+def runs(*numbers: tuple[int, int, int, int, int]) -> tuple[Run, ...]:
+    """Runs by their start, size, reach, width and count."""
+    names = ("start", "size", "reach", "width", "count")
+    return tuple(Run(**dict(zip(names, each, strict=True))) for each in numbers)
+
+
 def test_gpt2_splits_one_tensor_into_heads_which_cannot_shrink():
     found = trace("gpt2")
     bundle = found["transformer.h.0.attn.c_proj"]
     assert feeds(bundle) == (["transformer.h.0.attn.c_attn"], [], 4, False)
-    assert bundle.producers[0].runs == (Run(0, 4, 0, 4, 4), Run(16, 4, 0, 4, 4), Run(32, 1, 0, 1, 16))
+    assert bundle.producers[0].runs == runs((0, 4, 0, 4, 4), (16, 4, 0, 4, 4), (32, 1, 0, 1, 16))
     assert feeds(found["transformer.h.0.mlp.c_proj"]) == (["transformer.h.0.mlp.c_fc"], [], 1, True)
 
 
@@ -61,7 +67,7 @@ def test_llama_cuts_whole_groups_of_query_heads_with_the_key_and_value_head_that
     bundle = found[f"{at}.self_attn.o_proj"]
     assert feeds(bundle) == ([f"{at}.self_attn.{part}_proj" for part in "qkv"], [], 8, True)
     query, key, value = bundle.producers
-    assert query.runs == (Run(0, 4, 0, 4, 4),) and key.runs == value.runs == (Run(0, 4, 0, 8, 2),)
+    assert query.runs == runs((0, 4, 0, 4, 4)) and key.runs == value.runs == runs((0, 4, 0, 8, 2))
     assert feeds(found[f"{at}.mlp.down_proj"]) == ([f"{at}.mlp.{part}_proj" for part in ("gate", "up")], [], 1, True)
 
 
@@ -71,7 +77,7 @@ def test_a_fused_product_with_shared_key_and_value_heads_is_read_as_heads():
     found = {b.reader: b for b in trace_wiring(families.build(family), inputs_of(family)).bundles}
     bundle = found["model.layers.0.self_attn.o_proj"]
     assert feeds(bundle) == (["model.layers.0.self_attn.qkv_proj"], [], 8, False)
-    assert bundle.producers[0].runs == (Run(0, 8, 0, 8, 2), Run(16, 4, 0, 8, 2), Run(24, 4, 0, 8, 2))
+    assert bundle.producers[0].runs == runs((0, 8, 0, 8, 2), (16, 4, 0, 8, 2), (24, 4, 0, 8, 2))
 
 
 def test_resnet_feeds_inside_its_blocks_through_batch_norm():
@@ -101,7 +107,7 @@ def test_a_channel_feeds_all_its_pixels_of_a_flattened_layer():
     found = trace("plain_cnn")
     assert feeds(found["conv2"]) == (["conv1"], ["bn1"], 1, True)
     assert feeds(found["fc1"]) == (["conv2"], ["bn2"], 4, True)
-    assert found["fc1"].producers[0].runs == (Run(0, 1, 0, 4, 16),)
+    assert found["fc1"].producers[0].runs == runs((0, 1, 0, 4, 16))
     assert feeds(found["fc2"]) == (["fc1"], [], 1, True)
 
 
@@ -335,9 +341,9 @@ def test_runs_describe_the_reach_that_they_were_read_from(size, width, count, sk
 
 
 def test_channels_that_nobody_reads_stay():
-    runs = (Run(1, 1, 0, 2, 2),)
-    assert alive_channels(runs, 4, torch.tensor([False, False, True, True])).tolist() == [0, 2, 3]
-    assert segments_reached(runs, 4, 2).tolist() == [-1, 0, 1, -1]
+    found = runs((1, 1, 0, 2, 2))
+    assert alive_channels(found, 4, torch.tensor([False, False, True, True])).tolist() == [0, 2, 3]
+    assert segments_reached(found, 4, 2).tolist() == [-1, 0, 1, -1]
 
 
 def tracer_of(name: str) -> Tracer:

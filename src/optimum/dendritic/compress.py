@@ -1,5 +1,7 @@
 """`compress_`: make an injected model physically small. What was zero is gone; the outputs stay."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,18 +10,17 @@ from transformers.utils import logging
 
 from .distributed.dtensor import reshard
 from .errors import invalid
-from .inspection.describe import DENSE, describe, summary
+from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
-from .nn import PackedLayer, PackedRecurrent, RecurrentLayer, WeightLayer, follower_channels, widths
-from .nn.pack_model import last_readers, pack_modules
+from .nn import DendriticLayer, PackedLayer, PackedRecurrent, follower_channels
+from .nn.pack_model import last_readers, pack_modules, stock_record
 from .nn.surgery import replace_
-from .state import dendritic_layers, injected_layout, set_layout
+from .state import injected_layout, layers_in, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.probing import probe, quiet
 from .structure.verification import answers_alike, exchanged
-from .train_steps import mask_
 
 logger = logging.get_logger(__name__)
 
@@ -50,18 +51,21 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         DendriticError: the model is not injected, or packing changes its outputs; it is then as it was.
     """
     layout = injected_layout(model)
+    layers = layers_in(model, layout)
     inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
-    mask_(model)
+    reshard(model)
+    for layer in layers.values():
+        layer.mask_()
     if layout.dials:
-        return native_(model, inputs)
+        return native_(model, inputs, layout, layers)
     with quiet(model):
-        packed, replaced = _pack_verified_(model, list(layout.bundles), inputs)
+        packed, replaced = _pack_verified_(model, layers, list(layout.bundles), inputs)
     for name, old in replaced.items():
         packed[name].train(old.training)  # they were packed while the model was quiet
     records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
-    dense = [name for name, words in describe(model).items() if words == DENSE]
+    dense = dense_layers(model, records)
     shrunk = [name for name in forms if _size(packed[name]) < _size(replaced[name])]
     logger.info(f"Packed {type(model).__name__}: {summary(forms, shrunk, layout.bundles, dense)}")
     return model
@@ -70,9 +74,11 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 Modules = dict[str, nn.Module]
 
 
-def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, Any]) -> tuple[Modules, Modules]:
+def _pack_verified_(
+    model: nn.Module, layers: Mapping[str, DendriticLayer], bundles: list[Bundle], inputs: dict[str, Any]
+) -> tuple[Modules, Modules]:
     """Pack with every wire cut that can be. Returns the packed modules, and those whose places they took."""
-    kept = {name: layer.kept() for name, layer in dendritic_layers(model).items()}
+    kept = {name: layer.kept() for name, layer in layers.items()}
     readers, like = last_readers(bundles), next(model.parameters())
     try:
         expected = probe(model, inputs, readers)
@@ -104,7 +110,7 @@ def _pack_verified_(model: nn.Module, bundles: list[Bundle], inputs: dict[str, A
 
 def _uncut(bundle: Bundle) -> Bundle:
     logger.warning(f"{bundle.reader} keeps a gather: cutting its wire changes the outputs")
-    return Bundle(bundle.reader, bundle.producers, bundle.followers, bundle.block, cut=False)
+    return replace(bundle, cut=False)
 
 
 def _size(layer: nn.Module) -> int:
@@ -112,12 +118,9 @@ def _size(layer: nn.Module) -> int:
 
 
 def _record(module: nn.Module, was_injected: bool) -> Record:
+    """What the layout says of a module that stands in the packed model."""
     if not was_injected:
         return Follower(follower_channels(module) or 1)  # with one channel left it looks like any other layer
     if isinstance(module, PackedLayer | PackedRecurrent):
         return module.form
-    if isinstance(module, RecurrentLayer):
-        return Recurrent(module.hidden_size, module.hidden_size)
-    assert isinstance(module, WeightLayer)
-    inputs, outputs = widths(module)
-    return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)
+    return stock_record(module)

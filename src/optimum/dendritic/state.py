@@ -24,8 +24,8 @@ class Source:
     """Where a model comes from, without a path of this machine.
 
     Attributes:
-        name: the id on the Hub, or the name of a folder without the folders above it.
-        on_hub: whether `name` is an id on the Hub.
+        name: The id on the Hub, or the name of a folder without the folders above it.
+        on_hub: Whether `name` is an id on the Hub.
     """
 
     name: str

@@ -3,11 +3,11 @@
 plan = update_plan(config, max_steps)
 for step in range(1, max_steps + 1):
     loss.backward()
-    score_(model)                                                      # read the importance off the gradients
-    if step in plan:                                                   # now and then: choose the masks anew
+    score_(model)  # read the importance from the gradients
+    if step in plan:  # choose the masks anew
         update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
     optimizer.step()
-    mask_(model)                                                       # pruned means zero
+    mask_(model)  # set what is pruned to zero
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,7 +39,12 @@ Layers = Mapping[str, DendriticLayer]
 
 @dataclass(frozen=True)
 class Update:
-    """What one mask update aims at: the fraction removed, and the fraction of each layer that returns."""
+    """What one mask update aims at.
+
+    Attributes:
+        sparsity: The fraction of the budget that is removed after it.
+        regrow: The fraction of the pruned (or live, if fewer) segments of each layer that returns.
+    """
 
     sparsity: float
     regrow: float
@@ -67,7 +72,13 @@ def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How much is pruned. `sparsity` is counted as in the packed model; `density` is the fraction of segments kept."""
+    """How much is pruned.
+
+    Attributes:
+        sparsity: The fraction of the budget that is removed, counted as in the packed model.
+        density: The fraction of the segments that each layer keeps, by its name.
+        regrown: The number of segments that the update brought back.
+    """
 
     sparsity: float
     density: dict[str, float]
@@ -109,8 +120,9 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
             the gradients of this step; weaker ones go instead.
         optimizer: its state for regrown segments and for sprouts is set to zero.
 
-    Sleeping sprouts take up what is pruned. The update that reaches the config's sparsity is the final one: it wakes
-    those that pay, and from then on they learn. In a distributed training every rank calls, and rank 0 chooses.
+    Inactive sprouts absorb what is pruned. The update that reaches the config's sparsity is the final one: sprouts that
+    cost less than what is pruned become active in it, and learn from then on. In a distributed training every rank
+    calls, and rank 0 chooses.
     """
     reshard(model)
     layout = injected_layout(model)
@@ -136,9 +148,9 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         layer.dendrite_mask.copy_(chosen[name])
         if back.any():
             returned += int(back.sum())
-            layer.welcome_(back, optimizer)
+            layer.regrow_(back, optimizer)
         alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
-        layer.tend_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
+        layer.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
     for layer in layers.values():
         layer.mask_()
     return _pruning(chosen, costs, layout, returned)
@@ -182,13 +194,13 @@ def _ranked(layers: Layers, masks: Masks, costs: Costs, rule: Importance) -> dic
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Read off the device at once, since each look at it waits for it."""
+    """Whether all entries are finite. The answer is read from the device once, because each reading waits for it."""
     flags = [tensor.isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def _tell_unscored(layers: Layers, rule: Importance) -> None:
-    """Warn of layers without a gradient so far: what the loss does not feel goes first, though outputs may need it."""
+    """Warn of layers that have had no gradient: they are pruned first, although the outputs may depend on them."""
     unscored = [name for name, layer in layers.items() if not bool(layer.dendrite_score.any())]
     if rule.running and 0 < len(unscored) < len(layers):
         logger.warning(

@@ -17,9 +17,9 @@ class Reach:
     """Pairs of a channel and an input that it reaches, in ascending order of the channels, then of the inputs.
 
     Attributes:
-        channels: the channel of each pair.
-        inputs: the input of each pair.
-        width: how many inputs the consumer has.
+        channels: The channel of each pair.
+        inputs: The input of each pair.
+        width: How many inputs the consumer has.
     """
 
     channels: Int[Tensor, " pairs"]

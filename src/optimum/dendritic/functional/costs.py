@@ -26,12 +26,12 @@ class Cost(ABC):
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
         """For each layer whose mask matters here, what one more pruned unit of it (a segment of every arbor) saves now.
 
-        Positive for the layer itself, so that scores can be divided by it, unless it goes with its block.
+        It is positive for the layer itself, unless that is in a skipped block, so that scores can be divided by it.
         """
 
     def dying_rows(self) -> tuple[str, Int[Tensor, " rows"]] | None:
-        """The reader whose pruned inputs kill rows of this layer, and the segment of it that each row reaches (-1 where
-        it cannot die); None where none die so."""
+        """The reader whose pruned inputs remove rows of this layer, and its segment that each row reaches, -1 where the
+        row is never removed; None without such a reader."""
         return None
 
     def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
@@ -39,7 +39,7 @@ class Cost(ABC):
         return torch.ones(0, dtype=torch.bool)
 
     def sprout_cost(self, masks: Masks, name: str) -> int:
-        """What its sprout costs; 0 where it has none, or none that pays."""
+        """What its sprout costs; 0 where it has none, and where the sprout costs more than what is pruned."""
         return 0
 
 
@@ -48,16 +48,16 @@ class LayerCost(Cost):
     """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
 
     Attributes:
-        rows: outputs of the full layer.
-        segment_size: inputs in one segment.
-        per_weight: cost of one input-output pair (its kernel included).
-        per_row: cost of one output besides (a bias).
-        reader: the layer whose pruned inputs kill rows of this one, if any, and
-        reached: for each row the reader's segment that it reaches, -1 where it cannot die.
-        sprout: cost of the layer's sprout, without
-        sprout_row: its cost for each living row; both 0 for none.
-        stack: the stack that it belongs to, if any, in the block at
-        place: the layer goes with its block.
+        rows: The number of outputs of the full layer.
+        segment_size: The number of inputs in one segment.
+        per_weight: The cost of one pair of an input and an output, with its kernel.
+        per_row: The cost of one output besides, such as its bias.
+        reader: The name of the layer whose pruned inputs remove rows of this one; None where no layer does.
+        reached: The segment of the reader that each row reaches, -1 where the row is never removed; None without one.
+        sprout: The part of the cost of the sprout that does not depend on the rows that are left; 0 without a sprout.
+        sprout_row: The cost of the sprout for each row that is left; 0 without a sprout.
+        stack: The name of the stack of blocks that the layer is part of; None outside of stacks.
+        place: The index of its block in that stack. The layer goes with its block.
     """
 
     rows: int
@@ -79,7 +79,8 @@ class LayerCost(Cost):
         return pairs * self.per_weight + int(rows.sum()) * self.per_row + self.sprout_cost(masks, name)
 
     def sprout_cost(self, masks: Masks, name: str) -> int:
-        """What the sprout costs; 0 where it would cost as much as what is pruned of the living rows: none grows."""
+        """What the sprout costs; 0 where it would cost as much as what is pruned of the rows that are left: then it is
+        inactive."""
         rows = self._alive_of_arbors(masks, name)
         sprout = self.sprout + int(rows.sum()) * self.sprout_row
         pruned = int(((~masks[name]).sum(1) * self.segment_size * rows).sum()) * self.per_weight
@@ -90,7 +91,7 @@ class LayerCost(Cost):
         return self.stack is None or bool(masks[self.stack][0, self.place])
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        """Its own columns; of the reader, the rows that die with them; of the stack, its share of a mean block."""
+        """Its own columns; for the reader, the rows that go with a segment; for the stack, a share of a mean block."""
         if not self.exists(masks):
             return {}
         rows = max(1, int(self.alive_rows(masks).sum()))
@@ -119,7 +120,7 @@ class LayerCost(Cost):
 
 @dataclass(frozen=True)
 class StackCost(Cost):
-    """A stack costs nothing beside its layers, which tell themselves what one block less saves."""
+    """What a stack of blocks costs: nothing beside its layers, each of which says what it saves with its block."""
 
     def cost(self, masks: Masks, name: str) -> int:
         return 0
@@ -133,11 +134,12 @@ class RecurrentCost(Cost):
     """What an LSTM or GRU costs; a unit is one hidden unit of every direction of every layer.
 
     Attributes:
-        inputs: width of its input, which is not pruned.
-        layers, directions: of the stack.
-        gates: 4 of an LSTM, 3 of a GRU.
-        per_weight: cost of one weight.
-        per_row: cost of one row of a gate besides (its two biases).
+        inputs: The width of its input, which is not pruned.
+        layers: The number of layers that stand one upon another.
+        directions: The number of directions of each layer, 1 or 2.
+        gates: The number of gates of one unit: 4 of an LSTM, 3 of a GRU.
+        per_weight: The cost of one weight.
+        per_row: The cost of one row of a gate besides, which is that of its two biases.
     """
 
     inputs: int
@@ -151,7 +153,7 @@ class RecurrentCost(Cost):
         return self._cost(int(masks[name][0].sum()))
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        """A row and a column: it costs the more, the more units there are."""
+        """A row and a column of each gate: one unit costs the more, the more units there are."""
         units = max(1, int(masks[name][0].sum()))
         return {name: float(self._cost(units) - self._cost(units - 1))}
 

@@ -156,12 +156,12 @@ class Importance:
     """How a score is made and ranked.
 
     Attributes:
-        measure: reads one step, as a sum over each tile; None for scores that are drawn once.
-        score: of the sum over the whole tile.
-        running: whether the readings are folded into a moving average.
-        needs_activity: whether the inputs of the layer are observed.
-        grouped: whether the norm of the rows that die with a segment is part of its score.
-        per_cost: whether the score is divided by what the segment costs.
+        measure: The function that reads one step, as a sum over each tile; None for scores that are drawn once.
+        score: The function that makes a score of the sum over the whole tile.
+        running: Whether the score is a running mean of the readings.
+        needs_activity: Whether the inputs of the layer must be observed.
+        grouped: Whether the norm of the rows that are removed with a segment is part of its score.
+        per_cost: Whether the score is divided by what the segment costs.
     """
 
     measure: Measure | None
@@ -172,6 +172,7 @@ class Importance:
     per_cost: bool = True
 
 
+# one for each of `config.IMPORTANCES`, which a test compares
 IMPORTANCE: dict[str, Importance] = {
     "dendritic": Importance(measure=gate_gradient, score=gate_information, running=True),
     # the first-order change of the loss, |<W, dL/dW>| (Molchanov et al. 2017, eq. 6)
@@ -181,9 +182,9 @@ IMPORTANCE: dict[str, Importance] = {
     # divided by the cost it ranks by the mean square weight (Han et al. 2015); along a wire the rows that die with a
     # segment count too: see `with_dying_rows`
     "magnitude": Importance(measure=square_norm, grouped=True),
-    # by groups
+    # of a group of inputs, the sum over its weights (Sun et al. 2024, eq. 1)
     "activation": Importance(measure=weighted_norm, needs_activity=True),
-    "random": Importance(measure=None, per_cost=False),  # every segment goes with the same chance, dear or cheap
+    "random": Importance(measure=None, per_cost=False),  # every segment is equally likely to go, whatever it costs
 }
 
 

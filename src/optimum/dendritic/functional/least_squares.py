@@ -21,7 +21,15 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over samples of what a layer reads (`x`, `[samples, in]`) and of what it should answer (`y`)."""
+    """Sums over samples of what a layer reads (`x`, `[samples, in]`) and of what it should answer (`y`).
+
+    Attributes:
+        count: The number of samples.
+        x: The sum of `x` over the samples.
+        y: The sum of `y` over the samples.
+        xx: The sum of the products of each two entries of `x`.
+        yx: The sum of the products of each entry of `y` with each entry of `x`.
+    """
 
     count: int
     x: Float[Tensor, " in"]

@@ -35,10 +35,10 @@ class Piece:
     its edge.
 
     Attributes:
-        tiles: a view, `[a, rows, s, inputs, kernel]`.
-        arbors: for each of the `a` the arbor of the layer that it is part of; None where they are the layer's.
-        segments: likewise for each of the `s`.
-        inputs: indices of the inputs along the tiles, where they are not all.
+        tiles: A view of the tensor, `[a, rows, s, inputs, kernel]`.
+        arbors: The arbor of the layer that each of the `a` is part of; None where they are the arbors of the layer.
+        segments: The segment of the layer that each of the `s` is part of; None where they are those of the layer.
+        inputs: The indices of the inputs along the tiles; None where these are all inputs.
     """
 
     tiles: Float[Tensor, "a rows s inputs kernel"]

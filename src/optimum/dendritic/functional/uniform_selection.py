@@ -25,8 +25,15 @@ Chosen = dict[str, Bool[Tensor, "arbors segments"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """A dial at this update: `pruned[r]` units of each member are gone on rung `r`; rungs below `first` would bring
-    pruned units back. `values[r]`: score per cost of the step from rung `first + r`; `step`: what a rung saves."""
+    """A dial at this update, as rungs on each of which fewer units of each member are left.
+
+    Attributes:
+        dial: The dial.
+        pruned: The number of units of each member that are gone on each rung.
+        first: The lowest rung that brings no pruned unit back.
+        values: The score per cost of each step, from the rung `first` on.
+        step: What one rung saves on average.
+    """
 
     dial: Dial
     pruned: tuple[int, ...]

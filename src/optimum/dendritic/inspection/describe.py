@@ -27,13 +27,14 @@ def describe(model: nn.Module) -> dict[str, str]:
     """
     layout = layout_of(model)
     records = {} if layout is None else layout.modules
-    words = {}
-    for name, module in model.named_modules():
-        if name in records:
-            words[name] = _words(module, records[name])
-        elif _multiplies(module):
-            words[name] = DENSE
-    return words
+    words = {name: _words(module, records[name]) for name, module in model.named_modules() if name in records}
+    words |= dict.fromkeys(dense_layers(model, records), DENSE)
+    return {name: words[name] for name, _ in model.named_modules() if name in words}
+
+
+def dense_layers(model: nn.Module, records: Mapping[str, Record]) -> list[str]:
+    """Names of the modules that multiply by a weight of their own and have no record."""
+    return [name for name, module in model.named_modules() if name not in records and _multiplies(module)]
 
 
 def summary(

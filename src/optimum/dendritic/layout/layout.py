@@ -32,12 +32,12 @@ class Layout:
     """The present shape of a compressed model.
 
     Attributes:
-        config: what was asked for.
-        modules: the record of every module that was changed, by its name.
-        bundles: the exclusive bundles, which are empty once the model is packed.
-        positions: products per sample of each weight, by the name of its layer, to count MACs.
-        dense_cost: the budget's count of the dense targets.
-        dials: the dials, which are empty unless only what a stock config can express is pruned.
+        config: What was asked for.
+        modules: The record of every module that was changed, by its name.
+        bundles: The exclusive bundles, which are empty once the model is packed.
+        positions: Products per sample of each weight, by the name of its layer, to count MACs.
+        dense_cost: The budget's count of the dense targets.
+        dials: The dials, which are empty unless only what a stock config can express is pruned.
     """
 
     config: DendriticConfig

@@ -14,10 +14,10 @@ class Segments:
     """An injected layer.
 
     Attributes:
-        arbors: rows of its mask; of a recurrent layer, its layers times its directions.
-        segments: columns of its mask; of a recurrent layer, its hidden units.
-        activity: whether it records the norms of its inputs.
-        sprout: the rank of its sprout; 0 without one.
+        arbors: Rows of its mask; of a recurrent layer, its layers times its directions.
+        segments: Columns of its mask; of a recurrent layer, its hidden units.
+        activity: Whether it records the norms of its inputs.
+        sprout: The rank of its sprout; 0 without one.
     """
 
     arbors: int
@@ -30,18 +30,18 @@ class Segments:
             raise bad("segments", dataclasses.asdict(self), "arbors and segments must be positive")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Form:
     """A packed layer.
 
     Attributes:
-        inputs: width of the incoming tensor.
-        outputs: width of the outgoing tensor.
-        kept: inputs that each arbor reads.
-        arbors: rows that each arbor owns; their sum is the rows that exist.
-        gather: whether `kept` inputs are picked from the incoming tensor.
-        scatter: whether rows are placed in a wider outgoing tensor of zeros.
-        sprout: rank of its sprout, which reads the whole incoming tensor; 0 without one.
+        inputs: Width of the incoming tensor.
+        outputs: Width of the outgoing tensor.
+        kept: Inputs that each arbor reads.
+        arbors: Rows that each arbor owns; their sum is the rows that exist.
+        gather: Whether `kept` inputs are picked from the incoming tensor.
+        scatter: Whether rows are placed in a wider outgoing tensor of zeros.
+        sprout: Rank of its sprout, which reads the whole incoming tensor; 0 without one.
     """
 
     inputs: int
@@ -81,8 +81,8 @@ class Recurrent:
     """A packed LSTM or GRU.
 
     Attributes:
-        hidden: hidden units that outputs and states have places for.
-        kept: hidden units that are left in each direction of each layer.
+        hidden: Hidden units that outputs and states have places for.
+        kept: Hidden units that are left in each direction of each layer.
     """
 
     hidden: int
@@ -122,10 +122,18 @@ class Stack:
 Record = Segments | Stack | Form | Recurrent | Follower
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """`count` pairs of blocks: outputs `[start + i * size, +size)` of a producer reach the reader's inputs
-    `[reach + i * width, +width)`, all to all within a pair."""
+    """Pairs of blocks: outputs `[start + i * size, +size)` of a producer reach the reader's inputs
+    `[reach + i * width, +width)`, all to all within a pair.
+
+    Attributes:
+        start: The first output.
+        size: The number of outputs in a block.
+        reach: The first input.
+        width: The number of inputs in a block.
+        count: The number of pairs.
+    """
 
     start: int
     size: int
@@ -146,15 +154,15 @@ class Wire:
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An exclusive bundle: everything that `producers` make goes to `reader` and nowhere else.
 
     Attributes:
-        reader: name of the reading layer, whose pruned inputs remove the producers' channels.
-        producers: layers whose rows are removed; their runs lead to the reader.
-        followers: per-channel modules on the way; their runs lead from the follower to the reader.
-        block: number of inputs of the reader that can only be removed together (a channel's pixels, a head).
+        reader: Name of the reading layer, whose pruned inputs remove the producers' channels.
+        producers: Layers whose rows are removed; their runs lead to the reader.
+        followers: Per-channel modules on the way; their runs lead from the follower to the reader.
+        block: Number of inputs of the reader that can only be removed together (a channel's pixels, a head).
         cut: True if the tensor between them can shrink; False if removed channels must stay as zeros.
     """
 
@@ -169,15 +177,15 @@ class Bundle:
             raise bad("bundle.block", self.block, "must be positive")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dial:
     """What a stock config can turn: numbers in it that say how many units each of some modules has.
 
     Attributes:
-        fields: the numbers, by dotted path; they scale with the units that are kept.
-        members: readers of cut bundles (units: blocks of inputs) or stacks (units: blocks); all keep equally many.
-        counts: the ascending numbers of units that the config admits; empty for every number.
-        lists: lists in the config with one entry for each unit of a stack, by dotted path.
+        fields: The numbers, by dotted path; they scale with the units that are kept.
+        members: Readers of cut bundles (units: blocks of inputs) or stacks (units: blocks); all keep equally many.
+        counts: The ascending numbers of units that the config admits; empty for every number.
+        lists: Lists in the config with one entry for each unit of a stack, by dotted path.
     """
 
     fields: tuple[str, ...]

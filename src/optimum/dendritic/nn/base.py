@@ -22,11 +22,15 @@ ACTIVITY_DECAY = 0.9
 
 
 class DendriticLayer(nn.Module, ABC):
-    """What the injected layers share. `dendrite_mask`, `dendrite_score`: `[arbors, segments]`, bool and float32.
+    """What the injected layers share.
 
-    A layer that observes its inputs has a `dendrite_activity`, their running mean squares. Then `seen` holds the sum of
-    squares of each input since the last optimizer step, then their number: `[inputs + 1]`. It is not a buffer, since
-    each rank has its own: DistributedDataParallel would overwrite it with that of rank 0.
+    Attributes:
+        dendrite_mask: Which segments of each arbor are kept, `[arbors, segments]`, bool.
+        dendrite_score: The importance of each segment so far, `[arbors, segments]`, float32.
+        dendrite_activity: The running mean square of each input; None on a layer that does not observe its inputs.
+        seen: The sum of squares of each input since the last optimizer step, and after them the number of summands,
+            `[inputs + 1]`. It exists where `dendrite_activity` does. It is not a buffer, because each rank has its own:
+            DistributedDataParallel would overwrite it with that of rank 0.
     """
 
     dendrite_mask: Tensor
@@ -35,7 +39,7 @@ class DendriticLayer(nn.Module, ABC):
     seen: Tensor
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
-        """Register the buffers; everything is kept and nothing scored. `AssertionError` where the shapes forbid it."""
+        """Register the buffers: all segments are kept, none is scored. `AssertionError` if the shapes do not divide."""
         device = next(self.parameters()).device
         self.register_buffer("dendrite_mask", torch.ones(arbors, segments, dtype=torch.bool, device=device))
         self.register_buffer("dendrite_score", torch.zeros(arbors, segments, dtype=torch.float32, device=device))
@@ -47,10 +51,10 @@ class DendriticLayer(nn.Module, ABC):
 
     @abstractmethod
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
-        """All that the gates multiply; of sharded parameters, what this process holds of it.
+        """All that the gates multiply. Of sharded parameters it is what this process holds.
 
         Args:
-            tensors: the parameters of `segmented`, or others of their shapes (gradients).
+            tensors: the parameters of `segmented`, or tensors of their shapes, such as gradients.
         """
 
     @abstractmethod
@@ -59,7 +63,7 @@ class DendriticLayer(nn.Module, ABC):
 
     @abstractmethod
     def kept(self) -> list[Tensor]:
-        """Ascending indices (int64) of what each arbor keeps when it is packed, on the CPU."""
+        """Ascending indices (int64, on the CPU) of what each arbor keeps when it is packed."""
 
     def score_(self, importance: str, decay: float) -> None:
         """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
@@ -77,7 +81,7 @@ class DendriticLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def note_(self, reading: Float[Tensor, "arbors segments"], importance: str, decay: float) -> None:
-        """Make a reading part of the score, as far as the score stays finite."""
+        """Make a reading part of the score. Entries that would not be finite stay as they were."""
         old, running = self.dendrite_score, IMPORTANCE[importance].running
         old.copy_(running_mean(old, reading, decay) if running else finite_or(reading, old))
 
@@ -122,13 +126,13 @@ class DendriticLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def row_norms(self) -> Float[Tensor, " outputs"]:
-        """`||W||^2` of each output that can die with what reads it: of none, unless the layer is one of one weight."""
+        """`||W||^2` of each output that can be pruned with the inputs that read it; empty where there are none."""
         return self.dendrite_score.new_zeros(0)
 
     @torch.no_grad()
-    def welcome_(self, back: Bool[Tensor, "arbors segments"], optimizer: Optimizer | None) -> None:
-        """A returned segment starts from zero weights, with a fresh optimizer state and its layer's weakest live score:
-        it goes first at the next update unless it has earned a better one by then."""
+    def regrow_(self, back: Bool[Tensor, "arbors segments"], optimizer: Optimizer | None) -> None:
+        """Let the segments `back` start again: from zero weights, with an optimizer state of zeros and with the weakest
+        live score of the layer. Such a segment goes first at the next update, unless its score has risen by then."""
         live = self.dendrite_mask & ~back
         if live.any():
             self.dendrite_score[back] = self.dendrite_score[live].min()
@@ -137,7 +141,7 @@ class DendriticLayer(nn.Module, ABC):
                 self.blank_({name: moment}, back)
 
     @torch.no_grad()
-    def tend_sprout_(
+    def update_sprout_(
         self,
         gone: Bool[Tensor, "arbors segments"],
         alive: Bool[Tensor, " outputs"],
@@ -146,23 +150,26 @@ class DendriticLayer(nn.Module, ABC):
         final: bool,
         optimizer: Optimizer | None,
     ) -> None:
-        """Let the sprout, if the layer has one, make up for the segments `gone` of the outputs `alive`.
+        """Bring the sprout, if the layer has one, up to date with the masks.
 
         Args:
-            pays: whether it costs less than what is pruned.
+            gone: the segments that this update prunes.
+            alive: the outputs that are left.
+            pays: whether the sprout costs less than what is pruned.
             final: whether this is the last update of the masks.
+            optimizer: the optimizer whose state of the sprout is set to zero; None where there is none.
         """
 
     @torch.no_grad()
     def pruned_is_zero(self, mask: Bool[Tensor, "arbors segments"], tensors: Mapping[str, Tensor]) -> bool:
-        """Whether the tiles that `mask` prunes are zero in `tensors`, the parameters of `segmented` or of their shapes;
-        a shard tells of its own part."""
+        """Whether the tiles that `mask` prunes are zero in `tensors`, which are the parameters of `segmented` or have
+        their shapes. Of a shard, only the part that this process holds is read."""
         rest = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self.blank_(rest, mask)
         return not any(bool(local(tensor).count_nonzero()) for tensor in rest.values())
 
     def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """`measure` summed over all that each gate multiplies, wherever it is held."""
+        """The sum of `measure` over all that each gate multiplies, on every process that holds a part of it."""
         parameters, activity = self.segmented(), self.dendrite_activity
         single = torch.promote_types(next(iter(parameters.values())).dtype, torch.float32)
         total = torch.zeros_like(self.dendrite_mask, dtype=single)
@@ -185,7 +192,7 @@ def moments(parameter: nn.Parameter, optimizer: Optimizer | None) -> list[Tensor
 
 
 def drop_own_buffers(layer: nn.Module) -> None:
-    """Take what `add_segments` put there off a layer that is packed."""
+    """Remove from a layer that is packed what `add_segments` added to it."""
     layer.__dict__.pop("seen", None)
     for name in OWN_BUFFERS:
         if name in tensors_in(layer)[1]:

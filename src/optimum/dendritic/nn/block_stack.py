@@ -29,7 +29,11 @@ GATE = "dendrite_gate"
 
 
 class DendriticStack(DendriticLayer, nn.ModuleList):
-    """A `ModuleList` whose segments are its blocks: `dendrite_mask` is `[1, blocks]`, `dendrite_gate` `[blocks]`."""
+    """A `ModuleList` whose segments are its blocks; its mask has the shape `[1, blocks]`.
+
+    Attributes:
+        dendrite_gate: The gate of each block, `[blocks]`, 0 or 1 whenever the model runs.
+    """
 
     dendrite_gate: nn.Parameter
 
@@ -58,7 +62,8 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
 
     @torch.no_grad()
     def reading(self, rule: Importance, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """Of the gates as if all were open, so that a skipped block is judged, too; the norm is that of all weights."""
+        """What `rule` makes of the gates as if all were open, so that a skipped block has a reading, too. For a rule of
+        the norm, it is the norm of all weights of a block."""
         assert rule.measure is not None
         (gradient,), total = self.gated(gradients), torch.zeros_like(self.dendrite_score, dtype=torch.float32)
         if rule.measure is square_norm:
@@ -77,12 +82,12 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
 
     @torch.no_grad()
     def mask_(self) -> None:
-        """Put the gates to 0 and 1."""
+        """Set each gate to 0 or 1, as the mask says."""
         put_(self.dendrite_gate, self.dendrite_mask[0])
 
 
 def inject_stack(stack: nn.ModuleList) -> DendriticStack:
-    """A dendritic stack of the *same* blocks, which from now on obey its gates."""
+    """A dendritic stack of the *same* blocks, which are skipped from now on where their gate is 0."""
     injected = shallow_copy(stack, DendriticStack)
     injected.add_segments(1, len(stack), activity=False, sprout=0)
     return injected

@@ -74,8 +74,9 @@ def inject_layer(
 ) -> DendriticLayer:
     """A dendritic layer on the *same* parameters, hooks and flags as `layer`, which is left as it was.
 
-    `arbors` divides the outputs and `segments` the inputs, or they are those of a recurrent layer. A `sprout` of a rank
-    above 0 needs `activity`, and sleeps at first (`AssertionError` otherwise: callers choose them so).
+    `arbors` divides the outputs and `segments` divides the inputs; of a recurrent layer both are given by its shape. A
+    `sprout` of a rank above 0 needs `activity`, and is inactive at first. Other values are an `AssertionError`, because
+    callers choose them so.
     """
     injected = shallow_copy(layer, INJECTED[type(layer)])
     assert isinstance(injected, DendriticLayer)

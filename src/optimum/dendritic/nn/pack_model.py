@@ -10,14 +10,23 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ..layout.records import Bundle, Run
-from . import is_recurrent_layer, pack_layer, pack_recurrent, recurrent_layer, shrink_follower, weight_layer, widths
+from ..layout.records import Bundle, Form, Recurrent, Run
+from . import (
+    RecurrentLayer,
+    is_recurrent_layer,
+    pack_layer,
+    pack_recurrent,
+    recurrent_layer,
+    shrink_follower,
+    weight_layer,
+    widths,
+)
 
 Kept = Mapping[str, list[Tensor]]
 
 
 def segments_reached(runs: Iterable[Run], channels: int, segment_size: int) -> Int[Tensor, " channels"]:
-    """For each output channel the reader's segment that it reaches, -1 for none; segments are multiples of blocks."""
+    """For each output channel the segment of the reader that it reaches, or -1. A segment is one block or more."""
     reached = torch.full((channels,), -1, dtype=torch.int64)
     for run in runs:
         blocks = torch.arange(run.count).repeat_interleave(run.size)
@@ -26,7 +35,7 @@ def segments_reached(runs: Iterable[Run], channels: int, segment_size: int) -> I
 
 
 def alive_channels(runs: Iterable[Run], channels: int, alive: Tensor) -> Int[Tensor, " alive"]:
-    """Ascending channels that reach a live input; `alive` is bool `[inputs]` of the reader. Unread channels stay."""
+    """Ascending channels that reach a live input or none at all. `alive` is bool, `[inputs]` of the reader."""
     reached = segments_reached(runs, channels, 1)
     return ((reached < 0) | alive[reached.clamp(min=0)]).nonzero().flatten()
 
@@ -75,6 +84,14 @@ def pack_modules(model: nn.Module, kept: Kept, bundles: Iterable[Bundle]) -> dic
         name: pack_layer(layer, kept[name], outputs[name], arrives[name], name in cut) for name, layer in layers.items()
     }
     return packed | units | followers
+
+
+def stock_record(layer: nn.Module) -> Form | Recurrent:
+    """The record of a plain stock layer, which may be smaller than it was."""
+    if isinstance(layer, RecurrentLayer):
+        return Recurrent(hidden=layer.hidden_size, kept=layer.hidden_size)
+    inputs, outputs = widths(layer)
+    return Form(inputs=inputs, outputs=outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)
 
 
 def last_readers(bundles: Iterable[Bundle]) -> list[str]:

@@ -23,11 +23,15 @@ from .weight import DendriticWeight, WeightLayer
 
 
 class PackedLayer(nn.Module):
-    """What the packed layers share.
+    """What the packed layers share. Indices are int64, ascending and persistent buffers.
 
-    Buffers (int64, ascending, persistent): `inputs` `[arbors, kept]`, positions that each arbor reads from the incoming
-    tensor, or None when it reads all; `outputs` `[rows]`, positions of the rows in the outgoing tensor, or None when
-    all exist. Missing outputs are zero. `sprout` reads the whole incoming tensor and adds to the rows.
+    Attributes:
+        inputs: The positions that each arbor reads from the incoming tensor, `[arbors, kept]`; None where it reads all.
+        outputs: The positions of the rows in the outgoing tensor, `[rows]`, whose other entries are zero; None where
+            every output has a row.
+        sprout: The branch that reads the whole incoming tensor and adds to the rows; None without one.
+        form: The shape of the layer, as its layout records it.
+        channel_axis: The axis of the inputs and outputs in the tensors that the layer reads and makes.
     """
 
     weight: nn.Parameter
@@ -39,23 +43,23 @@ class PackedLayer(nn.Module):
     channel_axis = -1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Packed layers are shaped out of others, never built. PEFT's LoRA of convolutions builds their type."""
+        """Refuse: a packed layer is made by `pack_layer` alone. PEFT's LoRA of convolutions tries to construct one."""
         remedy = "Name only linear layers in the adapter's target_modules."
         raise invalid("layer", type(self).__name__, "is made by packing alone", remedy)
 
     def gather(self, x: Tensor) -> Tensor:
-        """`[..., inputs] -> [..., arbors * kept]`; as is when there is nothing to gather."""
+        """`[..., inputs] -> [..., arbors * kept]`; `x` itself where every input is read."""
         if self.inputs is None:
             return x
         width = x.shape[self.channel_axis]
-        if width != self.form.inputs:  # indices were checked against this width; beyond it a kernel would read wild
+        if width != self.form.inputs:  # the indices were checked against this width alone
             raise invalid(
                 "width", width, f"this layer reads tensors of width {self.form.inputs}", "Save the model again."
             )
         return x.index_select(self.channel_axis, self.inputs.flatten())
 
     def scatter(self, y: Tensor) -> Tensor:
-        """`[..., rows] -> [..., outputs]`, zero where no row exists; as is when all exist."""
+        """`[..., rows] -> [..., outputs]`, zero where no row exists; `y` itself where all exist."""
         if self.outputs is None:
             return y
         shape = list(y.shape)
@@ -94,7 +98,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return self.scatter(y if self.bias is None else y + self.bias[:, None, None].to(y.dtype))
 
     def _empty(self, x: Tensor) -> Tensor:
-        """Bias alone, in the shape that the convolution would have had (kernels of no channels are refused)."""
+        """The bias alone, in the shape of the convolution's output; torch refuses a convolution of no channels."""
         kernel = self.weight.new_zeros(1, 1, *self.weight.shape[2:])
         groups, self.groups = self.groups, 1
         try:
@@ -133,7 +137,7 @@ def pack_layer(
     rows = [keep_outputs[owner == arbor] for arbor in range(len(keep_inputs))]
     gather = any(not torch.equal(keep, arrives) for keep in keep_inputs)
     scatter = not cut and len(keep_outputs) < outputs
-    sprout = layer.awake_sprout(keep_outputs) if isinstance(layer, DendriticWeight) else None
+    sprout = layer.active_sprout(keep_outputs) if isinstance(layer, DendriticWeight) else None
     assert sprout is None or len(arrives) == sprout.down.shape[1], "sprouts read inputs that nobody cuts"
     form = Form(
         inputs=len(arrives),

@@ -15,25 +15,38 @@ from ..layout.records import Recurrent
 from ..unofficial import relist_weights_
 from .base import drop_own_buffers
 from .injected import stock_type
-from .recurrent import RecurrentLayer, Sequence, State, check_state, directions, gates, map_state, states, weight_names
+from .recurrent import (
+    RecurrentLayer,
+    SequenceInput,
+    State,
+    check_state,
+    directions,
+    gates,
+    map_state,
+    states,
+    weight_names,
+)
 from .surgery import shallow_copy
 
 
 class PackedRecurrent(nn.RNNBase):
-    """What the packed recurrent layers share.
+    """What the packed recurrent layers share. Units that are gone are zero in outputs and states, and ignored in an
+    initial state.
 
-    The buffer `outputs` (int64, persistent) `[layers * directions, kept]` holds, ascending, the hidden units that each
-    direction of each layer still has; the others are zero in outputs and states, and ignored in an initial state.
+    Attributes:
+        outputs: The hidden units that each direction of each layer still has, `[layers * directions, kept]`, an
+            ascending, persistent buffer of int64.
+        form: The shape of the layer, as its layout records it.
     """
 
     outputs: Tensor
     form: Recurrent
 
-    def forward(self, input: Sequence, hx: State | None = None) -> tuple:
+    def forward(self, input: SequenceInput, hx: State | None = None) -> tuple:
         state = self._zeros(input) if hx is None else map_state(hx, self._gather)
         if self.form.kept:
             output, state = super().forward(input, state)
-        else:  # kernels refuse hidden states of no units
+        else:  # torch refuses hidden states of no units
             output = _with_data(input, lambda data: data[..., :0])
         return _with_data(output, self._scatter_output), map_state(state, self._scatter_state)
 
@@ -44,7 +57,7 @@ class PackedRecurrent(nn.RNNBase):
         return self.get_expected_hidden_size(input, batch_sizes)
 
     def flatten_parameters(self) -> None:
-        """The stock method, which tells cuDNN the width of the kernel's hidden state."""
+        """The stock method, with the width of the hidden state that cuDNN computes with."""
         outside, self.hidden_size = self.hidden_size, self.form.kept
         try:
             if self.form.kept:
@@ -55,8 +68,8 @@ class PackedRecurrent(nn.RNNBase):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kept={self.form.kept}"
 
-    def _zeros(self, input: Sequence) -> State:
-        """The initial state that the stock forward would make, of the kernel's width."""
+    def _zeros(self, input: SequenceInput) -> State:
+        """The initial state that the stock forward would make, with the units that are left."""
         if isinstance(input, PackedSequence):
             data, batch = input.data, [int(input.batch_sizes[0])]
         else:
@@ -113,7 +126,7 @@ def pack_recurrent(layer: RecurrentLayer, keep: list[Tensor]) -> nn.Module:
         for name, column in zip(names, columns, strict=False):
             part = whole(layer.get_parameter(name)).index_select(0, rows)
             tensors[name] = part if column is None else part.index_select(1, column.to(device))
-    return _build(layer, Recurrent(hidden, len(keep[0])), tensors, torch.stack(keep).to(device))
+    return _build(layer, Recurrent(hidden=hidden, kept=len(keep[0])), tensors, torch.stack(keep).to(device))
 
 
 def recurrent_skeleton(layer: RecurrentLayer, form: Recurrent) -> nn.Module:
@@ -143,7 +156,7 @@ def _build(layer: RecurrentLayer, form: Recurrent, tensors: Mapping[str, Tensor]
     return packed
 
 
-def _with_data(sequence: Sequence, function: Callable[[Tensor], Tensor]) -> Sequence:
+def _with_data(sequence: SequenceInput, function: Callable[[Tensor], Tensor]) -> SequenceInput:
     """`function` of a tensor, or of the data of a packed sequence."""
     if isinstance(sequence, PackedSequence):
         return PackedSequence(function(sequence.data), *sequence[1:])

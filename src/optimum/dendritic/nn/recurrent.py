@@ -8,7 +8,7 @@ The gate `m_j` of a unit multiplies every weight of the module that touches it, 
 
     m_j * (W_ih[g, j, :], W_hh[g, j, :], b_ih[g, j], b_hh[g, j], W_hh[g, :, j], U_ih[g, :, j])
 
-with `U` the next layer's weights, in each of its directions. Open, it changes nothing; shut, the unit is gone; and the
+with `U` the next layer's weights, in each of its directions. At 1 it changes nothing, at 0 the unit is gone, and the
 chain rule gives `dL/dm_j` as the sum of `<W, dL/dW>` over them (`W_hh[g, j, j]` twice: it is multiplied by `m_j^2`).
 Whoever reads the last layer's output is outside the module; the rows stand in for that reader. The rows alone would
 miss units that saturate: their output is large, its derivative is not.
@@ -32,7 +32,7 @@ from ..unofficial import own_flat_weights_
 from .base import DendriticLayer
 
 RecurrentLayer = nn.LSTM | nn.GRU
-Sequence = Tensor | PackedSequence
+SequenceInput = Tensor | PackedSequence
 State = Tensor | tuple[Tensor, ...]
 
 
@@ -44,7 +44,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         own_flat_weights_(self)
         super().add_segments(arbors, segments, activity, sprout)
 
-    def forward(self, input: Sequence, hx: State | None = None) -> tuple:
+    def forward(self, input: SequenceInput, hx: State | None = None) -> tuple:
         """The stock forward; pruned units of an initial state count as zero, since nothing will be left of them."""
         if hx is not None:
             hx = map_state(hx, lambda part: self._masked(check_state(part, *self.dendrite_mask.shape)))
@@ -71,8 +71,8 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         return [arbor.nonzero().flatten() for arbor in self.dendrite_mask.cpu()]
 
     def _rows(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
-        """What drives each unit of one arbor, of those of its `tensors` that are there: `[1, 1, rows, width, 1]`, the
-        rows of all gates one after another."""
+        """The weights and biases that compute each unit of one arbor, as far as they are in `tensors`:
+        `[1, 1, rows, width, 1]`, the rows of all gates one after another."""
         pieces = []
         for name in (name for name in weight_names(self)[arbor] if name in tensors):
             matrix = _matrix(tensors[name])
@@ -83,7 +83,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         return pieces
 
     def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
-        """What its own direction and the next layer read of each unit: `[1, 1, hidden, rows, 1]`."""
+        """The weights by which its own direction and the next layer read each unit: `[1, 1, hidden, rows, 1]`."""
         ways, width = directions(self), self.hidden_size
         layer, way = divmod(arbor, ways)
         names = weight_names(self)

@@ -18,11 +18,15 @@ POWERS = 4  # rounds of power iteration of the range finder
 
 
 class Sprout(nn.Module):
-    """`forward`: `[..., inputs] -> [..., rows]`.
+    """A low-rank nonlinear branch: `[..., inputs] -> [..., rows]`.
 
-    Parameters: `down` (U) `[rank, inputs]`, `up` (D) `[rows, rank]` and `gate` `[rows]`, with `t = sqrt(inputs) gate`.
-    A row has one gate where it has `inputs` weights; the factor lets both move alike under one learning rate. Without
-    it, `t` would stay near 0 for all of a fine-tuning at 5e-5.
+    A row has one gate where it has `inputs` weights. The factor in `t = sqrt(inputs) gate` lets both change by the same
+    order under one learning rate; without it, `t` would stay near 0 for all of a fine-tuning at 5e-5.
+
+    Attributes:
+        down: The factor `U`, `[rank, inputs]`.
+        up: The factor `D`, `[rows, rank]`.
+        gate: The gate of each row before the factor, `[rows]`.
     """
 
     def __init__(

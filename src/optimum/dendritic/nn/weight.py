@@ -20,7 +20,13 @@ WeightLayer = nn.Linear | nn.Conv2d | Conv1D
 class DendriticWeight(DendriticLayer):
     """What the injected layers of one weight share: a segment is a group of inputs, an arbor a group of outputs.
 
-    A layer may have a sprout. While `dendrite_awake` (a bool) is False, neither outputs nor gradients feel it.
+    Attributes:
+        weight: The stock weight.
+        bias: The stock bias; None without one.
+        dendrite_awake: Whether the sprout is active, a bool; None without a sprout. While it is False, the sprout
+            changes neither outputs nor gradients.
+        sprout: The sprout of the layer; None without one.
+        transposed: Whether the weight has its inputs first, as that of a Conv1D.
     """
 
     weight: nn.Parameter
@@ -58,7 +64,7 @@ class DendriticWeight(DendriticLayer):
 
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:
-        """View of the weight; see `segments.tiles`."""
+        """View of the weight; see `functional.tiles.tiles`."""
         return self.as_tiles(self.weight)
 
     def as_tiles(self, like_weight: Tensor) -> Float[Tensor, "arbors rows segments inputs kernel"]:
@@ -97,7 +103,7 @@ class DendriticWeight(DendriticLayer):
         return [kept_inputs(arbor, self.segment_size) for arbor in self.dendrite_mask.cpu()]
 
     @torch.no_grad()
-    def tend_sprout_(
+    def update_sprout_(
         self,
         gone: Bool[Tensor, "arbors segments"],
         alive: Bool[Tensor, " outputs"],
@@ -106,16 +112,16 @@ class DendriticWeight(DendriticLayer):
         final: bool,
         optimizer: Optimizer | None,
     ) -> None:
-        """A sleeping sprout takes up the segments `gone` of the outputs `alive`, and wakes if it `pays` in the `final`
-        update; one that no longer pays falls asleep, and its gate shuts."""
+        """An inactive sprout absorbs the segments `gone` of the outputs `alive`, and becomes active in the `final`
+        update if it `pays`. An active one that no longer pays becomes inactive, and its gates become 0."""
         if self.sprout is None or self.dendrite_awake is None:
             return
-        awake = bool(self.dendrite_awake)
-        if not awake:
+        active = bool(self.dendrite_awake)
+        if not active:
             self.absorb_(gone, alive.to(gone.device))
-        self.dendrite_awake.fill_(pays and (awake or final))
+        self.dendrite_awake.fill_(pays and (active or final))
         local(self.sprout.gate).mul_(self.dendrite_awake)
-        for parameter in () if awake else self.sprout.parameters():
+        for parameter in () if active else self.sprout.parameters():
             for moment in moments(parameter, optimizer):
                 moment.zero_()
 
@@ -129,7 +135,7 @@ class DendriticWeight(DendriticLayer):
         lost = torch.where(over_tiles(gone), wide(self.as_tiles(whole(self.weight))), 0).flatten(0, 1).flatten(1)
         self.sprout.absorb_(torch.where(alive[:, None], lost, 0).float(), self.dendrite_activity.float().sqrt())
 
-    def awake_sprout(self, rows: Tensor) -> Sprout | None:
+    def active_sprout(self, rows: Tensor) -> Sprout | None:
         """The part of the sprout that adds to the outputs `rows`, on parameters of its own; None if it adds nothing."""
         if self.sprout is None or not self.dendrite_awake:
             return None

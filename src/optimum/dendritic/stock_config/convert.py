@@ -19,10 +19,10 @@ from ..distributed.dtensor import reshard
 from ..distributed.fsdp import unshard_
 from ..errors import invalid
 from ..layout.layout import Layout
-from ..layout.records import Form, Record, Recurrent
-from ..nn import RecurrentLayer, WeightLayer, widths
-from ..nn.pack_model import pack_modules
-from ..state import dendritic_layers, injected_layout, set_dense_config, set_layout, split_stacks
+from ..layout.records import Record
+from ..nn import DendriticLayer
+from ..nn.pack_model import pack_modules, stock_record
+from ..state import set_dense_config, set_layout, split_stacks
 from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, exchanged
 from .models import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
@@ -32,15 +32,21 @@ REMEDY = "It is still injected; please report it with its config."
 
 
 @torch.no_grad()
-def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
+def native_(
+    model: nn.Module, inputs: Mapping[str, Any], layout: Layout, layers: Mapping[str, DendriticLayer]
+) -> nn.Module:
     """Make an injected model whose layout has dials the stock model that is left of it, in place; see `compress_`.
+
+    Args:
+        inputs: keyword arguments of `model.forward` on which the stock model must answer as the masked one does.
+        layout: the layout of the model, with dials.
+        layers: the layers that it names.
 
     Raises:
         DendriticError: the masks are not uniform, the config cannot say them, or the outputs change. The model is then
             as it was.
     """
     assert isinstance(model, PreTrainedModel), "only these have dials"
-    layout, layers = injected_layout(model), dendritic_layers(model)
     dials = []
     for dial in layout.dials:
         masks = [layers[member].dendrite_mask[0].cpu() for member in dial.members]
@@ -67,7 +73,7 @@ def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     pairs = [(module, stock_name, source_name(stock_name, stacks)) for stock_name, module in stock.named_modules()]
     for module, _, source in pairs:
         module.training = modules[source].training  # it was built while the model was quiet
-    records = {name: _record(module) for module, name, source in pairs if source in kept}
+    records: dict[str, Record] = {name: stock_record(module) for module, name, source in pairs if source in kept}
     set_dense_config(model, changed(model.config, {}))
     become_(model, stock)
     unshard_(model)  # its parameters are whole by now; its class is not the stock one yet
@@ -75,11 +81,3 @@ def native_(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Module:
     said = ", ".join(f"{path} = {value}" for path, value in values.items())
     logger.info(f"{type(model).__name__} is a stock model again, with {said}.")
     return model
-
-
-def _record(layer: nn.Module) -> Record:
-    if isinstance(layer, RecurrentLayer):
-        return Recurrent(layer.hidden_size, layer.hidden_size)
-    assert isinstance(layer, WeightLayer)
-    inputs, outputs = widths(layer)
-    return Form(inputs, outputs, kept=inputs, arbors=(outputs,), gather=False, scatter=False)

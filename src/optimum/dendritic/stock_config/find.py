@@ -14,6 +14,7 @@ dials (ResNet, Swin: their configs say no width within a block, or one that is s
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -99,8 +100,8 @@ def _search(
     before, dials = shapes(model), []
 
     def prove(fields: tuple[str, ...], lists: tuple[str, ...], members: tuple[str, ...]) -> bool:
-        dial = Dial(fields, members, (), lists)
-        dial = Dial(fields, members, _admitted(model, dial, units[members[0]]), lists)
+        dial = Dial(fields=fields, members=members, counts=(), lists=lists)
+        dial = replace(dial, counts=_admitted(model, dial, units[members[0]]))
         true = holds(model, inputs, [dial], readers, units)
         if true:
             dials.append(dial)
@@ -145,7 +146,7 @@ def _turn(
     for path in [*numbers, *fields_of(model.config, type(None))]:
         lists = _lists_beside(model, path, size) if stacked and path in numbers else ()
         for beside in dict.fromkeys([lists, ()]):
-            moved[path] = _change(model, before, Dial((path,), (), (), beside), size, count)
+            moved[path] = _change(model, before, Dial(fields=(path,), members=(), counts=(), lists=beside), size, count)
             members = _done(wants, moved[path])
             if members and moved[path] == _all(wants[m] for m in members) and prove((path,), beside, members):
                 wants = {m: want for m, want in wants.items() if m not in members}
@@ -154,7 +155,8 @@ def _turn(
     members = _done(wants, _all(moved[path] for path in parts))
     wanted = _all(wants[m] for m in members)
     parts = [path for path in parts if moved[path].items() < wanted.items()]
-    if members and _change(model, before, Dial(tuple(parts), (), (), ()), size, count) == wanted:
+    several = Dial(fields=tuple(parts), members=(), counts=(), lists=())
+    if members and _change(model, before, several, size, count) == wanted:
         prove(tuple(parts), (), members)
 
 

@@ -1,4 +1,4 @@
-"""Wiring: the exclusive bundles of a model, traced by dye and proved by trial cuts.
+"""Wiring: the exclusive bundles of a model, traced by NaN and proved by trial cuts.
 
 A producer whose every channel ends in one reader belongs to that reader's exclusive bundle. Each bundle is proved: its
 first block is cut out, and the outputs must equal those of the same model with a gather instead.
@@ -34,9 +34,9 @@ class Wiring:
     """What `trace_wiring` found.
 
     Attributes:
-        bundles: the exclusive bundles, in order of their readers.
-        positions: for each called layer the products per sample of each of its weights (1 for a vector, tokens, time
-            steps or pixels otherwise), hence `macs = positions * weight.numel()`.
+        bundles: The exclusive bundles, in order of their readers.
+        positions: For each layer that is called, the products per sample of each of its weights (1 for a vector,
+            tokens, time steps or pixels otherwise), hence `macs = positions * weight.numel()`.
     """
 
     bundles: tuple[Bundle, ...] = ()
@@ -79,7 +79,13 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
 
 @dataclass(frozen=True)
 class Spans:
-    """Of each channel, how many inputs it reaches (`count`), the first of them (`low`) and the end of them (`high`)."""
+    """Which inputs each channel reaches.
+
+    Attributes:
+        count: The number of inputs that each channel reaches.
+        low: The first input that each channel reaches.
+        high: The end of the inputs that each channel reaches, one above the last.
+    """
 
     count: Int[Tensor, " channels"]
     low: Int[Tensor, " channels"]
@@ -122,9 +128,9 @@ def _runs(spans: Spans, block: int = 1) -> tuple[Run, ...] | None:
     for start, size, lo, width in blocks:
         last = runs[-1] if runs else None
         if last and (last.size, last.width) == (size, width) and last.reach + last.count * width == lo:
-            runs[-1] = Run(last.start, size, last.reach, width, last.count + 1)
+            runs[-1] = replace(last, count=last.count + 1)
         else:
-            runs.append(Run(start, size, lo, width, 1))
+            runs.append(Run(start=start, size=size, reach=lo, width=width, count=1))
     return tuple(runs)
 
 
@@ -166,7 +172,7 @@ def _bundle(tracer: Tracer, reader: str, producers: dict[str, Reach], followers:
         return None
     as_wires = {name: Wire(name, found or ()) for name, found in wires.items()}
     leading, passing = (tuple(as_wires[name] for name in names) for names in (producers, sorted(followers)))
-    return Bundle(reader, leading, passing, block, cut=True)
+    return Bundle(reader=reader, producers=leading, followers=passing, block=block, cut=True)
 
 
 def _proved(

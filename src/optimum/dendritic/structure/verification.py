@@ -24,8 +24,8 @@ class Exchange:
     """Modules that stand in the places of others.
 
     Attributes:
-        replaced: the modules whose places they took, by name.
-        keep: whether they stay when the context ends without an error.
+        replaced: The modules whose places they took, by name.
+        keep: Whether they stay when the context ends without an error.
     """
 
     replaced: dict[str, nn.Module]
