@@ -82,11 +82,11 @@ RUNNING = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
 def test_every_importance_that_a_config_names_has_its_formula():
     assert formulas.IMPORTANCE.keys() == set(IMPORTANCES)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("importance", RUNNING)
 def test_a_running_score_is_the_moving_average_of_its_formula(importance, kind):
     torch.manual_seed(0)
