@@ -15,8 +15,6 @@ from transformers.pytorch_utils import Conv1D
 from optimum.dendritic import DendriticConfig, DendriticError, inject_, score_, update_
 from optimum.dendritic.nn import DendriticLayer
 from optimum.dendritic.one_shot.reconstruction import (
-    answers,
-    columns,
     fitted_layers,
     kept_columns,
     reconstruct_,
@@ -87,7 +85,7 @@ def test_it_is_the_optimum_that_lstsq_finds(kind, arbors):
     model, dense, x = pruned(kind, arbors)
     layer, answer = layer_of(model), wanted(model, dense, x=x)
     fit(model, dense, {"x": x[:2]}, {"x": x[2:]})
-    rows, expected = columns(layer, x), answers(layer, answer).chunk(arbors, 1)
+    rows, expected = layer.factors(x), layer.products(answer).chunk(arbors, 1)
     for arbor, kept in enumerate(kept_columns(layer)):
         design = rows[:, kept]
         if layer.bias is not None:
@@ -127,8 +125,8 @@ def test_columns_of_a_convolution_are_what_its_weight_multiplies():
     for kind in ("conv", "strided conv", "same conv"):
         model, _, x = pruned(kind)
         layer = layer_of(model)
-        product = columns(layer, x) @ layer.weight.flatten(1).t() + (0 if layer.bias is None else layer.bias)
-        assert torch.allclose(product, answers(layer, model(x)), atol=1e-12)
+        product = layer.factors(x) @ layer.weight.flatten(1).t() + (0 if layer.bias is None else layer.bias)
+        assert torch.allclose(product, layer.products(model(x)), atol=1e-12)
 
 
 def test_a_layer_that_lost_everything_answers_the_mean():

@@ -20,7 +20,8 @@ from .layout.layout import Layout
 from .process_state import without_output
 from .state import layout_of
 from .structure.example_inputs import as_mapping, tensors_of
-from .structure.probing import outputs_differ, quiet, tolerance
+from .structure.probing import quiet
+from .structure.verification import compared
 
 FILE = "model.onnx"
 Inputs = dict[str, Tensor]
@@ -145,9 +146,10 @@ def _verify(model: nn.Module, inputs: Inputs, path: Path) -> None:
     except Exception as error:  # the errors of ONNX Runtime have no common class
         rule = f"its ONNX graph does not run on {shapes}: {error}"
         raise invalid("model", type(model).__name__, rule, remedy) from error
-    difference, limit = outputs_differ(list(expected.values()), actual), tolerance(next(model.parameters()).dtype)
-    if difference > limit:
-        rule = f"its ONNX graph differs by {difference:.1e} of the largest output, more than {limit:.0e}, on {shapes}"
+    found = compared(list(expected.values()), actual, like=next(model.parameters()))
+    if not found.is_rounding:
+        far = f"{found.value:.1e} of the largest output, more than {found.limit:.0e}"
+        rule = f"its ONNX graph differs by {far}, on {shapes}"
         raise invalid("model", type(model).__name__, rule, remedy)
 
 

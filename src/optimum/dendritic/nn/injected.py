@@ -1,8 +1,11 @@
 """The injected layers of one weight, and the register of all: stock class -> class with dendritic segments."""
 
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..unofficial import padded
 from .base import DendriticLayer
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
 from .sprout import sprout_parameters
@@ -17,7 +20,12 @@ class DendriticLinear(DendriticWeight, nn.Linear):
 
 
 class DendriticConv2d(DendriticWeight, nn.Conv2d):
-    pass
+    channel_axis = 1
+
+    def factors(self, x: Tensor) -> Float[Tensor, "samples in"]:
+        """The patches that the kernel covers, a row for each position."""
+        patches = F.unfold(padded(self, x), self.kernel_size, self.dilation, stride=self.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
 
 
 class DendriticConv1D(DendriticWeight, Conv1D):

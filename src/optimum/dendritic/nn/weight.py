@@ -27,6 +27,7 @@ class DendriticWeight(DendriticLayer):
             changes neither outputs nor gradients.
         sprout: The sprout of the layer; None without one.
         transposed: Whether the weight has its inputs first, as that of a Conv1D.
+        channel_axis: The axis of the inputs and outputs in the tensors that the layer reads and makes.
     """
 
     weight: nn.Parameter
@@ -34,6 +35,7 @@ class DendriticWeight(DendriticLayer):
     dendrite_awake: Tensor | None
     sprout: Sprout | None
     transposed = False
+    channel_axis = -1
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         inputs, outputs = widths(self)
@@ -57,10 +59,19 @@ class DendriticWeight(DendriticLayer):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        """Add up the squares of each input: of the channels of a convolution, else of the last axis."""
-        channels, seen = 1 if isinstance(self, nn.Conv2d) else x.dim() - 1, self.seen_here()
-        seen[:-1] += square_sums(x.float(), channels)
-        seen[-1] += x.numel() // x.shape[channels]
+        """Add up the squares of each input."""
+        seen = self.seen_here()
+        seen[:-1] += square_sums(x.float(), self.channel_axis)
+        seen[-1] += x.numel() // x.shape[self.channel_axis]
+
+    def factors(self, x: Tensor) -> Float[Tensor, "samples in"]:
+        """What the layer multiplies its weight with when it reads `x`: a row for each of its products."""
+        return x.reshape(-1, x.shape[-1])
+
+    def products(self, y: Tensor) -> Float[Tensor, "samples out"]:
+        """The layer's output `y`, in the rows of `factors`."""
+        y = y.movedim(self.channel_axis, -1)
+        return y.reshape(-1, y.shape[-1])
 
     @property
     def tiles(self) -> Float[Tensor, "arbors rows segments inputs kernel"]:

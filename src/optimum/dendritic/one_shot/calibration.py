@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import invalid
 from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
-from ..nn import DendriticLayer
+from ..nn import DendriticLayer, DendriticWeight
 from ..process_state import without_cudnn
 from ..structure.example_inputs import is_empty, shapes
 
@@ -42,13 +42,13 @@ def as_batches(batches: Any) -> list[Batch]:
 
 
 def on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Tensors of a batch where the model is."""
+    """A batch with its tensors on the device of the model."""
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def readings(importance: str, count: int) -> int:
-    """How many of `count` batches an importance looks at: all, or none."""
+    """How many of `count` batches an importance reads: all of them, or none."""
     rule = IMPORTANCE[importance]
     return count if rule.running or rule.needs_activity else 0
 
@@ -65,7 +65,7 @@ def score_on_(
     Args:
         layers: the injected layers of `model`, by name.
         importance: a key of `IMPORTANCE`.
-        advance: called after each batch that is looked at.
+        advance: called after each batch that is read.
 
     Raises:
         DendriticError: the score needs a loss and the outputs hold none, or it is not finite on any batch.
@@ -115,7 +115,7 @@ def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Ba
 
 @contextmanager
 def _trainable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """With gradients even for weights that were frozen since they were injected."""
+    """Let all `weights` require gradients, including those that were frozen after the injection."""
     flags = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -131,15 +131,16 @@ def _observe(
     model: nn.Module, layers: Mapping[str, DendriticLayer], batches: Sequence[Batch], advance: Callable[[], object]
 ) -> None:
     """Set the activity of every layer to the mean square of its inputs over all batches."""
-    sums = {name: (torch.zeros(()), 0) for name in layers}
+    weights = {name: layer for name, layer in layers.items() if isinstance(layer, DendriticWeight)}
+    sums = {name: (torch.zeros(()), 0) for name in weights}
 
     def note(name: str, layer: nn.Module, args: Any) -> None:
         (x,) = args
-        x = (x.movedim(1, -1) if isinstance(layer, nn.Conv2d) else x).flatten(0, -2)
+        x = x.movedim(weights[name].channel_axis, -1).flatten(0, -2)
         total, count = sums[name]
         sums[name] = total.to(x.device) + square_sums(wide(x), axis=-1), count + len(x)
 
-    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in weights.items()]
     try:
         for batch in batches:
             model(**on_device(model, batch))
@@ -148,6 +149,6 @@ def _observe(
         for handle in handles:
             handle.remove()
     for name, (total, count) in sums.items():
-        activity = layers[name].dendrite_activity
+        activity = weights[name].dendrite_activity
         assert activity is not None, "layers are injected with an activity buffer for this importance"
         activity.copy_((total / max(count, 1)).nan_to_num())

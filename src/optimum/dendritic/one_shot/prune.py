@@ -1,7 +1,7 @@
 """One shot: score on calibration batches, prune, reconstruct. Minutes, and no Trainer.
 
 inject_(model, DendriticConfig(sparsity=0.4))
-prune_(model, batches)                             # a few hundred samples, with labels
+prune_(model, batches)  # a few hundred samples, with labels
 compress_(model)
 """
 
@@ -42,8 +42,9 @@ def prune_(
             hundred samples in all, with labels where the importance is taken from gradients.
         reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruct.py`. Recurrent
             layers, which do not answer linearly, stay as they are.
-        rounds: the sparsity is reached in so many equal steps, each scored anew.
-        passes: groups of layers that are reconstructed one after the other; more is more accurate and slower.
+        rounds: the number of equal steps in which the sparsity is reached, each scored anew.
+        passes: the number of groups of layers that are reconstructed one after the other; more groups are more accurate
+            and slower.
         damping: ridge of the reconstruction, as a fraction of the mean square of the inputs.
 
     Returns:
@@ -87,7 +88,7 @@ def _tensors(layers: Mapping[str, DendriticLayer]) -> dict[str, Tensor]:
 
 @contextmanager
 def _all_or_nothing(layers: Mapping[str, DendriticLayer]) -> Iterator[dict[str, Tensor]]:
-    """Copies of the weights, masks and scores, put back if anything goes wrong (an interruption by the user, too)."""
+    """Yield copies of the weights, masks and scores, and restore them after any exception, KeyboardInterrupt too."""
     before = {name: value.detach().clone() for name, value in _tensors(layers).items()}
     try:
         yield before

@@ -1,4 +1,4 @@
-"""Reconstruction: the inputs that a pruned layer keeps take over the work of those that it lost.
+"""Reconstruction: a pruned layer is fitted so that its remaining inputs make up for those that it lost.
 
 Every layer is fitted by least squares to what the dense layer answered on calibration batches, from what now arrives at
 the inputs that it keeps. Layers are fitted group by group in the order in which they are called, and a group reads what
@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import logging
@@ -21,7 +20,6 @@ from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import wide
 from ..nn import DendriticLayer, DendriticWeight
-from ..unofficial import padded
 from .calibration import Batch, on_device
 
 logger = logging.get_logger(__name__)
@@ -32,20 +30,6 @@ REMEDY = "Pass reconstruct=False."
 def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWeight]:
     """Those of the injected layers that answer linearly: all but the recurrent ones."""
     return {name: layer for name, layer in layers.items() if isinstance(layer, DendriticWeight)}
-
-
-def columns(layer: nn.Module, x: Tensor) -> Float[Tensor, "samples in"]:
-    """What a layer multiplies its weight with, a row for each position: of tokens, or the patches of a convolution."""
-    if isinstance(layer, nn.Conv2d):
-        patches = F.unfold(padded(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
-        return patches.transpose(1, 2).flatten(0, 1)
-    return x.reshape(-1, x.shape[-1])
-
-
-def answers(layer: nn.Module, y: Tensor) -> Float[Tensor, "samples out"]:
-    """A layer's output in the rows of `columns`."""
-    y = y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y
-    return y.reshape(-1, y.shape[-1])
 
 
 @torch.no_grad()
@@ -106,20 +90,21 @@ def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch
 def _moments(
     model: nn.Module, group: Mapping[str, DendriticWeight], dense: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, list[Moments]]:
-    """Of each layer and each of its arbors, what it answers in the dense model, and what it reads in the one whose
-    groups before this one are pruned and fitted.
+    """For each layer and each of its arbors the moments of what it answers in the dense model, and of what it reads in
+    the model whose groups before this one are pruned and fitted.
 
-    The group itself is dense while it reads: what is still to be fitted in it must not be made up for downstream.
+    The group itself is dense while it reads: a layer of the group must not compensate for another one of it, which is
+    still to be fitted.
     """
     batch = on_device(model, batch)
     wanted: dict[str, list[Tensor]] = {name: [] for name in group}
     found: dict[str, list[Moments]] = {}
 
     def answer(name: str, x: Tensor, y: Tensor) -> None:
-        wanted[name].append(answers(group[name], y).clone())
+        wanted[name].append(group[name].products(y).clone())
 
     def read(name: str, x: Tensor, y: Tensor) -> None:
-        layer, rows = group[name], columns(group[name], x)
+        layer, rows = group[name], group[name].factors(x)
         if not wanted[name] or len(wanted[name][0]) != len(rows):
             raise invalid("model", type(model).__name__, f"calls {name} otherwise once it is pruned", REMEDY)
         expected, valid = wanted[name].pop(0), _valid(batch, y)
@@ -139,7 +124,7 @@ def _sums(known: list[Moments] | None, new: list[Moments]) -> list[Moments]:
 
 
 def kept_columns(layer: DendriticWeight) -> list[Tensor]:
-    """Ascending indices of the kept ones among `columns`, for each arbor."""
+    """Ascending indices of the columns of `factors` that each arbor keeps."""
     size = layer.segment_size * layer.weight.shape[2:].numel()
     return [arbor.repeat_interleave(size).nonzero().flatten() for arbor in layer.dendrite_mask]
 
@@ -168,7 +153,7 @@ def _valid(batch: Batch, y: Tensor) -> Bool[Tensor, " samples"] | None:
 
 
 class _Enough(Exception):
-    """Ends a forward pass of which nothing more is wanted."""
+    """Ends a forward pass whose remaining layers are not needed."""
 
 
 def _watch(
@@ -177,7 +162,7 @@ def _watch(
     run: Callable[[], object],
     calls: int | None = None,
 ) -> None:
-    """Run, and show every call of the `layers` with input and output; stop after so many calls."""
+    """Run, and hand the name, input and output of every call of the `layers` to `see`; stop after so many calls."""
     seen = 0
 
     def hook(name: str, layer: nn.Module, args: Any, output: Tensor) -> None:

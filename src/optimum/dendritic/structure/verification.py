@@ -63,6 +63,30 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], readers: Sequence[str] 
     return gathered(outputs, seen)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far answers are from those that were expected.
+
+    Attributes:
+        value: The largest difference of any pair of tensors, relative to the largest expected value.
+        limit: The largest difference that rounding explains.
+    """
+
+    value: float
+    limit: float
+
+    @property
+    def is_rounding(self) -> bool:
+        return self.value <= self.limit
+
+
+def compared(expected: Sequence[Tensor], actual: Sequence[Tensor] | None, *, like: nn.Parameter) -> Difference:
+    """How far `actual` is from `expected`, infinitely far where there is none; see `answers_alike` for `like`."""
+    difference = float("inf") if actual is None else outputs_differ(expected, actual)
+    limit = max(tolerance(tensor.dtype) for tensor in [like, *expected] if tensor.is_floating_point())
+    return Difference(worst(difference, like), limit)
+
+
 def answers_alike(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -80,5 +104,4 @@ def answers_alike(
             bf16), says how much rounding is.
     """
     actual = answers(model, inputs, readers)
-    difference = float("inf") if actual is None else outputs_differ(expected, actual)
-    return worst(difference, like) <= max(tolerance(t.dtype) for t in [like, *expected] if t.is_floating_point())
+    return compared(expected, actual, like=like).is_rounding
