@@ -1,4 +1,4 @@
-"""Wiring: the dye finds what feeds what, in every family without code for any, and leaves the model as it was."""
+"""Wiring: NaN tracing finds what feeds what, in every family without code for any, and leaves the model as it was."""
 
 import logging
 from dataclasses import dataclass

@@ -17,12 +17,12 @@ from torch import Tensor
 from .tiles import sum_tiles, wide
 
 Tiles = Float[Tensor, "arbors rows segments inputs kernel"]
-Scores = Float[Tensor, "arbors segments"]
+TileScores = Float[Tensor, "arbors segments"]
 # weights, gradients, activity of the inputs -> a sum over each tile, so that the sums over parts of a tile add up
-Measure = Callable[[Tiles, Tiles, Tensor | None], Scores]
+Measure = Callable[[Tiles, Tiles, Tensor | None], TileScores]
 
 
-def gate_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+def gate_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> TileScores:
     """`dL/dm[a, s] = <W[a, s], dL/dW[a, s]>`, the chain rule at `m = 1` (Molchanov et al. 2019, eq. 8).
 
     >>> weight, gradient = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, -2.0, 0.5])
@@ -44,7 +44,7 @@ def gate_information(gate_gradients: Tensor) -> Tensor:
     return gate_gradients.square()
 
 
-def square_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+def square_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> TileScores:
     """`||W||^2` (Han et al. 2015).
 
     >>> square_norm(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2, 1), torch.zeros(1, 1, 1, 2, 1))
@@ -53,7 +53,7 @@ def square_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) 
     return sum_tiles(wide(weight).square())
 
 
-def square_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+def square_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> TileScores:
     """`||dL/dW||^2`: how much a pruned tile wants to come back (Evci et al. 2020, RigL, section 3).
 
     >>> square_gradient(torch.zeros(1, 1, 1, 2, 1), torch.tensor([1.0, -2.0]).view(1, 1, 1, 2, 1))
@@ -62,7 +62,7 @@ def square_gradient(weight: Tiles, gradient: Tiles, activity: Tensor | None = No
     return sum_tiles(wide(gradient).square())
 
 
-def weighted_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> Scores:
+def weighted_norm(weight: Tiles, gradient: Tiles, activity: Tensor | None = None) -> TileScores:
     """`sum |W| ||x||`, from the running `E[x^2]` of each input (Sun et al. 2024, Wanda, eq. 1).
 
     >>> weight, activity = torch.tensor([-3.0, 1.0]).view(1, 1, 1, 2, 1), torch.tensor([4.0, 1.0])
@@ -108,7 +108,7 @@ def running_mean(mean: Tensor, reading: Tensor, decay: float) -> Tensor:
 
 
 def with_dying_rows(
-    score: Scores, norms: Float[Tensor, " rows"], reached: Int[Tensor, " rows"]
+    score: TileScores, norms: Float[Tensor, " rows"], reached: Int[Tensor, " rows"]
 ) -> Float[Tensor, "arbors segments"]:
     """`score[a, s] + sum_{r -> s} ||W_r||^2 / A`: the norm of a whole dependency group, the rows that die with segment
     `s` of their reader included (Fang et al. 2023, DepGraph, section 3.3). Every arbor bears an equal part, since the
@@ -141,7 +141,7 @@ def per_cost(score: Tensor, saved: float | Tensor) -> Tensor:
     return score / saved
 
 
-def times_cost(score: Scores, saved: float) -> Scores:
+def times_cost(score: TileScores, saved: float) -> TileScores:
     """`I c / A`: scores whose sum over the `A` arbors is ranked as their mean, whatever a unit costs, by `per_cost`.
 
     >>> times_cost(torch.tensor([[1.0], [3.0]]), 4.0)
@@ -188,7 +188,7 @@ IMPORTANCE: dict[str, Importance] = {
 }
 
 
-def random_scores(arbors: int, segments: int, seed: int, name: str) -> Scores:
+def random_scores(arbors: int, segments: int, seed: int, name: str) -> TileScores:
     """Uniform scores that depend on the seed and the layer's name alone, hence equal on every rank and after resume.
 
     >>> random_scores(1, 2, seed=0, name="encoder").equal(random_scores(1, 2, seed=0, name="encoder"))

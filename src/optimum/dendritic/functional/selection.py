@@ -2,7 +2,8 @@
 
 The unit of choice is one segment of every arbor of a layer at once, the j-th weakest of each, so that arbors stay
 balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose
-rows die with it; so every layer has a `Cost`, the total is counted exactly, and the cut-off is found by bisection.
+rows are removed with it. So every layer has a `Cost`, the total is counted exactly, and the cut-off is found by
+bisection.
 """
 
 import math

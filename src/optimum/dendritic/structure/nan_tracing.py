@@ -235,11 +235,11 @@ class Tracer:
             x = tensors_of([args, kwargs])[0]
             return _spread(x, module.num_groups) if isinstance(module, nn.GroupNorm) else x.clone()
 
-        def wash(module: nn.Module, args: Any, output: Any) -> Any:
+        def clear(module: nn.Module, args: Any, output: Any) -> Any:
             return _map(output, torch.nan_to_num)
 
         hooks = [m.register_forward_pre_hook(read, with_kwargs=True) for m in [*self.opaque, *self.followers]]
-        hooks += [m.register_forward_hook(wash) for m in self.opaque]
+        hooks += [m.register_forward_hook(clear) for m in self.opaque]
         try:
             with answering(self.answering, answer), answering(self.norms, hand_on):
                 outputs = self.model(**repeat_first(self.inputs, samples))
