@@ -12,11 +12,11 @@ from .distributed.dtensor import reshard
 from .errors import invalid
 from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
-from .layout.records import Bundle, Follower, Form, Record, Recurrent
-from .nn import DendriticLayer, PackedLayer, PackedRecurrent, follower_channels
-from .nn.pack_model import last_readers, pack_modules, stock_record
+from .layout.records import Follower, Form, Group, Record, Recurrent
+from .nn import DendriticLayer, PackedLayer, PackedRecurrent, channels_of
+from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record
 from .nn.surgery import replace_
-from .state import injected_layout, layers_in, set_layout
+from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.probing import probe, quiet
@@ -27,11 +27,11 @@ logger = logging.get_logger(__name__)
 
 @torch.no_grad()
 def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
-    """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone along wires that are cut;
+    """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone in groups that are cut;
     recurrent layers with fewer hidden units.
 
-    The packed model is verified against the masked one on `example_inputs`; a wire along which the outputs differ is
-    not cut, and that is logged. A model that could not be traced has no wires to cut; where it does not run on the
+    The packed model is verified against the masked one on `example_inputs`; a group whose cutting changes the outputs is
+    not cut, and that is logged. A model that could not be traced has no groups to cut; where it does not run on the
     inputs either, it is packed layer by layer, with a warning.
 
     Every process of a model that FSDP2 has sharded calls this with the same inputs, and ends with the same stock model
@@ -54,73 +54,78 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     layers = layers_in(model, layout)
     inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
     reshard(model)
-    for layer in layers.values():
-        layer.mask_()
+    for gate in gates_in(model, layout, layers).values():
+        gate.mask_()
     if layout.dials:
         return native_(model, inputs, layout, layers)
     with quiet(model):
-        packed, replaced = _pack_verified_(model, layers, list(layout.bundles), inputs)
+        packed, replaced = _pack_verified_(model, layout, layers, inputs)
     for name, old in replaced.items():
-        packed[name].train(old.training)  # they were packed while the model was quiet
-    records = {name: _record(module, name in layout.modules) for name, module in packed.items()}
-    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost))
+        packed.modules[name].train(old.training)  # they were packed while the model was quiet
+    between = {member.name for group in layout.groups for member in group.passers}
+    records = {
+        name: _record(module, name in between or isinstance(module, nn.Embedding))
+        for name, module in packed.modules.items()
+    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
+    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, parameters=shapes))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)
-    shrunk = [name for name in forms if _size(packed[name]) < _size(replaced[name])]
-    logger.info(f"Packed {type(model).__name__}: {summary(forms, shrunk, layout.bundles, dense)}")
+    shrunk = [name for name in forms if _size(packed.modules[name]) < _size(replaced[name])]
+    logger.info(f"Packed {type(model).__name__}: {summary(forms, shrunk, layout.groups, dense)}")
     return model
 
 
-Modules = dict[str, nn.Module]
-
-
 def _pack_verified_(
-    model: nn.Module, layers: Mapping[str, DendriticLayer], bundles: list[Bundle], inputs: dict[str, Any]
-) -> tuple[Modules, Modules]:
-    """Pack with every wire cut that can be. Returns the packed modules, and those whose places they took."""
-    kept = {name: layer.kept() for name, layer in layers.items()}
-    readers, like = last_readers(bundles), next(model.parameters())
+    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any]
+) -> tuple[Packed, dict[str, nn.Module]]:
+    """Pack with every group cut that can be. Returns what is packed, and the modules whose places were taken."""
+    kept, alive = kept_in(model, layout, layers)
+    groups = list(layout.groups)
+    consumers, like = last_consumers(groups), next(model.parameters())
     try:
-        expected = probe(model, inputs, readers)
+        expected = probe(model, inputs, consumers)
     except Exception as error:
-        if bundles:  # they were traced, so the model can run, and cutting them unverified is not an option
+        if groups:  # they were traced, so the model can run, and cutting them unverified is not an option
             raise
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
         reshard(model)
-        packed = pack_modules(model, kept, bundles)
-        return packed, replace_(model, packed)[0]
+        packed = pack_modules(model, kept, groups)
+        return packed, replace_(model, packed.modules, packed.parameters)[0]
     reshard(model)
 
-    def proved(bundles: list[Bundle], keep: bool = True) -> tuple[Modules, Modules] | None:
-        packed = pack_modules(model, kept, bundles)
-        with exchanged(model, packed) as exchange:
-            if not answers_alike(model, inputs, expected, readers, like=like):
+    def proved(groups: list[Group], keep: bool = True) -> tuple[Packed, dict[str, nn.Module]] | None:
+        packed = pack_modules(model, kept, groups, alive)
+        with exchanged(model, packed.modules, packed.parameters) as exchange:
+            if not answers_alike(model, inputs, expected, consumers, like=like):
                 return None
             exchange.keep = keep
         return packed, exchange.replaced
 
-    found = proved(bundles)
+    found = proved(groups)
     if found is None:
-        found = proved([bundle if proved([bundle], keep=False) else _uncut(bundle) for bundle in bundles])
+        found = proved([group if proved([group], keep=False) else _uncut(model, group) for group in groups])
     if found is None:
         rule = "packing changes its outputs beyond rounding"
         raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
     return found
 
 
-def _uncut(bundle: Bundle) -> Bundle:
-    logger.warning(f"{bundle.reader} keeps a gather: cutting its wire changes the outputs")
-    return replace(bundle, cut=False)
+def _uncut(model: nn.Module, group: Group) -> Group:
+    """The group with zeros in the places of dead channels, if it can have them; a stream and its norms cannot."""
+    if not can_stay_wide(model, group):
+        return group
+    logger.warning(f"{group.host} keeps a gather: cutting its {group.kind} changes the outputs")
+    return replace(group, cut=False)
 
 
 def _size(layer: nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
 
-def _record(module: nn.Module, was_injected: bool) -> Record:
-    """What the layout says of a module that stands in the packed model."""
-    if not was_injected:
-        return Follower(follower_channels(module) or 1)  # with one channel left it looks like any other layer
+def _record(module: nn.Module, between: bool) -> Record:
+    if between:
+        return Follower(channels_of(module) or 1)  # a depthwise convolution of one channel looks like any other layer
     if isinstance(module, PackedLayer | PackedRecurrent):
         return module.form
     return stock_record(module)

@@ -15,6 +15,11 @@ from .schedules import SCHEDULES
 VERSION = 1
 BUDGETS = ("params", "macs")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+UNITS = ("heads", "neurons", "channels", "streams", "inputs")
+PRESETS: dict[str, tuple[str, ...]] = {  # of units
+    "structured": ("heads", "neurons", "channels", "streams"),
+    "fine": ("heads", "neurons", "channels", "inputs"),
+}
 LONGEST_PATTERN = 5000  # characters of a regular expression
 
 
@@ -48,8 +53,12 @@ class DendriticConfig:
         target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
             Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
-        segment_size: inputs in one dendritic segment if inputs are gathered. Along an exclusive wire
-            nothing is gathered and a segment is one whole channel, neuron or head; of an LSTM or GRU, one hidden unit.
+        units: what may go. `"heads"`, `"neurons"` and `"channels"` that one layer reads, `"streams"` that several layers
+            read (the hidden width of a transformer, with its embeddings and norms), and `"inputs"`, segments of the
+            inputs of single layers, which packed layers gather. Or a preset: `"structured"` (all but inputs: packed
+            layers gather nothing) or `"fine"` (all but streams). Units of an LSTM or GRU always may.
+        segment_size: inputs in one dendritic segment if inputs are gathered; of an LSTM or GRU a segment is one hidden
+            unit.
         arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer. In an LSTM or GRU each
             direction of each layer is one.
         importance: score of a segment: `"dendritic"` (running Fisher information of its gate), or a control.
@@ -77,6 +86,7 @@ class DendriticConfig:
     budget: str = "params"
     target_modules: str | Collection[str] | None = None
     exclude_modules: str | Collection[str] | None = None
+    units: str | Collection[str] = "fine"
     segment_size: int = 32
     arbors: int = 1
     importance: str = "dendritic"
@@ -107,6 +117,7 @@ class DendriticConfig:
             _check_integer(field, getattr(self, field), at_least=1)
         for field in ("seed", "sprout_rank"):
             _check_integer(field, getattr(self, field), at_least=0)
+        object.__setattr__(self, "units", _units(self.units))
         _check_choice("budget", self.budget, BUDGETS)
         _check_choice("importance", self.importance, IMPORTANCES)
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
@@ -128,6 +139,10 @@ class DendriticConfig:
             raise invalid(
                 "version", self.version, f"this release reads version {VERSION}", "Upgrade optimum-dendritic."
             )
+
+    def may_go(self, kind: str) -> bool:
+        """Whether units of a kind may go, one of `UNITS`."""
+        return kind in (PRESETS[self.units] if isinstance(self.units, str) else self.units)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` is its inverse."""
@@ -177,6 +192,17 @@ def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     raise invalid(
         field, value, "must be None, a regular expression or a list of module names", 'Pass e.g. ["query", "key"].'
     )
+
+
+def _units(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str) and value in PRESETS:
+        return value
+    if isinstance(value, list | tuple | set) and value and all(isinstance(item, str) for item in value):
+        if set(value) <= set(UNITS):
+            return tuple(unit for unit in UNITS if unit in value)
+    rule = f"must be {' or '.join(map(repr, PRESETS))}, or a list of {', '.join(UNITS)}"
+    remedy = near(value, [*PRESETS, *UNITS]) if isinstance(value, str) else ""
+    raise invalid("units", value, rule, f"{remedy}Choose one of them.")
 
 
 def _check_number(field: str, value: Any, low: float, high: float, below: bool = False) -> None:

@@ -1,5 +1,6 @@
 """`inject_`: give a stock model dendritic segments. Exact: the outputs and the parameters stay what they were."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from .functional.importance import IMPORTANCE, random_scores
 from .functional.selection import select, total_cost
 from .functional.tiles import largest_divisor
 from .functional.uniform_selection import select_uniform
+from .functional.units import streams
 from .layout.layout import Layout
-from .layout.records import Bundle, Dial, Record, Segments, Stack
+from .layout.records import Dial, Group, Record, Segments, Stack
 from .nn import (
     DendriticLayer,
     PrunableLayer,
@@ -34,7 +36,8 @@ from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.model_costs import costs_of
-from .structure.targets import refuse_adapters, target_names
+from .structure.norms import norms_of
+from .structure.targets import refuse_adapters, spared_names, target_names
 from .unofficial import is_compiled
 
 logger = logging.get_logger(__name__)
@@ -68,38 +71,41 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     targets = target_names(model, config)
     inputs = _inputs(model, example_inputs)
-    wiring = trace_wiring(model, inputs, targets=targets) if targets else Wiring()
+    wiring = Wiring()
+    if targets:
+        wiring = trace_wiring(model, inputs, targets=targets, spared=spared_names(model, config, targets))
     if config.budget == "macs" and not wiring.positions:
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
-    dials = find_dials(model, as_mapping(model, inputs), config, targets, wiring.bundles) if config.native else ()
+    groups = tuple(group for group in wiring.groups if _may_go(group, config))
+    dials = find_dials(model, as_mapping(model, inputs), config, targets, groups) if config.native else ()
     turned = {member for dial in dials for member in dial.members}
-    bundles = tuple(b for b in wiring.bundles if not config.native or b.reader in turned)
-    readers = {bundle.reader: bundle for bundle in bundles}
-    shapes = {name: _segments(name, prunable_layer(model, name), readers.get(name), config) for name in targets}
+    groups = tuple(group for group in groups if not config.native or group.host in turned)
+    reads = {member.name: group for group in groups for member in group.consumers}
+    shapes = {name: _segments(name, prunable_layer(model, name), reads.get(name), config) for name in targets}
     stacks = {name: module for name in turned if isinstance(module := model.get_submodule(name), nn.ModuleList)}
     replacements: dict[str, DendriticLayer] = {
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = costs_of(replacements, bundles, positions=wiring.positions, config=config, stacks=stacks)
-    dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items()}
+    costs = costs_of(replacements, groups, positions=wiring.positions, config=config, stacks=stacks)
+    dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items() if layer.dendrite_mask.numel()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
-    _check_reachable(dense, costs, dense_cost, config, dials)
+    _check_reachable(dense, costs, dense_cost, config, dials, streams(groups))
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():
             arbors, segments = layer.dendrite_mask.shape
             layer.dendrite_score.copy_(random_scores(arbors, segments, config.seed, name))
-    swap(model, replacements)
+    swap(model, {**replacements, **norms_of(model, groups, replacements)})
     note_base(model)
     records: dict[str, Record] = {**shapes, **{name: Stack(len(stack)) for name, stack in stacks.items()}}
     layout = Layout(
         config=config,
         modules=records,
-        bundles=bundles,
+        groups=groups,
         positions=wiring.positions,
         dense_cost=dense_cost,
         dials=dials,
@@ -107,15 +113,16 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
     set_layout(model, layout)
     for name in shapes:
         if shapes[name].sprout < config.sprout_rank:
-            logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in readers)}")
-    cut = sum(bundle.cut for bundle in bundles)
-    logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; {cut} exclusive wires can be cut.")
+            logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in reads)}")
+    kinds = Counter(group.kind for group in groups if group.cut)
+    found = ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) or "none"
+    logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; groups that can be cut: {found}.")
     return model
 
 
-def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: DendriticConfig) -> Segments:
-    """Whole channels along a wire that can be cut; elsewhere about `segment_size` synapses per neuron. Hidden units of
-    a recurrent layer."""
+def _segments(name: str, layer: PrunableLayer, group: Group | None, config: DendriticConfig) -> Segments:
+    """The units of a group that can be cut, held by its first consumer; elsewhere about `segment_size` synapses per
+    neuron, if inputs may go. Hidden units of a recurrent layer."""
     activity = IMPORTANCE[config.importance].needs_activity
     if isinstance(layer, RecurrentLayer):
         if activity:
@@ -123,18 +130,30 @@ def _segments(name: str, layer: PrunableLayer, bundle: Bundle | None, config: De
             remedy = "Choose another importance, or name it in exclude_modules."
             raise invalid("importance", config.importance, rule, remedy)
         return Segments(states(layer), layer.hidden_size)
-    if config.native and bundle is None:
+    if config.native and group is None:
         return Segments(1, 1, activity)  # no stock config says that it reads less
     inputs, outputs = widths(layer)
-    sprout = config.sprout_rank if bundle is None and can_sprout(layer, config.sprout_rank) else 0
+    sprout = config.sprout_rank if group is None and can_sprout(layer, config.sprout_rank) else 0
     activity = activity or sprout > 0
-    if bundle is not None and bundle.cut:
-        return Segments(1, inputs // bundle.block, activity)
+    if group is not None and group.cut:
+        return Segments(1, group.units if name == group.host else 0, activity)
+    if not config.may_go("inputs"):
+        return Segments(1, 0, activity)
     kernel = layer.weight[0, 0].numel()
-    block = bundle.block if bundle else 1
+    block = _block(group) if group else 1
     size = largest_divisor(inputs, max(1, config.segment_size // kernel), multiple_of=block)
     arbors = largest_divisor(outputs, config.arbors)
     return Segments(arbors=arbors, segments=inputs // size, activity=activity, sprout=sprout)
+
+
+def _may_go(group: Group, config: DendriticConfig) -> bool:
+    """Whether units of a group may go: where it cannot be cut, they can as inputs of their one consumer only."""
+    return config.may_go(group.kind) and (group.cut or config.may_go("inputs"))
+
+
+def _block(group: Group) -> int:
+    """How many neighbouring inputs of its one consumer belong to one unit of a group that is not cut."""
+    return max(run.size for run in group.consumers[0].runs)
 
 
 def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:
@@ -170,10 +189,11 @@ def _check_reachable(
     dense_cost: int,
     config: DendriticConfig,
     dials: tuple[Dial, ...],
+    needed: set[str],
 ) -> None:
     scores = {name: mask.float() for name, mask in dense.items()}
     fewest = select_uniform(scores, dense, costs, -1, config.floor, dials) if dials else None
-    least = total_cost(fewest or select(scores, dense, costs, -1, config.floor), costs)
+    least = total_cost(fewest or select(scores, dense, costs, -1, config.floor, needed=needed), costs)
     if least > (1 - config.sparsity) * dense_cost:
         rule = f"at most {1 - least / dense_cost:.4f} of the {config.budget} can go with floor = {config.floor}"
         raise invalid(

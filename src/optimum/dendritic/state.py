@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import invalid
+from .functional.units import living, units_along
 from .layout.layout import Layout
-from .nn import DendriticLayer, DendriticStack
+from .layout.records import Group
+from .nn import DendriticGroup, DendriticLayer, DendriticStack, DendriticWeight, Gates, weight_layer, widths
 
 ATTRIBUTE = "dendritic_layout"
 DENSE_CONFIG = "dendritic_dense_config"
@@ -106,6 +108,51 @@ def layers_in(model: nn.Module, layout: Layout) -> dict[str, DendriticLayer]:
             raise invalid("model", type(model).__name__, rule, remedy)
         layers[name] = layer
     return layers
+
+
+def gates_in(model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer]) -> dict[str, Gates]:
+    """All that is scored, pruned and regrown, by the layer that holds its mask: groups that are cut, the layers that
+    have a mask of their own, stacks.
+
+    Args:
+        layers: those of `layers_in`.
+    """
+    groups = {group.host: group for group in layout.groups if group.cut}
+    return {
+        name: group_in(model, groups[name]) if name in groups else layer
+        for name, layer in layers.items()
+        if layer.dendrite_mask.numel()
+    }
+
+
+def group_in(model: nn.Module, group: Group) -> DendriticGroup:
+    """The gates of a group that is cut."""
+    host = model.get_submodule(group.host)
+    assert isinstance(host, DendriticWeight)
+    layers = {member: weight_layer(model, member.name) for member in group.consumers}
+    consumers = {m.name: (layer, units_along(m.runs, widths(layer)[0])) for m, layer in layers.items()}
+    return DendriticGroup(host, consumers)
+
+
+def kept_in(
+    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer]
+) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+    """The ascending inputs (int64, on the CPU) that each arbor of each layer still reads, of a recurrent layer the
+    hidden units; and for each group that is cut, by its host, which units are left."""
+    kept = {name: layer.kept() for name, layer in layers.items() if not _is_host(layout, name)}
+    alive = {}
+    for group in layout.groups:
+        if group.cut:
+            gates = group_in(model, group)
+            alive[group.host] = gates.alive()
+            for name, (_, units) in gates.consumers.items():
+                if name in layers:
+                    kept[name] = [living(units, alive[group.host]).nonzero().flatten()]
+    return {name: kept[name] for name in layers}, alive
+
+
+def _is_host(layout: Layout, name: str) -> bool:
+    return any(group.cut and group.host == name for group in layout.groups)
 
 
 def split_stacks(

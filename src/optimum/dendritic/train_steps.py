@@ -26,15 +26,16 @@ from .functional.costs import Masks
 from .functional.importance import IMPORTANCE, Importance, times_cost, with_dying_rows
 from .functional.selection import Costs, choose_regrown, select, total_cost, unit_cost
 from .functional.uniform_selection import select_uniform
+from .functional.units import streams
 from .layout.layout import Layout
-from .nn import DendriticLayer
+from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .state import dendritic_layers, injected_layout, layers_in
+from .state import gates_in, injected_layout, layers_in
 from .structure.model_costs import costs_in
 
 logger = logging.get_logger(__name__)
 
-Layers = Mapping[str, DendriticLayer]
+AllGates = Mapping[str, Gates]
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ def score_(model: nn.Module) -> None:
     """
     layout = injected_layout(model)
     config, layers = layout.config, layers_in(model, layout)
+    gates = gates_in(model, layout, layers)
     reshard(model)
     observing = [layer for layer in layers.values() if layer.dendrite_activity is not None]
     for layer, seen in zip(observing, mean_over_ranks([layer.seen_here() for layer in observing]), strict=True):
         layer.note_activity_(seen)
-    readings = {name: layer.read(config.importance) for name, layer in layers.items()}
+    readings = {name: gate.read(config.importance) for name, gate in gates.items()}
     found = {name: reading for name, reading in readings.items() if reading is not None}
     if not _all_finite(found.values()):
         logger.warning_once(  # the same words each time, or it would not be once
@@ -107,7 +109,7 @@ def score_(model: nn.Module) -> None:
         )
         return
     for name, reading in found.items():
-        layers[name].note_(reading, config.importance, config.decay)
+        gates[name].note_(reading, config.importance, config.decay)
 
 
 @torch.no_grad()
@@ -127,51 +129,53 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     reshard(model)
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    costs, masks, rule = costs_in(layers, layout), _masks(layers), IMPORTANCE[layout.config.importance]
-    scores = _ranked(layers, masks, costs, rule)
+    gates = gates_in(model, layout, layers)
+    costs, masks, rule = costs_in(layers, layout), _masks(gates), IMPORTANCE[layout.config.importance]
+    scores = _ranked(gates, layers, masks, costs, rule)
     if all(bool(mask.all()) for mask in masks.values()):
-        _tell_unscored(layers, rule)
-    growth = {name: layer.growth().cpu() for name, layer in layers.items()} if regrow else scores
+        _tell_unscored(gates, rule)
+    growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
     budget, floor = (1 - sparsity) * layout.dense_cost, layout.config.floor
     if layout.dials:
         chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
     else:
-        chosen = select(scores, masks, costs, budget, floor, regrown)
-    chosen = {name: mask.to(layers[name].dendrite_mask.device) for name, mask in chosen.items()}
+        chosen = select(scores, masks, costs, budget, floor, regrown, needed=streams(layout.groups))
+    chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
     from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
     chosen = {name: mask.cpu() for name, mask in chosen.items()}
     final, returned = sparsity >= layout.config.sparsity, 0
-    for name, layer in layers.items():
-        back = (chosen[name] & ~masks[name]).to(layer.dendrite_mask.device)
-        gone = (masks[name] & ~chosen[name]).to(layer.dendrite_mask.device)  # now: masks may be views of the buffers
-        layer.dendrite_mask.copy_(chosen[name])
+    for name, gate in gates.items():
+        back = (chosen[name] & ~masks[name]).to(gate.dendrite_mask.device)
+        gone = (masks[name] & ~chosen[name]).to(gate.dendrite_mask.device)  # now: masks may be views of the buffers
+        gate.dendrite_mask.copy_(chosen[name])
         if back.any():
             returned += int(back.sum())
-            layer.regrow_(back, optimizer)
+            gate.regrow_(back, optimizer)
         alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
-        layer.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
-    for layer in layers.values():
-        layer.mask_()
+        gate.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
+    for gate in gates.values():
+        gate.mask_()
     return _pruning(chosen, costs, layout, returned)
 
 
 def mask_(model: nn.Module) -> None:
     """Set every pruned segment to zero, after the optimizer's step."""
     reshard(model)
-    for layer in dendritic_layers(model).values():
-        layer.mask_()
+    layout = injected_layout(model)
+    for gate in gates_in(model, layout, layers_in(model, layout)).values():
+        gate.mask_()
 
 
 def pruning_of(model: nn.Module) -> Pruning:
     """How much of an injected model is pruned at present."""
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    return _pruning(_masks(layers), costs_in(layers, layout), layout)
+    return _pruning(_masks(gates_in(model, layout, layers)), costs_in(layers, layout), layout)
 
 
-def _masks(layers: Layers) -> dict[str, Tensor]:
-    return {name: layer.dendrite_mask.cpu() for name, layer in layers.items()}
+def _masks(gates: AllGates) -> dict[str, Tensor]:
+    return {name: gate.dendrite_mask.cpu() for name, gate in gates.items()}
 
 
 def _pruning(masks: Masks, costs: Costs, layout: Layout, regrown: int = 0) -> Pruning:
@@ -179,14 +183,15 @@ def _pruning(masks: Masks, costs: Costs, layout: Layout, regrown: int = 0) -> Pr
     return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density, regrown)
 
 
-def _ranked(layers: Layers, masks: Masks, costs: Costs, rule: Importance) -> dict[str, Tensor]:
+def _ranked(
+    gates: AllGates, layers: Mapping[str, DendriticLayer], masks: Masks, costs: Costs, rule: Importance
+) -> dict[str, Tensor]:
     """The scores as `select` ranks them by their cost: see `Importance`."""
-    scores = {name: layer.dendrite_score.cpu() for name, layer in layers.items()}
+    scores = {name: gate.dendrite_score.cpu() for name, gate in gates.items()}
     for name, cost in costs.items() if rule.grouped else ():
-        dying = cost.dying_rows()
-        if dying is not None:
-            reader, reached = dying
-            scores[reader] = with_dying_rows(scores[reader], layers[name].row_norms().cpu(), reached)
+        for link in cost.dying_rows():
+            norms = layers[name].row_norms().cpu()
+            scores[link.host] = with_dying_rows(scores[link.host], norms, link.segments)
     if rule.per_cost:
         return scores
     units = unit_cost(masks, costs)
@@ -199,10 +204,10 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
-def _tell_unscored(layers: Layers, rule: Importance) -> None:
+def _tell_unscored(gates: AllGates, rule: Importance) -> None:
     """Warn of layers that have had no gradient: they are pruned first, although the outputs may depend on them."""
-    unscored = [name for name, layer in layers.items() if not bool(layer.dendrite_score.any())]
-    if rule.running and 0 < len(unscored) < len(layers):
+    unscored = [name for name, gate in gates.items() if not bool(gate.dendrite_score.any())]
+    if rule.running and 0 < len(unscored) < len(gates):
         logger.warning(
             f"No gradient has reached {', '.join(unscored)} so far: they count as unimportant and are pruned first. "
             "Where the model needs them, name them in exclude_modules."

@@ -5,6 +5,7 @@ lead to pruned inputs die.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,10 +30,9 @@ class Cost(ABC):
         It is positive for the layer itself, unless that is in a skipped block, so that scores can be divided by it.
         """
 
-    def dying_rows(self) -> tuple[str, Int[Tensor, " rows"]] | None:
-        """The reader whose pruned inputs remove rows of this layer, and its segment that each row reaches, -1 where the
-        row is never removed; None without such a reader."""
-        return None
+    def dying_rows(self) -> tuple["Link", ...]:
+        """With which segments of which layers the rows of this layer die."""
+        return ()
 
     def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
         """Which outputs are left; empty for a layer that has no rows of its own to lose."""
@@ -44,28 +44,53 @@ class Cost(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link:
+    """How an axis of a layer follows the mask of another layer, or of the group that a layer holds the mask of.
+
+    Attributes:
+        host: The layer that holds the mask; empty where every entry stays.
+        segments: For each entry along the axis the segment (of any arbor) that it lives with, -1 where it always lives.
+    """
+
+    host: str
+    segments: Int[Tensor, " length"]
+
+    def alive(self, masks: Masks) -> Bool[Tensor, " length"]:
+        """Which entries live with a segment that some arbor keeps."""
+        if not self.host:
+            return self.segments < 0
+        return (self.segments < 0) | masks[self.host].any(0)[self.segments.clamp(min=0)]
+
+    def per_segment(self, masks: Masks) -> float:
+        """How many entries die with one segment, in the mean."""
+        if not self.host:
+            return 0.0
+        return int((self.segments >= 0).sum()) / masks[self.host].shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerCost(Cost):
     """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
 
     Attributes:
-        rows: The number of outputs of the full layer.
-        segment_size: The number of inputs in one segment.
-        per_weight: The cost of one pair of an input and an output, with its kernel.
-        per_row: The cost of one output besides, such as its bias.
-        reader: The name of the layer whose pruned inputs remove rows of this one; None where no layer does.
-        reached: The segment of the reader that each row reaches, -1 where the row is never removed; None without one.
-        sprout: The part of the cost of the sprout that does not depend on the rows that are left; 0 without a sprout.
-        sprout_row: The cost of the sprout for each row that is left; 0 without a sprout.
-        stack: The name of the stack of blocks that the layer is part of; None outside of stacks.
-        place: The index of its block in that stack. The layer goes with its block.
+        rows: Outputs of the full layer.
+        segment_size: Inputs in one segment of its own mask; 0 if it has none, because `reads` tells its inputs.
+        per_weight: Cost of one input-output pair (its kernel included).
+        per_row: Cost of one output besides (a bias).
+        feeds: Which segments of other layers, or units of groups, its rows die with.
+        reads: Which units of a group its inputs die with, if it is a consumer of a group.
+        sprout: Cost of the layer's sprout, without
+        sprout_row: Its cost for each living row; both 0 for none.
+        stack: The stack that it belongs to, if any, in the block at
+        place: The layer goes with its block.
     """
 
     rows: int
     segment_size: int
     per_weight: int
     per_row: int
-    reader: str | None = None
-    reached: Int[Tensor, " rows"] | None = None
+    feeds: tuple[Link, ...] = ()
+    reads: Link | None = None
     sprout: int = 0
     sprout_row: int = 0
     stack: str | None = None
@@ -75,12 +100,13 @@ class LayerCost(Cost):
         if not self.exists(masks):
             return 0
         rows = self._alive_of_arbors(masks, name)
-        pairs = int((masks[name].sum(1) * self.segment_size * rows).sum())
+        pairs = int((self._inputs_of_arbors(masks, name) * rows).sum())
         return pairs * self.per_weight + int(rows.sum()) * self.per_row + self.sprout_cost(masks, name)
 
     def sprout_cost(self, masks: Masks, name: str) -> int:
-        """What the sprout costs; 0 where it would cost as much as what is pruned of the rows that are left: then it is
-        inactive."""
+        """What the sprout costs; 0 where it would cost as much as what is pruned of the living rows: none grows."""
+        if self.reads is not None:
+            return 0
         rows = self._alive_of_arbors(masks, name)
         sprout = self.sprout + int(rows.sum()) * self.sprout_row
         pruned = int(((~masks[name]).sum(1) * self.segment_size * rows).sum()) * self.per_weight
@@ -91,31 +117,75 @@ class LayerCost(Cost):
         return self.stack is None or bool(masks[self.stack][0, self.place])
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        """Its own columns; for the reader, the rows that go with a segment; for the stack, a share of a mean block."""
+        """Its columns, with its own segments or the units that it reads; its rows, with what they feed; of the stack,
+        its share of a mean block."""
         if not self.exists(masks):
             return {}
         rows = max(1, int(self.alive_rows(masks).sum()))
-        saved = {name: float(self.segment_size * self.per_weight * rows)}
-        if self.reader is not None:
-            dying = self.rows / masks[self.reader].shape[1]
-            kept = int(masks[name][0].sum()) * self.segment_size
-            saved[self.reader] = dying * (kept * self.per_weight + self.per_row)
+        saved: dict[str, float] = defaultdict(float)
+        if self.reads is not None and self.reads.host:
+            saved[self.reads.host] += self.reads.per_segment(masks) * self.per_weight * rows
+        elif self.segment_size:
+            saved[name] += self.segment_size * self.per_weight * rows
+        kept = int(self._inputs_of_arbors(masks, name)[0])
+        for link in self.feeds:
+            saved[link.host] += link.per_segment(masks) * (kept * self.per_weight + self.per_row)
         if self.stack is not None:
             saved[self.stack] = self.cost(masks, name) / int(masks[self.stack].sum())
-        return saved
+        return dict(saved)
 
-    def dying_rows(self) -> tuple[str, Int[Tensor, " rows"]] | None:
-        return None if self.reader is None or self.reached is None else (self.reader, self.reached)
+    def dying_rows(self) -> tuple[Link, ...]:
+        return self.feeds
 
     def alive_rows(self, masks: Masks) -> Bool[Tensor, " rows"]:
-        """Which outputs still reach a kept segment of the reader."""
-        if self.reader is None or self.reached is None:
-            return torch.ones(self.rows, dtype=torch.bool)
-        return masks[self.reader].any(0)[self.reached.clamp(min=0)] | (self.reached < 0)
+        """Which outputs still reach something that is kept."""
+        alive = torch.ones(self.rows, dtype=torch.bool)
+        for link in self.feeds:
+            alive &= link.alive(masks)
+        return alive
 
     def _alive_of_arbors(self, masks: Masks, name: str) -> Tensor:
         """How many outputs of each arbor are alive, `[arbors]`."""
-        return self.alive_rows(masks).unflatten(0, (masks[name].shape[0], -1)).sum(1)
+        arbors = 1 if self.reads is not None else masks[name].shape[0]
+        return self.alive_rows(masks).unflatten(0, (arbors, -1)).sum(1)
+
+    def _inputs_of_arbors(self, masks: Masks, name: str) -> Tensor:
+        """How many inputs each arbor reads, `[arbors]`."""
+        if self.reads is not None:
+            return self.reads.alive(masks).sum(0, keepdim=True)
+        return masks[name].sum(1) * self.segment_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntriesCost(Cost):
+    """What a module that multiplies nothing costs: an embedding, a norm, a parameter that stands alone.
+
+    Attributes:
+        each: Cost of one entry along its axis.
+        follows: Which unit of a group each entry dies with, along each axis that shrinks.
+    """
+
+    each: int
+    follows: Link
+
+    def cost(self, masks: Masks, name: str) -> int:
+        return self.each * int(self.follows.alive(masks).sum())
+
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        return {self.follows.host: self.each * self.follows.per_segment(masks)}
+
+
+@dataclass(frozen=True)
+class FixedCost(Cost):
+    """What a module costs that nothing is pruned of."""
+
+    total: int
+
+    def cost(self, masks: Masks, name: str) -> int:
+        return self.total
+
+    def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        return {}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Scores + costs + budget -> masks. One global ranking of score per cost, met exactly as counted in the packed model.
 
 The unit of choice is one segment of every arbor of a layer at once, the j-th weakest of each, so that arbors stay
-balanced. What a unit saves depends on what is left of its layer and, along an exclusive bundle, of the layers whose
-rows are removed with it. So every layer has a `Cost`, the total is counted exactly, and the cut-off is found by
-bisection.
+balanced. What a unit saves depends on what is left of its layer and, in a dependency group, of the layers whose
+rows die with it; so every layer has a `Cost`, the total is counted exactly, and the cut-off is found by bisection.
 """
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +26,14 @@ def total_cost(masks: Masks, costs: Costs) -> int:
 
 
 def select(
-    scores: Scores, masks: Masks, costs: Costs, budget: float, floor: float, regrown: Masks | None = None
+    scores: Scores,
+    masks: Masks,
+    costs: Costs,
+    budget: float,
+    floor: float,
+    regrown: Masks | None = None,
+    *,
+    needed: Collection[str] = (),
 ) -> dict[str, Bool[Tensor, "arbors segments"]]:
     """The masks that keep the highest scores per cost with `total_cost <= budget`.
 
@@ -39,6 +45,7 @@ def select(
         masks: the present masks; each arbor of a layer keeps equally many segments.
         budget: largest cost allowed.
         floor: fraction of its segments (at least one) that a layer keeps; 0 allows none.
+        needed: names of those that keep one segment in any case, such as streams.
     """
     regrown = regrown or {name: torch.zeros_like(mask) for name, mask in masks.items()}
     orders, ranked, fewest, most = {}, [], {}, {}
@@ -48,7 +55,8 @@ def select(
         score = scores[name].double().masked_fill(dead, -math.inf).masked_fill(regrown[name], math.inf)
         ordered, orders[name] = score.sort(dim=1, stable=True)
         fewest[name] = int(dead.sum(1)[0])
-        most[name] = max(fewest[name], mask.shape[1] - smallest_kept(mask.shape[1], floor))
+        least = max(smallest_kept(mask.shape[1], floor), int(name in needed))
+        most[name] = max(fewest[name], mask.shape[1] - least)
         units = per_cost(ordered.sum(0), unit_costs[name])[fewest[name] : most[name]]
         ranked += [(value, index, name) for value in units.tolist()]
     ranked.sort(key=lambda unit: unit[:2])  # stable: within a layer the weaker unit stays first

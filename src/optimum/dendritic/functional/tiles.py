@@ -7,7 +7,7 @@ weights from segment `s` to arbor `a`; a mask, a score and a gate have one entry
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..distributed.dtensor import held, local
@@ -35,10 +35,10 @@ class Piece:
     its edge.
 
     Attributes:
-        tiles: A view of the tensor, `[a, rows, s, inputs, kernel]`.
-        arbors: The arbor of the layer that each of the `a` is part of; None where they are the arbors of the layer.
-        segments: The segment of the layer that each of the `s` is part of; None where they are those of the layer.
-        inputs: The indices of the inputs along the tiles; None where these are all inputs.
+        tiles: A view, `[a, rows, s, inputs, kernel]`.
+        arbors: For each of the `a` the arbor of the layer that it is part of; None where they are the layer's.
+        segments: Likewise for each of the `s`; -1 for one that is part of none.
+        inputs: Indices of the inputs along the tiles, where they are not all.
     """
 
     tiles: Float[Tensor, "a rows s inputs kernel"]
@@ -52,13 +52,15 @@ class Piece:
         if self.arbors is not None:
             sums = sums.new_zeros(arbors, sums.shape[1]).index_add(0, self.arbors, sums)
         if self.segments is not None:
-            sums = sums.new_zeros(arbors, segments).index_add(1, self.segments, sums)
+            index = self.segments.where(self.segments >= 0, segments)
+            sums = sums.new_zeros(arbors, segments + 1).index_add(1, index, sums)[:, :segments]
         total.add_(sums)
 
     def blank_(self, chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set what is part of the layer's `chosen` tiles to zero."""
         chosen = chosen if self.arbors is None else chosen[self.arbors]
-        chosen = chosen if self.segments is None else chosen[:, self.segments]
+        if self.segments is not None:
+            chosen = torch.cat([chosen, chosen.new_zeros(len(chosen), 1)], 1)[:, self.segments]
         self.tiles.masked_fill_(over_tiles(chosen), 0)
 
 
@@ -71,6 +73,16 @@ def piece(weight: Tensor, arbors: int, segments: int, transposed: bool = False) 
         fine = tiles(part, arbors, len(own), transposed)
         return Piece(fine, segments=own // (weight.shape[0] // segments), inputs=own)
     return Piece(tiles(part, len(own), segments), arbors=own // (weight.shape[0] // arbors))
+
+
+def unit_piece(weight: Tensor, units: Int[Tensor, " inputs"], transposed: bool = False) -> Piece:
+    """The tiles of `weight` whose segments are the units of a group: those of input `i` are of segment `units[i]`."""
+    own = held(weight)
+    fine = piece(weight, 1, len(units), transposed)
+    units = units.to(fine.tiles.device)
+    if own is None:
+        return Piece(fine.tiles, segments=units)
+    return Piece(fine.tiles, fine.arbors, segments=units[own] if transposed else units, inputs=fine.inputs)
 
 
 def wide(values: Tensor) -> Tensor:

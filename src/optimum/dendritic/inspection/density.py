@@ -27,7 +27,7 @@ from ..nn import (
     widths,
 )
 from ..nn.pack_model import pack_modules
-from ..state import dense_config_of, layers_in, layout_of, split_stacks
+from ..state import dense_config_of, kept_in, layers_in, layout_of, split_stacks
 from .describe import DENSE, describe
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
@@ -187,8 +187,10 @@ def _check_dense(kind: type, dense: dict[str, nn.Module], packed: dict[str, nn.M
 
 def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> dict[str, nn.Module]:
     """The layers of an injected model, packed with nothing cut, so that every place is still known."""
-    kept = {name: layer.kept() for name, layer in layers.items()}
-    return pack_modules(model, kept, [replace(bundle, cut=False) for bundle in layout.bundles])
+    kept, alive = kept_in(model, layout, layers)
+    groups = [replace(group, cut=False) for group in layout.groups]
+    packed = pack_modules(model, kept, groups, alive).modules
+    return {name: packed[name] for name in layers}
 
 
 def _layer(name: str, module: nn.Module, dense: nn.Module, words: str) -> LayerDensity:

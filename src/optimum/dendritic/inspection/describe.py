@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack
+from ..layout.records import Follower, Form, Group, Record, Recurrent, Segments, Stack
 from ..nn import DendriticLayer
 from ..state import layout_of
 from ..structure.nan_tracing import READERS
@@ -38,22 +38,22 @@ def dense_layers(model: nn.Module, records: Mapping[str, Record]) -> list[str]:
 
 
 def summary(
-    forms: Mapping[str, Form | Recurrent], shrunk: Iterable[str], bundles: Iterable[Bundle], dense: Iterable[str]
+    forms: Mapping[str, Form | Recurrent], shrunk: Iterable[str], groups: Iterable[Group], dense: Iterable[str]
 ) -> str:
     """Which layers became plain smaller ones, which did not, and why not; like names are shown as one, with `*`.
 
     Args:
         forms: the form of every packed layer.
         shrunk: the names of those that are smaller than they were.
-        bundles: the bundles from before packing; a reader that keeps a gather reads a tensor that could not shrink.
+        groups: the groups from before packing; a consumer that keeps a gather reads a tensor that could not shrink.
         dense: the names of other layers.
     """
-    readers, smaller = {bundle.reader for bundle in bundles}, set(shrunk)
+    readers, smaller = {group.host for group in groups}, set(shrunk)
     unpruned = [name for name in forms if name not in smaller]
     plain = [name for name, form in forms.items() if form.plain and name in smaller]
     gather = [name for name, form in forms.items() if form.gather]
     scatter = [name for name, form in forms.items() if form.scatter]
-    groups = {
+    lists = {
         "gather, from a tensor that is not theirs alone": [name for name in gather if name not in readers],
         "gather, from a tensor that cannot shrink (split, reshaped, added)": [n for n in gather if n in readers],
         "scatter, into a tensor that cannot shrink": scatter,
@@ -61,7 +61,7 @@ def summary(
         "no target": list(dense),
     }
     counts = f"{len(plain)} plain and smaller, {len(gather)} with a gather, {len(scatter)} with a scatter, "
-    lines = [f"{what}: {together(names)}" for what, names in groups.items() if names]
+    lines = [f"{what}: {together(names)}" for what, names in lists.items() if names]
     return "\n  ".join([f"{counts}{len(unpruned)} as large as before", *lines])
 
 
@@ -81,6 +81,8 @@ def _words(module: nn.Module, record: Record) -> str:
     match record:
         case Segments():
             assert isinstance(module, DendriticLayer)
+            if not record.segments:
+                return "injected: no segments of its own"
             return f"injected: {int(module.dendrite_mask.sum())} of {module.dendrite_mask.numel()} segments"
         case Stack():
             assert isinstance(module, DendriticLayer)

@@ -1,4 +1,4 @@
-"""The layout: a versioned JSON record of every touched module's present shape and of the wires between modules.
+"""The layout: a versioned JSON record of every touched module's present shape and of the groups that they form.
 
 It travels in `config.json` under `quantization_config` and is all that a loader needs to rebuild the skeleton. Reading
 one is strict: an unknown version, field or shape raises `CheckpointError` before a module is made from it.
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import DendriticConfig
 from ..errors import CheckpointError, DendriticError, invalid
-from .records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack
+from .records import Dial, Follower, Form, Group, Record, Recurrent, Segments, Stack
 from .strict_json import REMEDY, bad, only, read
 
 METHOD = "dendritic"
@@ -34,18 +34,20 @@ class Layout:
     Attributes:
         config: What was asked for.
         modules: The record of every module that was changed, by its name.
-        bundles: The exclusive bundles, which are empty once the model is packed.
+        groups: The dependency groups, which are empty once the model is packed.
         positions: Products per sample of each weight, by the name of its layer, to count MACs.
         dense_cost: The budget's count of the dense targets.
         dials: The dials, which are empty unless only what a stock config can express is pruned.
+        parameters: The shapes of parameters that stand alone and were cut, by name, once the model is packed.
     """
 
     config: DendriticConfig
     modules: dict[str, Record]
-    bundles: tuple[Bundle, ...] = ()
+    groups: tuple[Group, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
     dense_cost: int = 0
     dials: tuple[Dial, ...] = ()
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -59,11 +61,13 @@ class Layout:
             "version": VERSION,
             "config": self.config.to_dict(),
             "modules": {name: {kinds[type(m)]: dataclasses.asdict(m)} for name, m in self.modules.items()},
-            "bundles": [dataclasses.asdict(bundle) for bundle in self.bundles],
+            "groups": [dataclasses.asdict(group) for group in self.groups],
             "positions": dict(self.positions),
             "dense_cost": self.dense_cost,
         }
-        return fields | ({"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {})
+        dials = {"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {}
+        shapes = {name: list(shape) for name, shape in self.parameters.items()}
+        return fields | dials | ({"parameters": shapes} if shapes else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
@@ -76,7 +80,7 @@ class Layout:
             rule = f"this release reads layout version {VERSION}"
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
         names = {field.name for field in dataclasses.fields(cls)} | {"quant_method", "version"}
-        fields = only({"dials": [], **data} if isinstance(data, dict) else data, names, "quantization_config")
+        fields = only(_with_defaults(data), names, "quantization_config")
         if fields["quant_method"] != METHOD:
             raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
         if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:
@@ -86,11 +90,20 @@ class Layout:
         return cls(
             config=_config(fields["config"]),
             modules={name: _module(record, f"modules.{name}") for name, record in fields["modules"].items()},
-            bundles=read(tuple[Bundle, ...], fields["bundles"], "bundles"),
+            groups=read(tuple[Group, ...], fields["groups"], "groups"),
             positions=read(dict[str, int], fields["positions"], "positions"),
             dense_cost=fields["dense_cost"],
             dials=read(tuple[Dial, ...], fields["dials"], "dials"),
+            parameters=read(dict[str, tuple[int, ...]], fields["parameters"], "parameters"),
         )
+
+
+def _with_defaults(data: Any) -> Any:
+    """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
+    if not isinstance(data, dict):
+        return data
+    absent = {"dials": [], "parameters": {}} | ({"groups": []} if data.get("bundles") == [] else {})
+    return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 
 
 def _config(value: object) -> DendriticConfig:

@@ -1,4 +1,4 @@
-"""What a layout records: the present shape of one touched module, and the wires and dials between modules.
+"""What a layout records: the present shape of one touched module, and the groups and dials between modules.
 
 Each record refuses numbers that contradict each other, wherever they come from.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from .strict_json import LATER, bad
 
+KINDS = ("heads", "neurons", "channels", "streams")  # of dependency groups
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -15,7 +17,8 @@ class Segments:
 
     Attributes:
         arbors: Rows of its mask; of a recurrent layer, its layers times its directions.
-        segments: Columns of its mask; of a recurrent layer, its hidden units.
+        segments: Columns of its mask; of a recurrent layer, its hidden units; of the first consumer of a group that is
+            cut, the units of the group; 0 for a layer that has no mask of its own, since nothing is pruned of it alone.
         activity: Whether it records the norms of its inputs.
         sprout: The rank of its sprout; 0 without one.
     """
@@ -26,8 +29,8 @@ class Segments:
     sprout: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
-        if min(self.arbors, self.segments) < 1:
-            raise bad("segments", dataclasses.asdict(self), "arbors and segments must be positive")
+        if self.arbors < 1:
+            raise bad("segments", dataclasses.asdict(self), "arbors must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Follower:
-    """A per-channel module (BatchNorm, PReLU, depthwise convolution) with `channels` left."""
+    """A module with one number of channels (BatchNorm, PReLU, depthwise convolution, norm, embedding), `channels` of
+    which are left."""
 
     channels: int
 
@@ -124,57 +128,70 @@ Record = Segments | Stack | Form | Recurrent | Follower
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Pairs of blocks: outputs `[start + i * size, +size)` of a producer reach the reader's inputs
-    `[reach + i * width, +width)`, all to all within a pair.
-
-    Attributes:
-        start: The first output.
-        size: The number of outputs in a block.
-        reach: The first input.
-        width: The number of inputs in a block.
-        count: The number of pairs.
-    """
+    """`count` blocks of indices along an axis: `[start + i * size, +size)` belongs to unit `unit + i` of a group."""
 
     start: int
     size: int
-    reach: int
-    width: int
+    unit: int
     count: int
 
     def __post_init__(self) -> None:
-        if min(self.size, self.width, self.count) < 1:
-            raise bad("run", dataclasses.asdict(self), "size, width and count must be positive")
-
-
-@dataclass(frozen=True)
-class Wire:
-    """The runs from one module to another."""
-
-    name: str
-    runs: tuple[Run, ...]
+        if min(self.size, self.count) < 1:
+            raise bad("run", dataclasses.asdict(self), "size and count must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """An exclusive bundle: everything that `producers` make goes to `reader` and nowhere else.
+class Member:
+    """An axis that shrinks with a group.
 
     Attributes:
-        reader: Name of the reading layer, whose pruned inputs remove the producers' channels.
-        producers: Layers whose rows are removed; their runs lead to the reader.
-        followers: Per-channel modules on the way; their runs lead from the follower to the reader.
-        block: Number of inputs of the reader that can only be removed together (a channel's pixels, a head).
-        cut: True if the tensor between them can shrink; False if removed channels must stay as zeros.
+        name: The name of the module, or of the parameter that stands alone.
+        runs: Which of its indices belong to which unit; other indices stay whatever becomes of the group.
+        axis: Of a parameter that stands alone, which axis; of a norm, how many axes of its input follow its channels;
+            0 for others.
     """
 
-    reader: str
-    producers: tuple[Wire, ...]
-    followers: tuple[Wire, ...]
-    block: int
-    cut: bool
+    name: str
+    runs: tuple[Run, ...]
+    axis: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A dependency group: units that live or die whole, each with all that leads to it and all that reads it.
+
+    Attributes:
+        kind: `"heads"`, `"neurons"`, `"channels"` or, where several layers read it, `"streams"`.
+        units: How many units it has.
+        producers: Layers that lose rows and embeddings that lose columns.
+        consumers: Layers that lose inputs. The first one holds the mask of the group.
+        passers: Modules on the way that have something for each channel: BatchNorm, PReLU, depthwise convolutions, and
+            norms, which take their statistics over the channels that are left.
+        parameters: Parameters that stand alone and lose entries along an axis: class tokens, positions, layer scales.
+        cut: True if the tensors between them can shrink; False if removed channels must stay as zeros.
+    """
+
+    kind: str
+    units: int
+    producers: tuple[Member, ...]
+    consumers: tuple[Member, ...]
+    passers: tuple[Member, ...] = ()
+    parameters: tuple[Member, ...] = ()
+    cut: bool = True
+
+    @property
+    def host(self) -> str:
+        """The layer that holds the mask of the group."""
+        return self.consumers[0].name
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All members that are modules."""
+        return (*self.producers, *self.consumers, *self.passers)
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise bad("bundle.block", self.block, "must be positive")
+        if self.units < 1 or not self.consumers or self.kind not in KINDS:
+            raise bad("group", dataclasses.asdict(self), f"must have units, consumers and a kind of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

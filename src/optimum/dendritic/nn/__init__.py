@@ -1,10 +1,12 @@
 """Layers: stock layers that carry segments while they train, and the small layers they become."""
 
 from .base import DendriticLayer as DendriticLayer
+from .base import Gates as Gates
 from .block_stack import DendriticStack as DendriticStack
 from .block_stack import block_input as block_input
 from .block_stack import inject_stack as inject_stack
 from .block_stack import with_output as with_output
+from .group import DendriticGroup as DendriticGroup
 from .injected import INJECTED as INJECTED
 from .injected import DendriticConv1D as DendriticConv1D
 from .injected import DendriticConv2d as DendriticConv2d
@@ -28,8 +30,9 @@ from .packed_recurrent import PackedLSTM as PackedLSTM
 from .packed_recurrent import PackedRecurrent as PackedRecurrent
 from .packed_recurrent import pack_recurrent as pack_recurrent
 from .packed_recurrent import recurrent_skeleton as recurrent_skeleton
+from .per_channel import channels_of as channels_of
 from .per_channel import follower_channels as follower_channels
-from .per_channel import shrink_follower as shrink_follower
+from .per_channel import shrink_channels as shrink_channels
 from .recurrent import DendriticGRU as DendriticGRU
 from .recurrent import DendriticLSTM as DendriticLSTM
 from .recurrent import DendriticRecurrent as DendriticRecurrent

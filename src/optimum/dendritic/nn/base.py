@@ -21,8 +21,8 @@ OWN_BUFFERS = ("dendrite_mask", "dendrite_score", "dendrite_activity", "dendrite
 ACTIVITY_DECAY = 0.9
 
 
-class DendriticLayer(nn.Module, ABC):
-    """What the injected layers share.
+class Gates(ABC):
+    """What is scored, pruned and regrown: the segments of a layer, or the units of a dependency group.
 
     Attributes:
         dendrite_mask: Which segments of each arbor are kept, `[arbors, segments]`, bool.
@@ -37,13 +37,6 @@ class DendriticLayer(nn.Module, ABC):
     dendrite_score: Tensor
     dendrite_activity: Tensor | None
     seen: Tensor
-
-    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
-        """Register the buffers: all segments are kept, none is scored. `AssertionError` if the shapes do not divide."""
-        device = next(self.parameters()).device
-        self.register_buffer("dendrite_mask", torch.ones(arbors, segments, dtype=torch.bool, device=device))
-        self.register_buffer("dendrite_score", torch.zeros(arbors, segments, dtype=torch.float32, device=device))
-        self.register_buffer("dendrite_activity", None)
 
     @abstractmethod
     def segmented(self) -> dict[str, nn.Parameter]:
@@ -60,10 +53,6 @@ class DendriticLayer(nn.Module, ABC):
     @abstractmethod
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set the `chosen` tiles of the parameters of `segmented`, or of others of their shapes, to zero, in place."""
-
-    @abstractmethod
-    def kept(self) -> list[Tensor]:
-        """Ascending indices (int64, on the CPU) of what each arbor keeps when it is packed."""
 
     def score_(self, importance: str, decay: float) -> None:
         """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""
@@ -149,7 +138,7 @@ class DendriticLayer(nn.Module, ABC):
         pays: bool,
         final: bool,
         optimizer: Optimizer | None,
-    ) -> None:
+    ) -> None:  # noqa: B027
         """Bring the sprout, if the layer has one, up to date with the masks.
 
         Args:
@@ -168,12 +157,17 @@ class DendriticLayer(nn.Module, ABC):
         self.blank_(rest, mask)
         return not any(bool(local(tensor).count_nonzero()) for tensor in rest.values())
 
+    def activities(self) -> list[Tensor | None]:
+        """The running mean squares of the inputs of each of the pieces that `gated` gives, where they are observed."""
+        return [self.dendrite_activity] * len(self.gated(self.segmented()))
+
     def _sums(self, measure: Measure, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
-        """The sum of `measure` over all that each gate multiplies, on every process that holds a part of it."""
-        parameters, activity = self.segmented(), self.dendrite_activity
+        """`measure` summed over all that each gate multiplies, wherever it is held."""
+        parameters = self.segmented()
         single = torch.promote_types(next(iter(parameters.values())).dtype, torch.float32)
         total = torch.zeros_like(self.dendrite_mask, dtype=single)
-        for part, gradient in zip(self.gated(parameters), self.gated(gradients), strict=True):
+        parts = zip(self.gated(parameters), self.gated(gradients), self.activities(), strict=True)
+        for part, gradient, activity in parts:
             seen = activity if activity is None or part.inputs is None else activity[part.inputs]
             part.add_to(total, measure(part.tiles, gradient.tiles, seen))
         return summed(total, like=next(iter(parameters.values())))
@@ -183,6 +177,26 @@ class DendriticLayer(nn.Module, ABC):
 
     def _gradients(self) -> dict[str, Tensor]:
         return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.segmented().items()}
+
+
+class DendriticLayer(nn.Module, Gates):
+    """A layer with segments. Its buffers are persistent."""
+
+    dendrite_mask: Tensor
+    dendrite_score: Tensor
+    dendrite_activity: Tensor | None
+    seen: Tensor
+
+    def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
+        """Register the buffers; everything is kept and nothing scored. `AssertionError` where the shapes forbid it."""
+        device = next(self.parameters()).device
+        self.register_buffer("dendrite_mask", torch.ones(arbors, segments, dtype=torch.bool, device=device))
+        self.register_buffer("dendrite_score", torch.zeros(arbors, segments, dtype=torch.float32, device=device))
+        self.register_buffer("dendrite_activity", None)
+
+    @abstractmethod
+    def kept(self) -> list[Tensor]:
+        """Ascending indices (int64) of what each arbor keeps when it is packed, on the CPU."""
 
 
 def moments(parameter: nn.Parameter, optimizer: Optimizer | None) -> list[Tensor]:

@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..distributed.fsdp import unshard_
-from ..unofficial import children_of, is_hook_registry
+from ..unofficial import children_of, is_hook_registry, tensors_in
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,21 +41,42 @@ def swap(model: nn.Module, replacements: Mapping[str, nn.Module]) -> dict[str, n
     return old
 
 
-def replace_(model: nn.Module, packed: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], Callable[[], None]]:
-    """Put packed modules into a model, and `unshard_` the rest of it.
+def place(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
+    """Put parameters that stand alone at their names; the function that is returned puts the old ones back."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for name, parameter in parameters.items():
+        owner, _, key = name.rpartition(".")
+        registry = tensors_in(model.get_submodule(owner))[0]
+        before.append((registry, key, registry[key]))
+        registry[key] = parameter
+
+    def undo() -> None:
+        for registry, key, parameter in reversed(before):
+            registry[key] = parameter
+
+    return undo
+
+
+def replace_(
+    model: nn.Module, packed: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, nn.Module], Callable[[], None]]:
+    """Put packed modules, and smaller parameters that stand alone, into a model, and `unshard_` the rest of it.
 
     Returns:
         The modules whose places they took, and a function that puts everything back as it was.
     """
     replaced = swap(model, packed)
+    enlarge = place(model, parameters)
     try:
         shard_again = unshard_(model)
     except BaseException:
+        enlarge()
         swap(model, replaced)
         raise
 
     def undo() -> None:
         shard_again()
+        enlarge()
         swap(model, replaced)
 
     return replaced, undo

@@ -39,7 +39,7 @@ class DendriticWeight(DendriticLayer):
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         inputs, outputs = widths(self)
-        assert outputs % arbors == 0 and inputs % segments == 0 and (activity or not sprout)
+        assert outputs % arbors == 0 and (activity or not sprout)
         super().add_segments(arbors, segments, activity, sprout)
         device = self.weight.device
         if activity:
@@ -110,7 +110,10 @@ class DendriticWeight(DendriticLayer):
         return summed(total, like=self.weight).flatten()
 
     def kept(self) -> list[Tensor]:
-        """Ascending input indices (int64) that each arbor reads, on the CPU."""
+        """Ascending input indices (int64) that each arbor reads, on the CPU; all of them for a layer that has no mask
+        of its own."""
+        if not self.dendrite_mask.numel():
+            return [torch.arange(widths(self)[0])]
         return [kept_inputs(arbor, self.segment_size) for arbor in self.dendrite_mask.cpu()]
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import invalid
 from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
-from ..nn import DendriticLayer, DendriticWeight
+from ..nn import DendriticLayer, DendriticWeight, Gates
 from ..process_state import without_cudnn
 from ..structure.example_inputs import is_empty, shapes
 
@@ -56,6 +56,7 @@ def readings(importance: str, count: int) -> int:
 def score_on_(
     model: nn.Module,
     layers: Mapping[str, DendriticLayer],
+    gates: Mapping[str, Gates],
     importance: str,
     batches: Sequence[Batch],
     advance: Callable[[], object] = lambda: None,
@@ -64,6 +65,7 @@ def score_on_(
 
     Args:
         layers: the injected layers of `model`, by name.
+        gates: its gates, by the names of the layers that hold their masks.
         importance: a key of `IMPORTANCE`.
         advance: called after each batch that is read.
 
@@ -76,14 +78,14 @@ def score_on_(
     if rule.needs_activity:
         _observe(model, layers, batches, advance)
     if not rule.running:
-        for layer in layers.values():
-            layer.score_(importance, decay=0.0)
+        for gate in gates.values():
+            gate.score_(importance, decay=0.0)
         return
-    totals = {name: torch.zeros_like(layer.dendrite_score) for name, layer in layers.items()}
+    totals = {name: torch.zeros_like(gate.dendrite_score) for name, gate in gates.items()}
     finite = 0
     for batch in batches:
-        gradients = _gradients(model, layers, batch)
-        scores = {name: layer.reading(rule, gradients[name]) for name, layer in layers.items()}
+        gradients = _gradients(model, gates, batch)
+        scores = {name: gate.reading(rule, gradients[name]) for name, gate in gates.items()}
         if all(score.isfinite().all() for score in scores.values()):
             finite += 1
             totals = {name: total + scores[name] for name, total in totals.items()}
@@ -91,15 +93,15 @@ def score_on_(
     if not finite:
         rule = "gives gradients that are not finite, on every batch"
         raise invalid("model", type(model).__name__, rule, "Mend its weights, or calibrate in another dtype.")
-    for name, layer in layers.items():
-        layer.dendrite_score.copy_(totals[name] / finite)
+    for name, gate in gates.items():
+        gate.dendrite_score.copy_(totals[name] / finite)
 
 
-def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """Gradients of the loss for the parameters that hold the layers' tiles; zero for what the batch does not reach."""
-    parameters = {(name, key): p for name, layer in layers.items() for key, p in layer.segmented().items()}
+def _gradients(model: nn.Module, gates: Mapping[str, Gates], batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Gradients of the loss for the parameters that the gates multiply; zero for what the batch does not reach."""
+    parameters = {(name, key): p for name, gate in gates.items() for key, p in gate.segmented().items()}
     weights = list(parameters.values())
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers.values())
+    recurrent = any(isinstance(gate, nn.RNNBase) for gate in gates.values())
     with torch.enable_grad(), _trainable(weights), without_cudnn(needed=recurrent):
         outputs = model(**on_device(model, batch))
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
@@ -107,7 +109,7 @@ def _gradients(model: nn.Module, layers: Mapping[str, DendriticLayer], batch: Ba
             rule = "its outputs hold no loss, which the importance is taken from"
             raise invalid("batches", sorted(batch), rule, REMEDY)
         found = torch.autograd.grad(loss, weights, materialize_grads=True)
-    gradients: dict[str, dict[str, Tensor]] = {name: {} for name in layers}
+    gradients: dict[str, dict[str, Tensor]] = {name: {} for name in gates}
     for (name, key), gradient in zip(parameters, found, strict=True):
         gradients[name][key] = gradient
     return gradients

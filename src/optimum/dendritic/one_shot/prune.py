@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
-from ..nn import DendriticLayer
-from ..state import injected_layout, layers_in
+from ..nn import DendriticGroup, DendriticLayer, Gates
+from ..state import gates_in, injected_layout, kept_in, layers_in
 from ..structure.probing import quiet
 from ..train_steps import pruning_of, update_
 from .calibration import as_batches, readings, score_on_
@@ -62,38 +62,42 @@ def prune_(
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
-    fitted = fitted_layers(layers)
-    with quiet(model), _all_or_nothing(layers) as before:
+    fitted, gates = fitted_layers(layers), gates_in(model, layout, layers)
+    with quiet(model), _all_or_nothing(layers, gates) as before:
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
         groups = stages(model, fitted, calibration[0], passes) if reconstruct else []
         total = rounds * readings(config.importance, len(calibration)) + len(groups) * len(calibration)
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
-                score_on_(model, layers, config.importance, calibration, bar.update)
+                score_on_(model, layers, gates, config.importance, calibration, bar.update)
                 update_(model, config.sparsity * step / rounds)
-            reconstruct_(model, fitted, dense, calibration, groups, damping=damping, advance=bar.update)
+            kept = kept_in(model, layout, layers)[0]
+            reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
     logger.info(f"Pruned {pruning_of(model).sparsity:.4f} of the {config.budget}.")
     return model
 
 
-def _tensors(layers: Mapping[str, DendriticLayer]) -> dict[str, Tensor]:
-    """Parameters and buffers of the injected layers, by full name: all that pruning changes."""
-    return {
+def _tensors(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> dict[str, Tensor]:
+    """Parameters and buffers of the injected layers, and the weights of other layers that read a group, by full name:
+    all that pruning changes."""
+    own = {
         f"{name}.{key}": value
         for name, layer in layers.items()
         for key, value in (*layer.named_parameters(), *layer.named_buffers())
     }
+    grouped = [group.segmented() for group in gates.values() if isinstance(group, DendriticGroup)]
+    return own | {name: weight for weights in grouped for name, weight in weights.items()}
 
 
 @contextmanager
-def _all_or_nothing(layers: Mapping[str, DendriticLayer]) -> Iterator[dict[str, Tensor]]:
+def _all_or_nothing(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> Iterator[dict[str, Tensor]]:
     """Yield copies of the weights, masks and scores, and restore them after any exception, KeyboardInterrupt too."""
-    before = {name: value.detach().clone() for name, value in _tensors(layers).items()}
+    before = {name: value.detach().clone() for name, value in _tensors(layers, gates).items()}
     try:
         yield before
     except BaseException:
         with torch.no_grad():
-            for name, value in _tensors(layers).items():
+            for name, value in _tensors(layers, gates).items():
                 value.copy_(before[name])
         raise

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import logging
 
 from ..errors import invalid
 from ..functional.least_squares import Moments, refit
-from ..functional.tiles import wide
+from ..functional.tiles import rows_first, wide
 from ..nn import DendriticLayer, DendriticWeight
 from .calibration import Batch, on_device
 
@@ -36,6 +36,7 @@ def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWe
 def reconstruct_(
     model: nn.Module,
     layers: Mapping[str, DendriticWeight],
+    kept: Mapping[str, Sequence[Tensor]],
     dense: Mapping[str, Tensor],
     batches: Sequence[Batch],
     groups: Sequence[Sequence[str]],
@@ -48,19 +49,21 @@ def reconstruct_(
     Args:
         model: injected, pruned, in eval mode.
         layers: the `fitted_layers` of `model`.
+        kept: for each of them the ascending inputs that each of its arbors reads.
         dense: the parameters of the injected layers before pruning, by name.
         groups: the layers in the order in which they are fitted; each group sees those before it fitted. See `stages`.
         damping: see `least_squares`.
         advance: called after each batch of each group.
     """
+    read = {name: [kept_columns(layer, inputs) for inputs in kept[name]] for name, layer in layers.items()}
     for group in groups:
         moments: dict[str, list[Moments]] = {}
         for batch in batches:
-            for name, found in _moments(model, {name: layers[name] for name in group}, dense, batch).items():
+            for name, found in _moments(model, {name: layers[name] for name in group}, read, dense, batch).items():
                 moments[name] = _sums(moments.get(name), found)
             advance()
         for name, found in moments.items():
-            _refit_layer(name, layers[name], found, damping)
+            _refit_layer(name, layers[name], read[name], found, damping)
 
 
 @torch.no_grad()
@@ -88,7 +91,11 @@ def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch
 
 
 def _moments(
-    model: nn.Module, group: Mapping[str, DendriticWeight], dense: Mapping[str, Tensor], batch: Batch
+    model: nn.Module,
+    group: Mapping[str, DendriticWeight],
+    columns_of: Mapping[str, Sequence[Tensor]],
+    dense: Mapping[str, Tensor],
+    batch: Batch,
 ) -> dict[str, list[Moments]]:
     """For each layer and each of its arbors the moments of what it answers in the dense model, and of what it reads in
     the model whose groups before this one are pruned and fitted.
@@ -110,7 +117,7 @@ def _moments(
         expected, valid = wanted[name].pop(0), _valid(batch, y)
         if valid is not None:
             rows, expected = rows[valid], expected[valid]
-        parts = zip(kept_columns(layer), wide(expected).chunk(len(layer.dendrite_mask), 1), strict=True)
+        parts = zip(columns_of[name], wide(expected).chunk(len(layer.dendrite_mask), 1), strict=True)
         found[name] = _sums(found.get(name), [Moments.of(wide(rows[:, kept]), part) for kept, part in parts])
 
     _watch(group, answer, lambda: functional_call(model, dict(dense), (), batch))
@@ -123,17 +130,20 @@ def _sums(known: list[Moments] | None, new: list[Moments]) -> list[Moments]:
     return new if known is None else [a + b for a, b in zip(known, new, strict=True)]
 
 
-def kept_columns(layer: DendriticWeight) -> list[Tensor]:
-    """Ascending indices of the columns of `factors` that each arbor keeps."""
-    size = layer.segment_size * layer.weight.shape[2:].numel()
-    return [arbor.repeat_interleave(size).nonzero().flatten() for arbor in layer.dendrite_mask]
+def kept_columns(layer: DendriticWeight, inputs: Int[Tensor, " kept"]) -> Int[Tensor, " columns"]:
+    """Ascending indices of the columns of `factors` that belong to these inputs."""
+    size, inputs = layer.weight.shape[2:].numel(), inputs.to(layer.weight.device)
+    return (inputs[:, None] * size + torch.arange(size, device=inputs.device)).flatten()
 
 
-def _refit_layer(name: str, layer: DendriticWeight, moments: list[Moments], damping: float) -> None:
-    weight = layer.tiles.flatten(2)  # [arbors, rows, columns]
+def _refit_layer(
+    name: str, layer: DendriticWeight, read: Sequence[Tensor], moments: list[Moments], damping: float
+) -> None:
+    rows = rows_first(layer.weight, layer.transposed)
+    weight = rows.flatten(1).unflatten(0, (len(read), -1))  # [arbors, rows, columns]
     bias = None if layer.bias is None else layer.bias.view(len(weight), -1)
     fitted, offset = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-    for arbor, (kept, found) in enumerate(zip(kept_columns(layer), moments, strict=True)):
+    for arbor, (kept, found) in enumerate(zip(read, moments, strict=True)):
         new, new_bias = refit(found, weight[arbor][:, kept], None if bias is None else bias[arbor], damping)
         if not new.isfinite().all() or not (new_bias is None or new_bias.isfinite().all()):
             logger.warning(f"{name} is not reconstructed: what it reads is not finite")
@@ -141,7 +151,7 @@ def _refit_layer(name: str, layer: DendriticWeight, moments: list[Moments], damp
         fitted[arbor, :, kept] = new.to(weight.dtype)
         if offset is not None and new_bias is not None:
             offset[arbor] = new_bias.to(weight.dtype)
-    layer.tiles.copy_(fitted.view(layer.tiles.shape))
+    rows.copy_(fitted.reshape(rows.shape))
     if layer.bias is not None and offset is not None:
         layer.bias.copy_(offset.flatten())
 

@@ -22,7 +22,7 @@ from ..layout.layout import Layout
 from ..layout.records import Record
 from ..nn import DendriticLayer
 from ..nn.pack_model import pack_modules, stock_record
-from ..state import set_dense_config, set_layout, split_stacks
+from ..state import kept_in, set_dense_config, set_layout, split_stacks
 from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, exchanged
 from .models import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
@@ -54,7 +54,7 @@ def native_(
             counts = [int(mask.sum()) for mask in masks]
             raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
         dials.append((dial, masks[0].nonzero().flatten().tolist()))
-    kept = {name: layer.kept() for name, layer in split_stacks(layers)[1].items()}
+    kept, alive = kept_in(model, layout, split_stacks(layers)[1])
     stacks = stacks_kept(dials, model)
     with quiet(model):
         expected = probe(model, inputs)
@@ -63,7 +63,7 @@ def native_(
             values: dict[str, Any] = {}
             for dial, left in dials:
                 values |= turned(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
-            with exchanged(model, pack_modules(model, kept, layout.bundles)):
+            with exchanged(model, pack_modules(model, kept, layout.groups, alive).modules):
                 stock = assemble(model, changed(model.config, values), stacks)
         except NoSuchModel as error:
             raise invalid("native", True, str(error), REMEDY) from error

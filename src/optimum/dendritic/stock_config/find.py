@@ -26,9 +26,10 @@ from transformers.utils import logging
 from ..config import DendriticConfig
 from ..errors import invalid
 from ..functional.importance import IMPORTANCE
-from ..layout.records import Bundle, Dial
+from ..functional.units import units_along
+from ..layout.records import Dial, Group
 from ..nn import is_prunable, weight_layer, widths
-from ..nn.pack_model import inputs_fed, pack_modules
+from ..nn.pack_model import pack_modules
 from ..structure.probing import quiet
 from .models import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
 from .verify import holds, kept_of, together
@@ -46,14 +47,14 @@ def find_dials(
     inputs: Mapping[str, Any],
     config: DendriticConfig,
     targets: Sequence[str],
-    bundles: Sequence[Bundle],
+    groups: Sequence[Group],
 ) -> tuple[Dial, ...]:
     """The dials of a stock model, each proved.
 
     Args:
         inputs: keyword arguments of `model.forward`.
         targets: names of the layers that may be pruned; a block is skipped only if all its prunable layers are.
-        bundles: the wiring between them.
+        groups: those that they read.
 
     Raises:
         DendriticError: the model has none: it is no `PreTrainedModel`, its config does not rebuild it, or no number in
@@ -61,8 +62,8 @@ def find_dials(
     """
     if not isinstance(model, PreTrainedModel):
         raise invalid("native", True, f"a {type(model).__name__} has no config that could say its shape", REMEDY)
-    readers = {b.reader: b for b in bundles if b.cut and inputs_fed(b, widths(weight_layer(model, b.reader))[0]).all()}
-    units = {name: widths(weight_layer(model, name))[0] // bundle.block for name, bundle in readers.items()}
+    readers = {group.host: group for group in groups if group.cut and _reads_nothing_else(model, group)}
+    units = {name: group.units for name, group in readers.items()}
     stacks = {} if IMPORTANCE[config.importance].needs_activity else _stacks(model, targets)  # they have no one input
     try:
         rebuilt = shapes(skeleton(model, changed(model.config, {})))
@@ -81,6 +82,12 @@ def find_dials(
     return dials
 
 
+def _reads_nothing_else(model: nn.Module, group: Group) -> bool:
+    """Whether a group has one consumer, all of whose inputs belong to it."""
+    inputs = widths(weight_layer(model, group.host))[0]
+    return len(group.consumers) == 1 and bool((units_along(group.consumers[0].runs, inputs) >= 0).all())
+
+
 def _stacks(model: nn.Module, targets: Sequence[str]) -> dict[str, int]:
     """Outermost stacks of two blocks or more, all of the same tensors, whose prunable layers all are targets."""
     found: dict[str, int] = {}
@@ -94,7 +101,7 @@ def _stacks(model: nn.Module, targets: Sequence[str]) -> dict[str, int]:
 
 
 def _search(
-    model: PreTrainedModel, inputs: Mapping[str, Any], readers: Mapping[str, Bundle], units: Mapping[str, int]
+    model: PreTrainedModel, inputs: Mapping[str, Any], readers: Mapping[str, Group], units: Mapping[str, int]
 ) -> list[Dial]:
     """Dials that each hold alone; no member has two."""
     before, dials = shapes(model), []
@@ -120,12 +127,12 @@ def _search(
     return dials
 
 
-def _wanted(model: nn.Module, before: Shapes, bundle: Bundle | None, member: str, size: int, count: int) -> Change:
+def _wanted(model: nn.Module, before: Shapes, group: Group | None, member: str, size: int, count: int) -> Change:
     """What becomes of the tensors when `count` of a member's `size` units are left."""
-    if bundle is None:
+    if group is None:
         gone = tuple(f"{member}.{index}." for index in range(count, size))
         return {name: None for name in before if name.startswith(gone)}
-    packed = pack_modules(model, kept_of(model, bundle, range(size - count, size)), [bundle])
+    packed = pack_modules(model, kept_of(model, group, range(size - count, size)), [group]).modules
     after = {f"{name}.{key}": shape for name, module in packed.items() for key, shape in shapes(module).items()}
     return {name: shape for name, shape in after.items() if before.get(name) != shape}
 

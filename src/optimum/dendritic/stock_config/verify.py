@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..layout.records import Bundle, Dial
+from ..functional.units import units_along
+from ..layout.records import Dial, Group
 from ..nn import block_input, weight_layer, widths, with_output
 from ..nn.pack_model import pack_modules
 from ..structure.verification import answers, answers_alike, exchanged
@@ -25,18 +26,18 @@ from .models import NoSuchModel, alike, assemble, changed, stacks_kept, turned
 logger = logging.get_logger(__name__)
 
 
-def kept_of(model: nn.Module, bundle: Bundle, units: Sequence[int]) -> dict[str, list[torch.Tensor]]:
-    """What the layers of a bundle keep when its reader keeps some units."""
-    inputs = torch.arange(widths(weight_layer(model, bundle.reader))[0]).unflatten(0, (-1, bundle.block))
-    kept = {p.name: [torch.arange(widths(weight_layer(model, p.name))[0])] for p in bundle.producers}
-    return kept | {bundle.reader: [inputs[list(units)].flatten()]}
+def kept_of(model: nn.Module, group: Group, units: Sequence[int]) -> dict[str, list[torch.Tensor]]:
+    """What the layers of a group of one consumer read when that keeps some units."""
+    own = units_along(group.consumers[0].runs, widths(weight_layer(model, group.host))[0])
+    kept = {p.name: [torch.arange(widths(weight_layer(model, p.name))[0])] for p in group.producers}
+    return kept | {group.host: [torch.isin(own, torch.tensor(list(units))).nonzero().flatten()]}
 
 
 def together(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     dials: Sequence[Dial],
-    readers: Mapping[str, Bundle],
+    readers: Mapping[str, Group],
     units: Mapping[str, int],
 ) -> tuple[Dial, ...]:
     """As many of the dials, from the first on, as hold when they are turned together."""
@@ -55,7 +56,7 @@ def holds(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     dials: Sequence[Dial],
-    readers: Mapping[str, Bundle],
+    readers: Mapping[str, Group],
     units: Mapping[str, int],
 ) -> bool:
     """Whether the turned stock model computes what the pruned one does; each unit of a stack is missing once."""
@@ -76,13 +77,13 @@ def _holds_at(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     dials: Sequence[tuple[Dial, list[int]]],
-    readers: Mapping[str, Bundle],
+    readers: Mapping[str, Group],
     units: Mapping[str, int],
 ) -> bool:
     chosen = {member: kept for dial, kept in dials for member in dial.members}
-    stacks, bundles = stacks_kept(dials, model), [readers[name] for name in chosen if name in readers]
-    producing = {name: kept for b in bundles for name, kept in kept_of(model, b, chosen[b.reader]).items()}
-    kept = producing | {b.reader: kept_of(model, b, chosen[b.reader])[b.reader] for b in bundles}
+    stacks, groups = stacks_kept(dials, model), [readers[name] for name in chosen if name in readers]
+    producing = {name: kept for group in groups for name, kept in kept_of(model, group, chosen[group.host]).items()}
+    kept = producing | {group.host: kept_of(model, group, chosen[group.host])[group.host] for group in groups}
     skipped = [f"{name}.{i}" for name, left in stacks.items() for i in set(range(units[name])) - set(left)]
     try:
         values = {dial: turned(model.config, dial, units[dial.members[0]], left) for dial, left in dials}
@@ -90,12 +91,12 @@ def _holds_at(
         if stacks and not alike(model, assemble(model, changed(model.config, dict(ChainMap(*fewer))), stacks), stacks):
             logger.info(f"The blocks of {', '.join(stacks)} are not made alike")
             return False
-        with exchanged(model, pack_modules(model, kept, bundles)):
+        with exchanged(model, pack_modules(model, kept, groups).modules):
             small = assemble(model, changed(model.config, dict(ChainMap(*values.values()))), stacks)
     except NoSuchModel as error:
         logger.info(f"Turning {', '.join(chain(*(d.fields for d, _ in dials)))} failed: {error}")
         return False
-    with exchanged(model, pack_modules(model, kept, [])), _skipping(model, skipped):
+    with exchanged(model, pack_modules(model, kept, []).modules), _skipping(model, skipped):
         expected = answers(model, inputs)
     return expected is not None and answers_alike(small, inputs, expected, like=next(model.parameters()))
 

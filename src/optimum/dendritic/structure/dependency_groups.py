@@ -1,32 +1,40 @@
-"""Wiring: the exclusive bundles of a model, traced by NaN and proved by trial cuts.
+"""Dependency groups: what must go together, traced by marks and proved by trial cuts.
 
-A producer whose every channel ends in one reader belongs to that reader's exclusive bundle. Each bundle is proved: its
-first block is cut out, and the outputs must equal those of the same model with a gather instead.
+Nodes are the channels of producers (rows of layers, columns of embeddings, entries along an axis of parameters that
+stand alone) and the inputs of consumers (columns of layers); an edge says that a channel reaches an input. A connected
+component is a unit: it lives or dies whole. Components with the same members are units of one family, and families that
+share a consumer are one group. So neurons, heads with the keys and values that they need, inner channels and whole
+residual streams are found by one rule and without a table of families.
+
+Each group is proved: one of its units is cut out, and all that arrives anywhere must be what arrives there when the
+unit is dead in place.
 """
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..errors import invalid
-from ..functional.codes import Reach
-from ..layout.records import Bundle, Run, Wire
-from ..nn import WeightLayer, is_recurrent_layer, is_weight_layer, recurrent_layer, weight_layer, widths
-from ..nn.pack_model import inputs_fed, last_readers, pack_modules
-from .example_inputs import as_mapping, repeat_first
+from ..functional.units import connected, runs_along
+from ..layout.records import Group, Member
+from ..nn import is_recurrent_layer, is_weight_layer, widths
+from ..nn.pack_model import can_stay_wide
+from .channel_reach import Reached, channel_reach
+from .example_inputs import as_mapping
 from .nan_tracing import Tangled, Tracer
 from .probing import quiet
-from .verification import answers, answers_alike, exchanged
+from .trial_cut import Trial
 
 logger = logging.get_logger(__name__)
+
+Labels = Int[Tensor, " size"]
 
 
 @dataclass(frozen=True)
@@ -34,24 +42,31 @@ class Wiring:
     """What `trace_wiring` found.
 
     Attributes:
-        bundles: The exclusive bundles, in order of their readers.
-        positions: For each layer that is called, the products per sample of each of its weights (1 for a vector,
-            tokens, time steps or pixels otherwise), hence `macs = positions * weight.numel()`.
+        groups: The dependency groups, in order of their first consumers.
+        positions: For each called target the products per sample of each of its weights (1 for a vector, tokens, time
+            steps or pixels otherwise), hence `macs = positions * weight.numel()`.
     """
 
-    bundles: tuple[Bundle, ...] = ()
+    groups: tuple[Group, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str] | None = None) -> Wiring:
-    """Find the exclusive bundles among `targets` (names of prunable layers; default: all that the model calls).
+def trace_wiring(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    targets: Sequence[str] | None = None,
+    spared: Collection[str] = (),
+) -> Wiring:
+    """Find the dependency groups that `targets` read (names of prunable layers; default: all that the model calls).
 
     Args:
         example_inputs: keyword arguments of `model.forward`, tensors with the batch first; one sample is enough.
+        spared: layers that keep their shape: a group that has one of them as a member is left out.
 
     Returns:
-        The wiring. Where the model's forward cannot be traced, a wiring without bundles, and a logged warning.
+        The wiring. Where the model's forward cannot be traced, a wiring without groups, and a logged warning.
 
     Raises:
         DendriticError: `example_inputs` is not a mapping of tensors, or a target is not a module of the model.
@@ -64,91 +79,166 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
             raise invalid(
                 "targets", name, f"is not a module of {type(model).__name__}", "Pass names of named_modules()."
             )
-    layers = {name: weight_layer(model, name) for name in names if name and is_weight_layer(modules[name])}
-    recurrent = {name: recurrent_layer(model, name) for name in names if name and is_recurrent_layer(modules[name])}
+    wanted = {name for name in names if name and (is_weight_layer(modules[name]) or is_recurrent_layer(modules[name]))}
     with quiet(model):
-        tracer = Tracer(model, inputs, layers, recurrent)
+        tracer = Tracer(model, inputs)
         try:
             positions = tracer.positions()
         except Exception as error:  # any model may fail in any way; without a trace nothing is cut
             logger.warning(f"The wiring could not be traced, so no channels are cut: {type(error).__name__}: {error}")
             return Wiring()
-        bundles = _bundles(tracer, {name: layer for name, layer in layers.items() if name in positions})
-        return Wiring(tuple(_proved(model, repeat_first(inputs, 2), bundles, layers)), positions)
+        groups = _groups(tracer, [name for name in positions if name in wanted], spared)
+        positions = {name: count for name, count in positions.items() if name in wanted}
+        return Wiring(_proved(groups, Trial(tracer)), positions)
 
 
-@dataclass(frozen=True)
-class Spans:
-    """Which inputs each channel reaches.
-
-    Attributes:
-        count: The number of inputs that each channel reaches.
-        low: The first input that each channel reaches.
-        high: The end of the inputs that each channel reaches, one above the last.
-    """
-
-    count: Int[Tensor, " channels"]
-    low: Int[Tensor, " channels"]
-    high: Int[Tensor, " channels"]
-
-    @classmethod
-    def of(cls, reach: Reach, channels: int) -> "Spans":
-        """The spans of a relation that starts from so many channels."""
-        zeros = torch.zeros(channels, dtype=torch.int64)
-        low = zeros.scatter_reduce(0, reach.channels, reach.inputs, "amin", include_self=False)
-        high = zeros.scatter_reduce(0, reach.channels, reach.inputs + 1, "amax", include_self=False)
-        return cls(torch.bincount(reach.channels, minlength=channels), low, high)
-
-    @property
-    def contiguous(self) -> Bool[Tensor, " channels"]:
-        """Which channels reach one block of inputs without a hole; in a fused product only some of them do."""
-        return self.high - self.low == self.count
-
-    def where(self, chosen: Bool[Tensor, " channels"]) -> "Spans":
-        """The spans of the `chosen` channels alone."""
-        return Spans(self.count[chosen], self.low[chosen], self.high[chosen])
+def _groups(tracer: Tracer, targets: Sequence[str], spared: Collection[str]) -> list[Group]:
+    """All groups that one of the `targets` reads, not yet proved."""
+    reached, failed = channel_reach(tracer, [*tracer.layers, *tracer.tables, *tracer.axes])
+    _tell_failed(failed)
+    labels = _components(tracer, reached)
+    closed = _closed(tracer, reached, labels, spared)
+    families = _families(labels, closed)
+    position = {name: place for place, name in enumerate([*targets, *tracer.layers])}
+    groups: list[Group] = []
+    for units in _joined(families, labels):
+        members = {axis: unit_of for axis, own in labels.items() if bool(((unit_of := _units(own, units)) >= 0).any())}
+        group = _group(tracer, units, members, reached, labels, position)
+        if group is not None and group.host in targets:
+            groups.append(group)
+    return sorted(groups, key=lambda group: position[group.host])
 
 
-def _runs(spans: Spans, block: int = 1) -> tuple[Run, ...] | None:
-    """Reach as runs of blocks; None when some channel reaches no input, or scattered ones.
+def _components(tracer: Tracer, reached: Mapping[str, Reached]) -> dict[str, Labels]:
+    """The component of every channel of a producer and of every input of a layer (`>name`)."""
+    inputs = {f">{name}": widths(layer)[0] for name, layer in tracer.layers.items()}
+    relations = [
+        (producer, f">{module}", reach)
+        for producer, modules in reached.items()
+        for module, reach in modules.items()
+        if module in tracer.layers
+    ]
+    return connected(relations, {name: tracer.widths[name] for name in reached} | inputs)
 
-    With `block > 1` a channel counts as reaching the whole blocks from its first to its last input (a value head that
-    is repeated for several query heads reaches scattered inputs of one block).
-    """
-    low, high = spans.low // block * block, (spans.high + block - 1) // block * block
-    if not bool((spans.count > 0).all()) or (block == 1 and not bool(spans.contiguous.all())):
+
+def _closed(
+    tracer: Tracer, reached: Mapping[str, Reached], labels: Mapping[str, Labels], spared: Collection[str]
+) -> Tensor:
+    """Labels of components that stay: they reach the outputs, or a module that cannot shrink, or belong to one."""
+    passing = {*tracer.layers, *tracer.followers.values(), *tracer.norms.values()}
+    closed = [torch.zeros(0, dtype=torch.int64)]
+    for producer, modules in reached.items():
+        closed += [labels[producer][reach.channels] for module, reach in modules.items() if module not in passing]
+    for name in spared:
+        closed += [labels[axis] for axis in (name, f">{name}") if axis in labels]
+    return torch.cat(closed).unique()
+
+
+def _families(labels: Mapping[str, Labels], closed: Tensor) -> list[Tensor]:
+    """Open components by their members: the sorted labels of each family of at least two, with producer and consumer."""
+    total = 1 + max((int(own.max()) for own in labels.values() if len(own)), default=-1)
+    signature, sides = torch.zeros(total, dtype=torch.int64), torch.zeros(2, total, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    for axis, own in labels.items():
+        present = own.unique()
+        signature[present] += torch.randint(2**62, (1,), generator=generator)  # a set of members has one sum
+        sides[int(axis.startswith(">")), present] = True
+    open_ = sides.all(0)
+    open_[closed] = False
+    chosen = open_.nonzero().flatten()
+    _, family = signature[chosen].unique(return_inverse=True)
+    found = [chosen[family == index] for index in range(int(family.max()) + 1 if len(family) else 0)]
+    return [units for units in found if len(units) > 1]
+
+
+def _joined(families: Sequence[Tensor], labels: Mapping[str, Labels]) -> list[Tensor]:
+    """Families that share a consumer are one group, since they share its mask."""
+    joined: list[tuple[set[str], list[Tensor]]] = []
+    for units in families:
+        consumers = {axis for axis, own in labels.items() if axis[0] == ">" and bool(torch.isin(own, units[:1]).any())}
+        parts = [units]
+        for other in [group for group in joined if not group[0].isdisjoint(consumers)]:
+            joined.remove(other)
+            consumers, parts = consumers | other[0], parts + other[1]
+        joined.append((consumers, parts))
+    return [torch.cat(parts).sort().values for _, parts in joined]
+
+
+def _units(own: Labels, units: Tensor) -> Labels:
+    """Which of the `units` (sorted labels) each entry of an axis belongs to, -1 where to none."""
+    place = torch.searchsorted(units, own).clamp(max=len(units) - 1)
+    return place.where(units[place] == own, -1)
+
+
+def _group(
+    tracer: Tracer,
+    units: Tensor,
+    members: Mapping[str, Labels],
+    reached: Mapping[str, Reached],
+    labels: Mapping[str, Labels],
+    position: Mapping[str, int],
+) -> Group | None:
+    """The group of these units; None where a module on the way mixes them."""
+    consumers = sorted((axis[1:] for axis in members if axis[0] == ">"), key=position.__getitem__)
+    producers = [name for name in members if name in tracer.widths and name not in tracer.axes]
+    passers = _passers(tracer, units, reached, labels)
+    if passers is None:
         return None
-    blocks: list[list[int]] = []  # start, size, reach, width
-    for channel, (lo, hi) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-        if blocks and blocks[-1][2:] == [lo, hi - lo]:
-            blocks[-1][1] += 1
-        else:
-            blocks.append([channel, 1, lo, hi - lo])
-    runs: list[Run] = []
-    for start, size, lo, width in blocks:
-        last = runs[-1] if runs else None
-        if last and (last.size, last.width) == (size, width) and last.reach + last.count * width == lo:
-            runs[-1] = replace(last, count=last.count + 1)
-        else:
-            runs.append(Run(start=start, size=size, reach=lo, width=width, count=1))
-    return tuple(runs)
+    lead = [tracer.layers[name] for name in producers if name in tracer.layers]
+    wide = any(run.size > 1 for name in producers for run in runs_along(members[name]))
+    convolved = any(isinstance(layer, nn.Conv2d) for layer in lead)
+    kind = "streams" if len(consumers) > 1 else "channels" if convolved else "heads" if wide else "neurons"
+    axes = [tracer.axes[key] for key in members if key in tracer.axes]
+    return Group(
+        kind=kind,
+        units=len(units),
+        producers=tuple(Member(name=name, runs=runs_along(members[name])) for name in producers),
+        consumers=tuple(Member(name=name, runs=runs_along(members[f">{name}"])) for name in consumers),
+        passers=tuple(_passer(tracer, name, own) for name, own in sorted(passers.items())),
+        parameters=tuple(Member(name=a.name, runs=runs_along(members[a.key]), axis=a.axis) for a in axes),
+    )
 
 
-def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
-    """Collect what leads to each reader; keep the bundles whose blocks line up and leave something to choose."""
-    found: dict[str, dict[str, Reach]] = {}  # reader -> producer -> what reaches the reader
-    onward: dict[str, dict[str, Reach]] = {}  # reader -> follower -> likewise
-    reached, failed = tracer.reach(list(layers))
+def _passer(tracer: Tracer, name: str, units: Labels) -> Member:
+    module = tracer.model.get_submodule(name)
+    after = -1 - tracer.norm_axis(module) if module in tracer.norms else 0
+    return Member(name=name, runs=runs_along(units), axis=after)
+
+
+def _passers(
+    tracer: Tracer, units: Tensor, reached: Mapping[str, Reached], labels: Mapping[str, Labels]
+) -> dict[str, Labels] | None:
+    """The modules on the way whose channels belong to the units, one unit to each; None where a follower mixes them.
+
+    A norm each of whose channels several units reach (one norm for all heads) takes its statistics within a unit.
+    """
+    norms = set(tracer.norms.values())
+    on_the_way = norms | set(tracer.followers.values())
+    found: dict[str, Labels] = {}
+    mixed: set[str] = set()
+    for producer, modules in reached.items():
+        unit_of = _units(labels[producer], units)
+        for module in modules.keys() & on_the_way:
+            reach = modules[module]
+            own = unit_of[reach.channels]
+            if not bool((own >= 0).any()):
+                continue
+            known = found.setdefault(module, torch.full((reach.width,), -1, dtype=torch.int64))
+            low, high = known.clone(), known.clone()
+            low[known < 0] = len(units)
+            low.scatter_reduce_(0, reach.inputs, torch.where(own < 0, len(units), own), "amin")
+            high.scatter_reduce_(0, reach.inputs, own, "amax")
+            if bool((low.where(high >= 0, high) != high).any()):
+                mixed.add(module)
+            found[module] = high
+    if mixed - norms:
+        return None
+    return {name: own for name, own in found.items() if name not in mixed}
+
+
+def _tell_failed(failed: Mapping[str, Exception]) -> None:
     for name, error in failed.items():
         logger.info(f"{name} stays uncut, its marks could not be read: {error}")
-    for name, reach in reached.items():
-        reader = tracer.exclusive(name, reach)
-        if reader is None:
-            continue
-        found.setdefault(reader, {})[name] = reach[reader]
-        for follower in reach.keys() & tracer.followers.values():
-            leads, known = reach[follower].then(reach[reader]), onward.setdefault(reader, {})
-            known[follower] = leads | known[follower] if follower in known else leads
     raised = {name: error for name, error in failed.items() if not isinstance(error, Tangled)}
     if raised:
         name, error = next(iter(raised.items()))
@@ -156,62 +246,26 @@ def _bundles(tracer: Tracer, layers: dict[str, WeightLayer]) -> list[Bundle]:
             f"The forward pass raises when NaN traces the wires of {len(raised)} layers, which are not cut: "
             f"{name}: {type(error).__name__}: {error}"
         )
-    bundles = [_bundle(tracer, name, found[name], onward.get(name, {})) for name in layers if name in found]
-    return [bundle for bundle in bundles if bundle is not None]
 
 
-def _bundle(tracer: Tracer, reader: str, producers: dict[str, Reach], followers: dict[str, Reach]) -> Bundle | None:
-    inputs = next(iter(producers.values())).width
-    spans = {name: Spans.of(reach, tracer.channels(name)) for name, reach in (producers | followers).items()}
-    whole = [runs for name in producers if (runs := _runs(spans[name].where(spans[name].contiguous)))]
-    block = math.lcm(*(run.width for runs in whole for run in runs))
-    wires = {name: _runs(own) or _runs(own, block) for name, own in spans.items()}
-    runs = [run for found in wires.values() for run in found or ()]
-    block = math.lcm(block, *(run.width for run in runs))
-    if None in wires.values() or any(run.reach % run.width for run in runs) or inputs % block or block == inputs:
-        return None
-    as_wires = {name: Wire(name, found or ()) for name, found in wires.items()}
-    leading, passing = (tuple(as_wires[name] for name in names) for names in (producers, sorted(followers)))
-    return Bundle(reader=reader, producers=leading, followers=passing, block=block, cut=True)
-
-
-def _proved(
-    model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], layers: dict[str, WeightLayer]
-) -> list[Bundle]:
-    """The bundles, `cut` where a trial cut leaves the outputs alone: all at once first, then those whose names differ
-    in numbers only, then each alone. Where the first of such alike bundles cannot be cut alone, no other one is."""
-
-    def holds(some: list[Bundle]) -> bool:
-        return _cut_holds(model, inputs, some, layers)
-
-    if not bundles or holds(bundles):
-        return bundles
-    families: dict[str, list[Bundle]] = defaultdict(list)
-    for bundle in bundles:
-        families[re.sub(r"(?<![^.])\d+(?![^.])", "*", bundle.reader)].append(bundle)
+def _proved(groups: Sequence[Group], trial: "Trial") -> tuple[Group, ...]:
+    """The groups, `cut` where a trial cut leaves all that arrives anywhere alone: all at once first, then those whose
+    names differ in numbers only, then each alone. Where the first of such alike groups cannot be cut alone, no other
+    one is."""
+    if not groups or trial.holds(groups):
+        return tuple(groups)
+    families: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        families[re.sub(r"(?<![^.])\d+(?![^.])", "*", group.host)].append(group)
     kept: set[str] = set()
-    for family in families.values() if len(bundles) > 1 else ():
-        if len(families) > 1 and holds(family):
-            kept |= {bundle.reader for bundle in family}
-        elif len(family) > 1 and holds(family[:1]):
-            kept |= {bundle.reader for bundle in family if bundle is family[0] or holds([bundle])}
-    for bundle in bundles:
-        if bundle.reader not in kept:
-            logger.info(f"{bundle.reader} keeps a gather: the tensor that it reads cannot shrink")
-    return [replace(bundle, cut=bundle.reader in kept) for bundle in bundles]
-
-
-def _cut_holds(model: nn.Module, inputs: dict[str, Any], bundles: list[Bundle], layers: dict[str, WeightLayer]) -> bool:
-    touched = {name for b in bundles for name in [b.reader, *(p.name for p in b.producers)]}
-    kept = {name: [torch.arange(widths(layers[name])[0])] for name in touched}
-    for bundle in bundles:
-        inputs_of_reader = kept[bundle.reader][0]
-        first = int(inputs_fed(bundle, len(inputs_of_reader)).int().argmax()) // bundle.block
-        kept[bundle.reader] = [inputs_of_reader[inputs_of_reader // bundle.block != first]]
-    readers, like = last_readers(bundles), next(model.parameters())
-    with exchanged(model, pack_modules(model, kept, [])):
-        expected = answers(model, inputs, readers)
-    if expected is None:
-        return False
-    with exchanged(model, pack_modules(model, kept, bundles)):
-        return answers_alike(model, inputs, expected, readers, like=like)
+    for family in families.values() if len(groups) > 1 else ():
+        if len(families) > 1 and trial.holds(family):
+            kept |= {group.host for group in family}
+        elif len(family) > 1 and trial.holds(family[:1]):
+            kept |= {group.host for group in family if group is family[0] or trial.holds([group])}
+    for group in groups:
+        if group.host not in kept:
+            logger.info(f"{group.host} keeps a gather: the tensor that it reads cannot shrink")
+    return tuple(
+        replace(group, cut=group.host in kept) for group in groups if group.host in kept or can_stay_wide(trial.model, group)
+    )

@@ -4,15 +4,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import singledispatch
 
-from jaxtyping import Int
+import torch
 from torch import Tensor, nn
 
 from ..config import DendriticConfig
-from ..functional.costs import Cost, LayerCost, RecurrentCost, StackCost
+from ..functional.costs import Cost, LayerCost, Link, RecurrentCost, StackCost
+from ..functional.units import units_along
 from ..layout.layout import Layout
-from ..layout.records import Bundle
+from ..layout.records import Group
 from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, widths
-from ..nn.pack_model import segments_reached
 from ..state import injected_layout, layers_in, split_stacks
 
 
@@ -25,12 +25,12 @@ def layer_costs(model: nn.Module) -> dict[str, Cost]:
 def costs_in(layers: dict[str, DendriticLayer], layout: Layout) -> dict[str, Cost]:
     """What the `layers` of an injected model cost, as `layer_costs`."""
     stacks = split_stacks(layers)[0]
-    return costs_of(layers, layout.bundles, positions=layout.positions, config=layout.config, stacks=stacks)
+    return costs_of(layers, layout.groups, positions=layout.positions, config=layout.config, stacks=stacks)
 
 
 def costs_of(
     layers: dict[str, DendriticLayer],
-    bundles: tuple[Bundle, ...],
+    groups: tuple[Group, ...],
     *,
     positions: dict[str, int],
     config: DendriticConfig,
@@ -39,25 +39,24 @@ def costs_of(
     """What each of `layers` and `stacks` costs, in units of the config's budget.
 
     Args:
-        bundles: which layers' rows are removed with the inputs of which reader.
+        groups: which rows and inputs of the layers die together.
         positions: how often each layer multiplies in one sample; needed for MACs alone.
         stacks: names of the stacks of blocks, which may or may not be among `layers`.
     """
-    runs = {wire.name: (bundle.reader, wire.runs) for bundle in bundles for wire in bundle.producers}
+    feeds, reads = _links(layers, groups)
     macs, costs = config.budget == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
     for name, layer in layers.items():
         if name in stacks:
             continue
-        reader, reached = None, None
-        if name in runs:
-            reader, leading = runs[name]
-            read = layers[reader]
-            assert isinstance(layer, DendriticWeight) and isinstance(read, DendriticWeight)
-            reached = segments_reached(leading, widths(layer)[1], read.segment_size)
         stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
-        block = int(name.removeprefix(f"{stack}.").split(".")[0]) if stack else 0
-        products = positions[name] if macs else 1
-        place = Place(products=products, macs=macs, reader=reader, reached=reached, stack=stack, block=block)
+        place = Place(
+            products=positions[name] if macs else 1,
+            macs=macs,
+            feeds=feeds.get(name, ()),
+            reads=reads.get(name),
+            stack=stack,
+            block=int(name.removeprefix(f"{stack}.").split(".")[0]) if stack else 0,
+        )
         costs[name] = _cost(layer, place)
     return costs
 
@@ -69,16 +68,16 @@ class Place:
     Attributes:
         products: How often each of its weights multiplies in one sample; 1 where parameters are counted.
         macs: Whether multiply-accumulates are counted, and not parameters.
-        reader: The name of the layer whose pruned inputs remove rows of this one; None where no layer does.
-        reached: The segment of the reader that each row reaches; None without a reader.
+        feeds: With which segments of other layers, or units of groups, its rows die.
+        reads: With which units of a group its inputs die; None unless it is a consumer of a group that is cut.
         stack: The name of the stack of blocks that the layer is part of; None outside of stacks.
         block: The index of its block in that stack.
     """
 
     products: int
     macs: bool
-    reader: str | None
-    reached: Int[Tensor, " rows"] | None
+    feeds: tuple[Link, ...]
+    reads: Link | None
     stack: str | None
     block: int
 
@@ -105,15 +104,53 @@ def _(layer: DendriticRecurrent, place: Place) -> Cost:
 def _(layer: DendriticWeight, place: Place) -> Cost:
     inputs, rows = widths(layer)
     rank = 0 if layer.sprout is None else layer.sprout.rank
+    reads = place.reads or (None if layer.dendrite_mask.numel() else _reads_all(inputs))
     return LayerCost(
         rows=rows,
-        segment_size=layer.segment_size,
+        segment_size=0 if reads else layer.segment_size,
         per_weight=layer.weight.shape[2:].numel() * place.products,
         per_row=0 if place.macs or layer.bias is None else 1,
-        reader=place.reader,
-        reached=place.reached,
+        feeds=place.feeds,
+        reads=reads,
         sprout=rank * inputs * place.products,
         sprout_row=rank * place.products + (0 if place.macs or not rank else 1),  # a gate is not a product of a matrix
         stack=place.stack,
         place=place.block,
     )
+
+
+def _links(
+    layers: dict[str, DendriticLayer], groups: tuple[Group, ...]
+) -> tuple[dict[str, tuple[Link, ...]], dict[str, Link]]:
+    """With what the rows and the inputs of each of the `layers` die."""
+    feeds: dict[str, tuple[Link, ...]] = {}
+    reads: dict[str, Link] = {}
+    for group in groups:
+        host = layers[group.host]
+        assert isinstance(host, DendriticWeight)
+        segment = torch.arange(group.units) if group.cut else _segment_of_units(host, group)
+        for member in group.producers:
+            if (layer := layers.get(member.name)) is not None:
+                link = _link(group.host, segment, units_along(member.runs, widths(layer)[1]))
+                feeds[member.name] = (*feeds.get(member.name, ()), link)
+        for member in group.consumers if group.cut else ():
+            if (layer := layers.get(member.name)) is not None:
+                reads[member.name] = _link(group.host, segment, units_along(member.runs, widths(layer)[0]))
+    return feeds, reads
+
+
+def _link(host: str, segment: Tensor, units: Tensor) -> Link:
+    return Link(host=host, segments=torch.where(units < 0, -1, segment[units.clamp(min=0)]))
+
+
+def _segment_of_units(host: DendriticWeight, group: Group) -> Tensor:
+    """The segment of its one consumer that each unit of a group lies in, where the group is not cut."""
+    units = units_along(group.consumers[0].runs, widths(host)[0])
+    segment, read = torch.zeros(group.units, dtype=torch.int64), units >= 0
+    segment[units[read]] = torch.arange(len(units))[read] // host.segment_size
+    return segment
+
+
+def _reads_all(inputs: int) -> Link:
+    """That so many inputs stay."""
+    return Link(host="", segments=torch.full((inputs,), -1, dtype=torch.int64))

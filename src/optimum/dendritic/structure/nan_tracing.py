@@ -6,14 +6,15 @@ where the mark arrives is all that matters, so a traced pass multiplies by no we
 activations. A norm hands the mark on channel by channel, although it mixes the channels to take its statistics.
 Everything else computes as always, and NaN passes through it.
 
-The samples of one pass serve several producers at once. In the first passes sample `p` marks all channels of producer
-`p`, which tells who reaches whom; producers that reach no common module then share the samples that mark their code
-words (`functional.codes`). Where several channels arrive together (all channels of a query reach a whole head), further
-samples mark each channel, or each small block of channels, alone.
+Producers are also the columns of embeddings and the axes of parameters that stand alone (class tokens, positions, layer
+scales). What begins with a batch of one is spread over the samples of a pass; what has no batch at all (`lone`) is
+marked alike in all of them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,57 +24,77 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 from transformers.pytorch_utils import Conv1D
 
-from ..functional.codes import Reach, candidates, code, decode, reach_of
 from ..nn import RecurrentLayer, WeightLayer, directions, follower_channels, is_weight_layer, widths
-from ..unofficial import answering
+from ..unofficial import answering, tensors_in
 from .example_inputs import repeat_first, tensors_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READERS = (nn.Linear, Conv1D, nn.RNNBase, nn.Bilinear, nn.MultiheadAttention, *CONVOLUTIONS)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 OUTPUTS = ""  # stands for the model's outputs among those that a channel reaches
-EXACT = 256  # up to so many channels each is marked alone, where several arrive together
-BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it
-SAMPLES = 64  # largest batch of one tracing pass
 
 Words = Mapping[str, Bool[Tensor, "samples channels"]]
 Seen = dict[str, Bool[Tensor, "samples inputs"]]
-Touched = Mapping[str, set[str]]
 
 
 class Tangled(Exception):
     """The marks cannot be read: the batch axis was mixed, or the model makes NaN by itself."""
 
 
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a parameter that stands alone.
+
+    Attributes:
+        name: The full name of the parameter.
+        axis: Which of its axes.
+        length: Its entries.
+    """
+
+    name: str
+    axis: int
+    length: int
+
+    @property
+    def key(self) -> str:
+        """What it is called among the producers."""
+        return f"{self.name}@{self.axis}"
+
+
 class Tracer:
     """Runs the model with marks.
 
-    `layers` may be producers and consumers. Other modules that multiply by a weight are consumers only, and of those
-    the products of the `recurrent` ones are counted.
+    Every layer of one weight is a producer and a consumer. Other modules that multiply by a weight are consumers only.
+
+    Attributes:
+        layers: The layers of one weight, by name.
+        tables: The embeddings, by name.
+        axes: The axes of parameters that stand alone, by key.
+        followers: The names of modules with something for each channel.
+        norms: The names of norms; `positions` finds them.
+        widths: The channels of every producer.
+        lone: The producers whose marks are alike in all samples.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        layers: dict[str, WeightLayer],
-        recurrent: dict[str, RecurrentLayer],
-    ) -> None:
-        self.model, self.inputs, self.layers = model, inputs, layers
-        self.widths = {name: widths(layer)[1] for name, layer in layers.items()}
-        self.widths |= {name: directions(layer) * layer.hidden_size for name, layer in recurrent.items()}
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        self.model, self.inputs = model, inputs
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.followers = {m: n for m, n in self.names.items() if follower_channels(m) is not None}
         readers = [m for m in self.names if isinstance(m, READERS) and m not in self.followers]
-        self.answering = [m for m in readers if is_weight_layer(m)]
+        self.layers = {self.names[m]: m for m in reversed(readers) if isinstance(m, WeightLayer) and is_weight_layer(m)}
+        self.tables = {n: m for m, n in reversed(self.names.items()) if isinstance(m, nn.Embedding)}
         self.opaque = [m for m in readers if not is_weight_layer(m)]
         self.norms: dict[nn.Module, str] = {}
-        self.axes: dict[nn.Module, int] = {}
-        self.calls: dict[str, int] = {}
+        self.axes: dict[str, Axis] = {}
+        self.widths = {name: widths(layer)[1] for name, layer in self.layers.items()}
+        self.widths |= {name: table.embedding_dim for name, table in self.tables.items()}
+        self.lone: set[str] = set()
+        self._norm_axes: dict[nn.Module, int] = {}
         self._rows: dict[int, Tensor] = {}
 
     def positions(self) -> dict[str, int]:
-        """One clean pass: how often each layer multiplies. Finds the norms, too.
+        """One clean pass: how often each layer and each recurrent layer multiplies. Finds the norms, the parameters
+        that stand alone and what is `lone`, too.
 
         Raises:
             Tangled: the outputs hold no tensors, or the model itself makes NaN.
@@ -83,10 +104,10 @@ class Tracer:
         other: set[nn.Module] = set()
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
+            made = directions(module) * module.hidden_size if isinstance(module, RecurrentLayer) else 0
             name = self.names[module]
-            self.calls[name] = self.calls.get(name, 0) + 1
-            if name in self.widths:
-                found[name] = found.get(name, 0) + tensors_of(output)[0].numel() // (2 * self.widths[name])
+            width = made or self.widths[name]
+            found[name] = found.get(name, 0) + tensors_of(output)[0].numel() // (2 * width)
 
         def compare(module: nn.Module, args: Any, output: Any) -> None:
             before, after = tensors_of(args), tensors_of(output)
@@ -96,7 +117,8 @@ class Tracer:
                 other.add(module)
 
         norms = [m for m in self.names if _may_be_norm(m) and m not in self.followers]
-        hooks = [m.register_forward_hook(note) for m in [*self.answering, *self.opaque, *self.followers]]
+        recurrent = [m for m in self.opaque if isinstance(m, RecurrentLayer)]
+        hooks = [m.register_forward_hook(note) for m in [*self.layers.values(), *recurrent]]
         hooks += [m.register_forward_hook(compare) for m in norms]
         try:
             outputs = self.model(**repeat_first(self.inputs, 2))
@@ -107,112 +129,46 @@ class Tracer:
             raise Tangled("the model's outputs hold no tensors that could be watched")
         if any(t.isnan().any() for t in tensors_of(outputs) if t.is_floating_point()):
             raise Tangled("the outputs of the unmarked model contain NaN")
-        axes = {m: _norm_axis(m, x) for m, x in read.items() if m not in other}
-        self.axes = {m: axis for m, axis in axes.items() if _mixes(m, read[m], axis)}
-        self.norms = {m: self.names[m] for m in self.axes}
+        axes = {m: _norm_axis(m, x) % x.dim() - x.dim() for m, x in read.items() if m not in other}
+        self._norm_axes = {m: axis for m, axis in axes.items() if _mixes(m, read[m], axis)}
+        self.norms = {m: self.names[m] for m in self._norm_axes}
+        self._find_alone()
         return found
 
-    def reach(self, producers: Sequence[str]) -> tuple[dict[str, dict[str, Reach]], dict[str, Exception]]:
-        """Who reaches what.
+    def _find_alone(self) -> None:
+        """Find the parameters that stand alone, and which tables and parameters are `lone`."""
+        owners = {*self.layers.values(), *self.tables.values(), *self.opaque, *self.followers, *self.norms}
+        owned = {id(p) for module in owners for p in module.parameters()}
+        for name, parameter in self.model.named_parameters():
+            long = [axis for axis, length in enumerate(parameter.shape) if length > 1]
+            if id(parameter) not in owned and parameter.is_floating_point() and len(long) <= 2:
+                self.axes |= {a.key: a for a in (Axis(name, axis, parameter.shape[axis]) for axis in long)}
+                if parameter.dim() < 2 or parameter.shape[0] > 1:
+                    self.lone |= {f"{name}@{axis}" for axis in long}
+        self.widths |= {key: axis.length for key, axis in self.axes.items()}
+        begins: dict[str, list[int]] = {name: [] for name in self.tables}
 
-        Args:
-            producers: names of layers.
+        def note(module: nn.Module, args: Any, output: Tensor) -> None:
+            begins[self.names[module]].append(len(output))
 
-        Returns:
-            For each producer what each module is reached by, by its name (`OUTPUTS` for the model's outputs, a module
-            of unknown inputs has one); and the error of each producer whose marks could not be read.
-        """
-        everything = {name: torch.ones(1, self.widths[name], dtype=torch.bool) for name in producers}
-        census, failed = self._read(everything, None)
-        touched = {name: set(seen) for name, seen in census.items()}
-        words = {name: code(self.widths[name]) for name in touched}
-        seen, unread = self._read(words, touched)
-        found: dict[str, dict[str, Reach]] = {}
-        unclear: dict[str, dict[str, Tensor]] = {}  # producer -> module -> its inputs that several channels reach
-        for name, marks in seen.items():
-            found[name] = {}
-            for module, columns in marks.items():
-                channel, several = decode(columns, self.widths[name])
-                single = (channel >= 0).nonzero().flatten()
-                found[name][module] = reach_of(channel[single], single, columns.shape[1])
-                if several.any():
-                    unclear.setdefault(name, {})[module] = several.nonzero().flatten()
-        blocks = {name: _blocks(self.widths[name]) for name in unclear}
-        alone, unresolved = self._read(blocks, touched)
-        for name, marks in alone.items():
-            size = self.widths[name] // len(blocks[name])
-            for module, several in unclear[name].items():
-                pairs = candidates(seen[name][module][:, several], words[name])
-                if module in marks:
-                    pairs &= marks[module][:, several].repeat_interleave(size, 0)
-                channels, columns = pairs.nonzero().unbind(1)
-                found[name][module] |= reach_of(channels, several[columns], found[name][module].width)
-        failed |= unread | unresolved
-        return {name: found[name] for name in producers if name not in failed}, failed
-
-    def exclusive(self, name: str, reach: Mapping[str, Reach]) -> str | None:
-        """The one layer that a producer reaches, and no norm on the way whose channels are the producer's own; None
-        where there are others, or where a layer is called more than once."""
-        readers = reach.keys() - {*self.followers.values(), *self.norms.values()}
-        norms = [reach[norm] for norm in reach.keys() & self.norms.values()]
-        streams = [norm for norm in norms if len(norm.inputs) == len(norm.inputs.unique())]
-        once = all(self.calls.get(module, 1) == 1 for module in [name, *reach])
-        if len(readers) != 1 or streams or not once:
-            return None
-        (reader,) = readers
-        return reader if reader in self.layers and reader != name else None
-
-    def channels(self, name: str) -> int:
-        """Output channels of a producer, or those of a module that treats each channel on its own."""
-        return self.widths[name] if name in self.widths else follower_channels(self.model.get_submodule(name)) or 0
-
-    def _read(self, words: Words, touched: Touched | None) -> tuple[dict[str, Seen], dict[str, Exception]]:
-        """What each producer's samples show at the modules that it reaches, and the errors of those that cannot run.
-
-        A model may fail in any way on NaN, so producers that fail together are tried in halves.
-
-        Args:
-            words: the samples of each producer.
-            touched: the modules that each producer reaches; None where that is what is asked.
-        """
-        if not words:
-            return {}, {}
+        hooks = [table.register_forward_hook(note) for table in self.tables.values()]
         try:
-            return self._shared(words, touched), {}
-        except Exception as error:
-            names = list(words)
-            if len(names) == 1:
-                return {}, {names[0]: error}
-            halves = [{name: words[name] for name in part} for part in (names[::2], names[1::2])]
-            (first, errors), (second, more) = (self._read(half, touched) for half in halves)
-            return first | second, errors | more
-
-    def _shared(self, words: Words, touched: Touched | None) -> dict[str, Seen]:
-        """The same, where nothing fails: producers that reach no common module have samples in common."""
-        first, samples = _placed(words, touched)
-        found: dict[str, Seen] = {name: {} for name in words}
-        for start in range(0, samples, SAMPLES):
-            length, patterns, own = min(SAMPLES, samples - start), {}, {}
-            for name, word in words.items():
-                low, high = max(first[name], start), min(first[name] + len(word), start + length)
-                if low < high:
-                    here, there = slice(low - start, high - start), slice(low - first[name], high - first[name])
-                    patterns[name] = torch.zeros(length, word.shape[1], dtype=torch.bool)
-                    patterns[name][here] = word[there]
-                    own[name] = (here, there)
-            seen = self.mark(patterns, length)
-            for name, (here, there) in own.items():
-                for module, columns in seen.items():
-                    if columns[here].any() if touched is None else module in touched[name]:
-                        empty = torch.zeros(len(words[name]), columns.shape[1], dtype=torch.bool)
-                        found[name].setdefault(module, empty)[there] = columns[here]
-        return found
+            self.mark({}, 1), self.mark({}, 3)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, found in begins.items():
+            once, thrice = found[: len(found) // 2], found[len(found) // 2 :]
+            if any(b not in (3 * a, a if a == 1 else 0) for a, b in zip(once, thrice, strict=True)):
+                self.lone.add(name)
 
     def mark(self, patterns: Words, samples: int) -> Seen:
         """One pass in which channels are NaN as `patterns` say. Returns which inputs of which module were NaN, in which
         sample; modules that no mark reached are left out."""
         reached: Seen = {}
-        marked = {self.layers[name]: pattern for name, pattern in patterns.items()}
+        marked = {self.layers[name]: pattern for name, pattern in patterns.items() if name in self.layers}
+        tables = {self.tables[name]: pattern for name, pattern in patterns.items() if name in self.tables}
+        alone = {self.axes[key]: pattern for key, pattern in patterns.items() if key in self.axes}
 
         def read(module: nn.Module, args: Any, kwargs: Any) -> None:
             nans = [t.isnan() for t in tensors_of([args, kwargs]) if t.is_floating_point()]
@@ -228,7 +184,7 @@ class Tracer:
             (x,) = tensors_of([args, kwargs])[:1]
             output = self._answer(module, x)
             pattern = marked.get(module)
-            return output if pattern is None else _marked(output, pattern, _channel_axis(module))
+            return output if pattern is None else _marked(output, pattern, channel_axis(module))
 
         def hand_on(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
             read(module, args, kwargs)
@@ -238,10 +194,15 @@ class Tracer:
         def clear(module: nn.Module, args: Any, output: Any) -> Any:
             return _map(output, torch.nan_to_num)
 
+        def look_up(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return _marked(_spread_over(output, samples), tables[module], -1)
+
         hooks = [m.register_forward_pre_hook(read, with_kwargs=True) for m in [*self.opaque, *self.followers]]
         hooks += [m.register_forward_hook(clear) for m in self.opaque]
+        hooks += [table.register_forward_hook(look_up) for table in tables]
+        layers = self.layers.values()
         try:
-            with answering(self.answering, answer), answering(self.norms, hand_on):
+            with answering(layers, answer), answering(self.norms, hand_on), _marked_parameters(self.model, alone):
                 outputs = self.model(**repeat_first(self.inputs, samples))
         finally:
             for hook in hooks:
@@ -252,7 +213,11 @@ class Tracer:
         return reached
 
     def _axis(self, module: nn.Module) -> int:
-        return self.axes[module] if module in self.norms else _channel_axis(module)
+        return self._norm_axes[module] if module in self.norms else channel_axis(module)
+
+    def norm_axis(self, norm: nn.Module) -> int:
+        """Where the input of a norm has its channels, counted from the end: -1 is the last axis."""
+        return self._norm_axes[norm]
 
     def _answer(self, layer: WeightLayer, x: Tensor) -> Tensor:
         """A tensor of the shape of the layer's product, with a number of its own in each channel."""
@@ -261,9 +226,15 @@ class Tracer:
         if outputs not in self._rows:
             self._rows[outputs] = torch.randn(outputs, generator=torch.Generator().manual_seed(outputs))
         row = self._rows[outputs].to(x.device, dtype)
-        if not isinstance(layer, nn.Conv2d):
-            return row.expand(*x.shape[:-1], outputs).clone()
-        return row.view(-1, 1, 1).expand(*x.shape[:-3], -1, *_convolved(layer, x.shape[-2:])).clone()
+        row = row.view(-1, 1, 1) if isinstance(layer, nn.Conv2d) else row
+        return row.expand(answer_shape(layer, x, outputs)).clone()
+
+
+def answer_shape(layer: nn.Module, x: Tensor, outputs: int) -> torch.Size:
+    """The shape of what a layer of one weight makes of `x`, with so many outputs."""
+    if not isinstance(layer, nn.Conv2d):
+        return torch.Size((*x.shape[:-1], outputs))
+    return torch.Size((*x.shape[:-3], outputs, *_convolved(layer, x.shape[-2:])))
 
 
 def _convolved(layer: nn.Conv2d, size: Sequence[int]) -> list[int]:
@@ -278,23 +249,6 @@ def _convolved(layer: nn.Conv2d, size: Sequence[int]) -> list[int]:
     ]
 
 
-def _placed(words: Words, touched: Touched | None) -> tuple[dict[str, int], int]:
-    """The first of the samples of each producer, and how many there are in all."""
-    lanes: list[tuple[set[str], list[str]]] = []
-    for name in words:
-        modules = {name} if touched is None else touched[name]
-        lane = next((lane for lane in lanes if touched is not None and lane[0].isdisjoint(modules)), None)
-        if lane is None:
-            lanes.append(lane := (set(), []))
-        lane[0].update(modules)
-        lane[1].append(name)
-    first, samples = {}, 0
-    for _, names in lanes:
-        first |= dict.fromkeys(names, samples)
-        samples += max(len(words[name]) for name in names)
-    return first, samples
-
-
 def _may_be_norm(module: nn.Module) -> bool:
     """Whether a module has parameters of one length only and no modules inside, or is a norm by its class."""
     if isinstance(module, NORMS):
@@ -304,7 +258,7 @@ def _may_be_norm(module: nn.Module) -> bool:
     return leaf and len(shapes) == 1 and len(next(iter(shapes))) == 1
 
 
-def _channel_axis(module: nn.Module) -> int:
+def channel_axis(module: nn.Module) -> int:
     """Where a module that is not a norm has the channels of the tensor that it reads or makes."""
     return 1 if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.PReLU | nn.BatchNorm1d) else -1
 
@@ -332,12 +286,6 @@ def _mixes(module: nn.Module, x: Tensor, axis: int) -> bool:
     return bool(output.narrow(axis, 1, output.shape[axis] - 1).isnan().any())
 
 
-def _blocks(channels: int) -> Bool[Tensor, "blocks channels"]:
-    """Each channel alone, or of a wide layer each small block."""
-    size = 1 if channels <= EXACT else math.gcd(channels, BLOCK)
-    return torch.eye(channels // size, dtype=torch.bool).repeat_interleave(size, 1)
-
-
 def _by_channel(nan: Tensor, samples: int, channel_axis: int) -> Bool[Tensor, "samples channels"]:
     """Any NaN per sample and channel, on the CPU. The batch axis may have grown (windows) but not been reordered."""
     if nan.shape[0] % samples or nan.dim() < 2:
@@ -362,6 +310,33 @@ def _marked(output: Tensor, pattern: Bool[Tensor, "samples channels"], axis: int
     pattern = pattern.to(output.device).repeat_interleave(output.shape[0] // len(pattern), 0)
     shape = [len(pattern)] + [pattern.shape[1] if a == axis else 1 for a in range(1, output.dim())]
     return output.masked_fill(pattern.view(shape), math.nan)
+
+
+def _spread_over(output: Tensor, samples: int) -> Tensor:
+    """What begins with a batch of one, once for every sample."""
+    return output.expand(samples, *output.shape[1:]) if output.dim() > 1 and len(output) == 1 else output
+
+
+@contextmanager
+def _marked_parameters(model: nn.Module, patterns: Mapping[Axis, Bool[Tensor, "samples channels"]]) -> Iterator[None]:
+    """While it lasts, parameters that stand alone are NaN as `patterns` say, each with the batch of its pattern."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for axis, pattern in patterns.items():
+            owner, _, name = axis.name.rpartition(".")
+            registry = tensors_in(model.get_submodule(owner))[0]
+            value = registry[name].detach()
+            before.append((registry, name, registry[name]))
+            marks = pattern if len(pattern) > 1 else pattern[0]
+            shape = [axis.length if a == axis.axis else 1 for a in range(value.dim())]
+            if marks.dim() == 2:
+                shape[0] = len(marks)
+            marked = value.masked_fill(marks.view(shape).to(value.device), math.nan)
+            registry[name] = nn.Parameter(marked, requires_grad=False)
+        yield
+    finally:
+        for registry, name, parameter in reversed(before):
+            registry[name] = parameter
 
 
 def _spread(x: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..config import DendriticConfig
 from ..errors import DendriticError, invalid
-from ..nn import INJECTED, is_prunable, weight_names
+from ..nn import INJECTED, is_prunable, is_weight_layer, weight_names
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +46,26 @@ def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
             "target_modules", config.target_modules, rule, "Name Linear, Conv2d, Conv1D, LSTM or GRU modules."
         )
     return chosen
+
+
+def spared_names(model: nn.Module, config: DendriticConfig, targets: Collection[str]) -> set[str]:
+    """Names of the layers of one weight that keep their shape, so that no dependency group of theirs is cut.
+
+    They are those that the config excludes or does not name, and those that are not prunable. The head, which is not a
+    target by default, may lose inputs with the stream that it reads, and so may one that shares the weight of an
+    embedding.
+    """
+    layers = {name for name, module in model.named_modules() if name and is_weight_layer(module)}
+    free = set(targets)
+    if config.target_modules is None:
+        excluded = set()
+        if config.exclude_modules is not None:
+            everything = [name for name, _ in model.named_modules() if name]
+            excluded = set(_matching("exclude_modules", config.exclude_modules, everything))
+        tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
+        tied = {name for name in layers if id(model.get_submodule(name).get_parameter("weight")) in tables}
+        free |= (set(_prunable(model)) | tied) - excluded
+    return layers - free
 
 
 def _prunable(model: nn.Module) -> list[str]:

@@ -33,10 +33,12 @@ class Exchange:
 
 
 @contextmanager
-def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Exchange]:
-    """The model with other `modules` at their names, and whole where it was sharded. Afterwards it is as it was, unless
-    `keep` was set and nothing was raised."""
-    replaced, undo = replace_(model, modules)
+def exchanged(
+    model: nn.Module, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter] | None = None
+) -> Iterator[Exchange]:
+    """The model with other `modules` and `parameters` at their names, and whole where it was sharded. Afterwards it is
+    as it was, unless `keep` was set and nothing was raised."""
+    replaced, undo = replace_(model, modules, parameters or {})
     exchange = Exchange(replaced)
     try:
         yield exchange

@@ -82,6 +82,11 @@ def tensors_in(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return module._parameters, module._buffers
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to."""
+    return tensor._version
+
+
 def is_hook_registry(name: str) -> bool:
     """Whether an attribute of a module is one of its registries of hooks, by its name."""
     return "_hooks" in name

@@ -35,6 +35,9 @@ PRIVATE = {
     "_modules": Use("torch", "a module that is shared is exchanged under all its names", _REGISTRY),
     "_parameters": Use("torch", "tensors are put into the skeleton of a model", _REGISTRY),
     "_buffers": Use("torch", "tensors are put into the skeleton of a model", _REGISTRY),
+    "_version": Use(
+        "torch", "norms look for living channels anew once a mask has changed", "a public counter of writes"
+    ),
     "_hooks": Use("torch", "handles of hooks refer to the registries, which copies must share", _REGISTRY),
     "_forward_hooks": Use(
         "torch",

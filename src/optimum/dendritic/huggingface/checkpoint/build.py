@@ -12,34 +12,38 @@ from torch import nn
 
 from ...functional.selection import total_cost
 from ...layout.layout import Layout
-from ...layout.records import Bundle, Follower, Form, Record, Recurrent, Segments, Stack, Wire
+from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Stack
 from ...layout.strict_json import bad
 from ...nn import (
+    DendriticLayer,
     inject_layer,
     inject_stack,
     packed_skeleton,
     prunable_layer,
     recurrent_layer,
     recurrent_skeleton,
-    shrink_follower,
+    shrink_channels,
     weight_layer,
 )
 from ...state import layers_in, set_layout
 from ...structure.model_costs import costs_in
+from ...structure.norms import norms_of
 from .validate import faults
 
 
 def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
-    """`layout` under the names of the model at hand; modules that `resolve` maps to None are left out, and bundles
-    with them. `layout` itself where nothing changes.
+    """`layout` under the names of the model at hand; modules that `resolve` maps to None are left out, and members of
+    groups with them. `layout` itself where nothing changes.
 
     Raises:
         CheckpointError: there is no record, or two name the same module.
     """
     if not layout.modules:
         raise bad("quantization_config.modules", {}, "must record at least one module")
-    bundled = {name for bundle in layout.bundles for name in _members(bundle)}
-    names = {name: resolve(name) for name in [*layout.modules, *sorted(bundled - layout.modules.keys())]}
+    grouped = {member.name for group in layout.groups for member in group.members}
+    owners = {name.rpartition(".")[0] for name in _parameters(layout)} - {""}
+    others = sorted((grouped | owners) - layout.modules.keys())
+    names = {name: resolve(name) for name in [*layout.modules, *others]}
     if all(name == new for name, new in names.items()):
         return layout
     kept = {name: new for name, new in names.items() if new is not None}
@@ -49,24 +53,30 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
     return dataclasses.replace(
         layout,
         modules={kept[name]: record for name, record in layout.modules.items() if name in kept},
-        bundles=tuple(_with_names(b, kept) for b in layout.bundles if all(name in kept for name in _members(b))),
+        groups=tuple(_with_names(group, kept) for group in layout.groups if group.host in kept),
         positions={kept[name]: count for name, count in layout.positions.items() if name in kept},
         dials=tuple(
             dataclasses.replace(dial, members=tuple(kept[name] for name in dial.members if name in kept))
             for dial in layout.dials
         ),
+        parameters={new: layout.parameters[name] for name in layout.parameters if (new := _renamed(name, kept))},
     )
 
 
-def build(model: nn.Module, layout: Layout) -> dict[str, nn.Module]:
-    """The modules that `layout` records, with the hyperparameters and device of `model`'s own; `model` is left alone.
+def build(model: nn.Module, layout: Layout) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:
+    """The modules and the parameters that stand alone that `layout` records, with the hyperparameters and device of
+    `model`'s own; `model` is left alone.
 
     Raises:
         CheckpointError: the layout contradicts itself or the stock model.
     """
     for field, value, rule in faults(model, layout):
         raise bad(f"quantization_config.{field}", value, rule)
-    return {name: _module(model, name, record) for name, record in layout.modules.items()}
+    modules = {name: _module(model, name, record) for name, record in layout.modules.items()}
+    layers = {name: module for name, module in modules.items() if isinstance(module, DendriticLayer)}
+    parameters = {name: model.get_parameter(name) for name in layout.parameters}
+    small = {n: nn.Parameter(p.new_empty(layout.parameters[n]), p.requires_grad) for n, p in parameters.items()}
+    return {**modules, **norms_of(model, layout.groups, layers)}, small
 
 
 def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
@@ -82,7 +92,8 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
         return layout
     set_layout(model, layout)
     layers = layers_in(model, layout)
-    dense = {name: torch.ones_like(layer.dendrite_mask, device="cpu") for name, layer in layers.items()}
+    masks = {name: layer.dendrite_mask for name, layer in layers.items() if layer.dendrite_mask.numel()}
+    dense = {name: torch.ones_like(mask, device="cpu") for name, mask in masks.items()}
     cost = total_cost(dense, costs_in(layers, layout))
     if trusted and cost != layout.dense_cost:
         raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
@@ -103,17 +114,30 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
         case Recurrent():
             return recurrent_skeleton(recurrent_layer(model, name), record)
         case Follower():
-            return shrink_follower(model.get_submodule(name), torch.arange(record.channels))
+            return shrink_channels(model.get_submodule(name), torch.arange(record.channels))
 
 
-def _members(bundle: Bundle) -> list[str]:
-    return [bundle.reader, *(wire.name for wire in (*bundle.producers, *bundle.followers))]
+def _parameters(layout: Layout) -> list[str]:
+    return [*layout.parameters, *(member.name for group in layout.groups for member in group.parameters)]
 
 
-def _with_names(bundle: Bundle, names: dict[str, str]) -> Bundle:
-    def wires(old: tuple[Wire, ...]) -> tuple[Wire, ...]:
-        return tuple(Wire(names[wire.name], wire.runs) for wire in old)
+def _renamed(parameter: str, names: dict[str, str]) -> str | None:
+    """The name of a parameter that stands alone, after the module that owns it; None where that is left out."""
+    owner, _, own = parameter.rpartition(".")
+    if not owner:
+        return parameter
+    return f"{names[owner]}.{own}" if owner in names else None
 
+
+def _with_names(group: Group, names: dict[str, str]) -> Group:
+    def members(old: tuple[Member, ...]) -> tuple[Member, ...]:
+        return tuple(dataclasses.replace(member, name=names[member.name]) for member in old if member.name in names)
+
+    alone = [(member, _renamed(member.name, names)) for member in group.parameters]
     return dataclasses.replace(
-        bundle, reader=names[bundle.reader], producers=wires(bundle.producers), followers=wires(bundle.followers)
+        group,
+        producers=members(group.producers),
+        consumers=members(group.consumers),
+        passers=members(group.passers),
+        parameters=tuple(dataclasses.replace(member, name=name) for member, name in alone if name is not None),
     )

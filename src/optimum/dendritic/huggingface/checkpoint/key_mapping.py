@@ -79,3 +79,8 @@ def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | No
         raise invalid("quantization_config.modules", name, rule, remedy, CheckpointError)
 
     return resolve
+
+
+def tied_keys(model: PreTrainedModel) -> set[str]:
+    """Names of tensors that files leave out, since they are those of other modules."""
+    return set(model.all_tied_weights_keys)

@@ -21,13 +21,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ...errors import CheckpointError, invalid
 from ...layout.layout import METHOD, Layout
 from ...layout.strict_json import bad
-from ...nn import DendriticLayer
-from ...nn.surgery import swap
-from ...state import layout_of, set_layout
+from ...nn.surgery import place, swap
+from ...state import gates_in, layers_in, layout_of, set_layout
 from ...unofficial import forget_quantized_, is_dispatched, is_loaded
 from .build import build, renamed, with_cost
 from .complete import check_complete
-from .key_mapping import renames, resolver
+from .key_mapping import renames, resolver, tied_keys
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
 
@@ -88,11 +87,13 @@ class DendriticLoader(HfQuantizer):
         with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
             stored = read_headers(checkpoint_files or ())
             self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
-            swap(model, build(model, self.layout))
+            modules, parameters = build(model, self.layout)
+            swap(model, modules)
+            place(model, parameters)
             self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
                 found, fused = sort_by_name(stored, renames(model, self.expected))
-                check_files(self.layout, self.expected, found, fused)
+                check_files(self.layout, self.expected, found, fused, tied_keys(model))
                 check_complete(model, self.expected, found.keys() | fused)
                 _check_sortable(entry.key for entry in stored)
             # last: its costs are computed from masks as large as the layout says, which the files now bear out
@@ -107,9 +108,10 @@ class DendriticLoader(HfQuantizer):
             if not is_dispatched(module):  # accelerate's dispatch makes new tensors without the mark
                 _check_loaded(name, tensors)
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
-            if isinstance(module, DendriticLayer) and "dendrite_mask" in tensors:
-                check_mask(name, module, module.dendrite_mask, module.segmented())
             _part_from_neighbours(tensors)
+        if self.layout.modules and not self.layout.packed:
+            for name, gates in gates_in(model, self.layout, layers_in(model, self.layout)).items():
+                check_mask(name, gates, gates.dendrite_mask, gates.segmented())
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 forget_quantized_(part.config)
@@ -132,7 +134,7 @@ def check_saved(model: PreTrainedModel, folder: Path) -> None:
         expected = model.state_dict()
         stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
         found, fused = sort_by_name(stored, renames(model, expected))
-        check_files(layout, expected, found, fused)
+        check_files(layout, expected, found, fused, tied_keys(model))
 
 
 def _check_sortable(keys: Iterable[str]) -> None:

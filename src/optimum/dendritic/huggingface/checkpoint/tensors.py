@@ -17,7 +17,7 @@ from ...errors import CheckpointError, invalid
 from ...layout.layout import Layout
 from ...layout.records import Form, Record, Recurrent, Segments
 from ...layout.strict_json import bad
-from ...nn import DendriticLayer
+from ...nn import Gates
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMES = {torch.bool: "BOOL", torch.int64: "I64"}
@@ -73,7 +73,11 @@ def sort_by_name(stored: Iterable[Stored], rename: Rename) -> tuple[dict[str, li
 
 
 def check_files(
-    layout: Layout, expected: Mapping[str, Tensor], found: Mapping[str, Sequence[Stored]], fused: Set[str]
+    layout: Layout,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Sequence[Stored]],
+    fused: Set[str],
+    tied: Set[str] = frozenset(),
 ) -> None:
     """Hold every recorded module's tensors, as declared, and the values that steer kernels against the skeleton.
 
@@ -81,11 +85,17 @@ def check_files(
         expected: the skeleton's state dict; only shapes and dtypes count.
         found: all that the files hold, by names in the skeleton.
         fused: names that are made from other tensors while loading, so that no header declares them.
+        tied: names of tensors that may be absent, since another module brings them.
 
     Raises:
         CheckpointError: they do not fit.
     """
+    absent = tied - found.keys()
     own = {name: _below(name, expected) for name in layout.modules}
+    own = {name: {key: value for key, value in keys.items() if key not in absent} for name, keys in own.items()}
+    _check_declared(
+        {name: expected[name] for name in layout.parameters}, {n: found.get(n, ()) for n in layout.parameters}
+    )
     for name, record in layout.modules.items():
         if isinstance(record, Form | Recurrent) and fused & own[name].keys():
             rule = "the file fuses it with other tensors, whose packed shapes differ"
@@ -154,7 +164,7 @@ def check_values(name: str, record: Record, tensors: Mapping[str, Tensor]) -> No
         raise bad(f"{name}.{tensor}", _excerpt(tensors[tensor]), rule)
 
 
-def check_mask(name: str, layer: DendriticLayer, mask: Tensor, tensors: Mapping[str, Tensor]) -> None:
+def check_mask(name: str, layer: Gates, mask: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Hold the weights of an injected layer against its mask: pruned means zero.
 
     Args:

@@ -11,12 +11,12 @@ from torch import nn
 
 from ...functional.importance import IMPORTANCE
 from ...layout.layout import Layout
-from ...layout.records import Bundle, Dial, Follower, Form, Record, Recurrent, Segments, Stack, Wire
+from ...layout.records import Dial, Follower, Form, Group, Member, Record, Recurrent, Segments, Stack
 from ...nn import (
     RecurrentLayer,
     WeightLayer,
     can_sprout,
-    follower_channels,
+    channels_of,
     is_prunable,
     is_recurrent_layer,
     is_weight_layer,
@@ -36,22 +36,31 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     for name, record in layout.modules.items():
         for rule in _record_faults(model.get_submodule(name), record, layout):
             yield f"modules.{name}", dataclasses.asdict(record), rule
-    if not all(injected) and (layout.bundles or layout.positions or layout.dials):
-        yield "bundles", len(layout.bundles), "a packed model has no bundles, positions and dials left"
+    if not all(injected) and (layout.groups or layout.positions or layout.dials):
+        yield "groups", len(layout.groups), "a packed model has no groups, positions and dials left"
+    for name, shape in layout.parameters.items():
+        for rule in _parameter_faults(model, name, shape):
+            yield f"parameters.{name}", shape, rule
+    if all(injected) and layout.parameters:
+        yield "parameters", sorted(layout.parameters), "an injected model has them in full"
     stacks = {name for name, record in layout.modules.items() if isinstance(record, Stack)}
     unknown = layout.positions.keys() - (layout.modules.keys() - stacks)
     unplaced = layout.modules.keys() - stacks - layout.positions.keys()
     if unknown or (unplaced and all(injected) and layout.config.budget == "macs"):
         yield "positions", sorted(unknown or unplaced), "must belong to the recorded modules, one to each"
-    ends = [[b.reader for b in layout.bundles], [p.name for b in layout.bundles for p in b.producers]]
-    if any(len(names) != len(set(names)) for names in ends):
-        yield "bundles", ends, "no module may read or feed twice"
-    followers = [follower.name for bundle in layout.bundles for follower in bundle.followers]
-    if len(followers) != len(set(followers)):
-        yield "bundles", followers, "no module may follow twice"
-    for i, bundle in enumerate(layout.bundles):
-        for rule in _bundle_faults(model, layout, bundle):
-            yield f"bundles[{i}]", bundle.reader, rule
+    for side in ("consumers", "passers", "parameters"):
+        ends = [(member.name, member.axis) for group in layout.groups for member in getattr(group, side)]
+        if len(ends) != len(set(ends)):
+            yield "groups", ends, f"no two groups may have {side} in common"
+    for i, group in enumerate(layout.groups):
+        for rule in _group_faults(model, layout, group):
+            yield f"groups[{i}]", group.host, rule
+    masked = {group.host for group in layout.groups if group.cut}
+    for name, record in layout.modules.items():
+        if isinstance(record, Segments) and name not in masked:
+            inputs = widths(weight_layer(model, name))[0] if is_weight_layer(model.get_submodule(name)) else 0
+            if record.segments and inputs % record.segments:
+                yield f"modules.{name}", dataclasses.asdict(record), f"segments must divide {inputs} inputs"
     members = [member for dial in layout.dials for member in dial.members]
     if len(members) != len(set(members)) or not stacks <= set(members) or bool(members) != layout.config.native:
         yield "dials", members, "native has dials, no module has two of them, and each stack has one"
@@ -62,8 +71,8 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
 
 def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterator[str]:
     if isinstance(record, Follower):
-        if not 0 < record.channels <= (follower_channels(module) or 0):
-            yield f"must have 1 to {follower_channels(module) or 0} channels of {module}"
+        if not 0 < record.channels <= (channels_of(module) or 0):
+            yield f"must have 1 to {channels_of(module) or 0} channels of {module}"
         return
     if isinstance(record, Stack):
         if type(module) is not nn.ModuleList or len(module) != record.blocks:
@@ -83,7 +92,7 @@ def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterato
     if record.sprout and (record.sprout != layout.config.sprout_rank or not can_sprout(module, record.sprout)):
         yield f"sprout must be 0, or sprout_rank = {layout.config.sprout_rank} where that costs less than {module}"
     if isinstance(record, Segments):
-        if outputs % record.arbors or inputs % record.segments:
+        if outputs % record.arbors or record.segments > inputs:
             yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
     else:
         if record.sprout and record.inputs != inputs:
@@ -104,32 +113,65 @@ def _recurrent_faults(module: RecurrentLayer, record: Record) -> Iterator[str]:
         yield f"must have the {hidden} hidden units of the stock layer"
 
 
-def _bundle_faults(model: nn.Module, layout: Layout, bundle: Bundle) -> Iterator[str]:
-    ends = {bundle.reader, *(p.name for p in bundle.producers)}
-    if not ends <= layout.modules.keys() or not all(is_weight_layer(model.get_submodule(name)) for name in ends):
-        yield "its reader and producers must be recorded modules of one weight"
-    if bundle.reader in {p.name for p in bundle.producers} or not bundle.producers:
-        yield "must be fed, and not by itself"
-    reader, inputs = layout.modules[bundle.reader], widths(weight_layer(model, bundle.reader))[0]
-    assert isinstance(reader, Segments)
-    if reader.sprout:
-        yield "its reader has no sprout: the inputs that are pruned of it die with their producers"
-    if inputs % bundle.block or (inputs // reader.segments) % bundle.block:
-        yield f"block = {bundle.block} must divide segments of {inputs // reader.segments} inputs"
-    if bundle.cut and (reader.arbors != 1 or reader.segments != inputs // bundle.block):
-        yield "the reader of a cut bundle has one arbor and one segment for each block"
-    for producer in bundle.producers:
-        outputs = widths(weight_layer(model, producer.name))[1]
-        yield from _run_faults(producer, outputs, inputs, bundle.block)
-    for follower in bundle.followers:
-        channels = follower_channels(model.get_submodule(follower.name))
-        if channels != sum(run.count * run.size for run in follower.runs):
-            yield f"the runs of {follower.name} must cover its {channels} channels"
-        yield from _run_faults(follower, channels or 0, inputs, bundle.block)
+def _parameter_faults(model: nn.Module, name: str, shape: tuple[int, ...]) -> Iterator[str]:
+    stock = dict(model.named_parameters()).get(name)
+    if (
+        stock is None
+        or stock.dim() != len(shape)
+        or any(not 0 < n <= m for n, m in zip(shape, stock.shape, strict=True))
+    ):
+        yield f"is not a part of a parameter of {type(model).__name__}"
+
+
+def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[str]:
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    if any(member.name not in modules for member in group.members):
+        yield "its members must be modules of the model"
+    ends = {member.name: modules[member.name] for member in (*group.producers, *group.consumers)}
+    tables = {name for name, module in ends.items() if isinstance(module, nn.Embedding)}
+    if not all(is_weight_layer(module) for name, module in ends.items() if name not in tables):
+        yield "its producers and consumers must be layers of one weight, or embeddings that produce"
+    if not group.producers or tables & {member.name for member in group.consumers}:
+        yield "must be fed by layers or embeddings"
+    host = layout.modules.get(group.host)
+    if not isinstance(host, Segments):
+        yield "its first consumer must be a recorded layer"
+        return
+    if host.sprout or (group.cut and (host.arbors, host.segments) != (1, group.units)):
+        yield f"its first consumer must have one arbor, {group.units} segments and no sprout"
+    if not group.cut and (len(group.consumers) > 1 or group.parameters or tables):
+        yield "a group of several consumers, embeddings or parameters must be cut"
+    for member in group.consumers[1:]:
+        record = layout.modules.get(member.name)
+        if isinstance(record, Segments) and record.segments:
+            yield f"{member.name} must have no segments of its own"
+    read: set[int] = set()
+    for member in group.consumers:
+        inputs = widths(weight_layer(model, member.name))[0]
+        yield from _run_faults(member, inputs, group.units)
+        read |= {unit for run in member.runs for unit in range(run.unit, min(run.unit + run.count, group.units))}
+    if len(read) != group.units:
+        yield f"each of its {group.units} units must be read"
+    for member in group.producers:
+        module = modules[member.name]
+        channels = (
+            module.embedding_dim if isinstance(module, nn.Embedding) else widths(weight_layer(model, member.name))[1]
+        )
+        yield from _run_faults(member, channels, group.units)
+    for member in group.passers:
+        yield from _run_faults(member, channels_of(modules[member.name]) or 0, group.units)
+        if member.axis > 8:
+            yield f"{member.name} has its channels at no axis of a tensor"
+    for member in group.parameters:
+        parameter = parameters.get(member.name)
+        if parameter is None or member.axis >= parameter.dim():
+            yield f"{member.name} must be a parameter with the axis {member.axis}"
+            return
+        yield from _run_faults(member, parameter.shape[member.axis], group.units)
 
 
 def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
-    readers, sizes = {bundle.reader for bundle in layout.bundles if bundle.cut}, set()
+    readers, sizes = {group.host for group in layout.groups if group.cut}, set()
     for member in dial.members:
         record = layout.modules.get(member)
         if isinstance(record, Stack):
@@ -137,18 +179,17 @@ def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
         elif isinstance(record, Segments) and member in readers:
             sizes.add(record.segments)
         else:
-            yield f"{member} must be a recorded stack or the reader of a cut bundle"
+            yield f"{member} must be a recorded stack or the host of a group that is cut"
     if not dial.fields or len(sizes) != 1:
         yield "must name fields of the config, and members of equally many units"
     if any(not below < count <= max(sizes) for below, count in zip((0, *dial.counts), dial.counts, strict=False)):
         yield f"counts must ascend within {sizes}"
 
 
-def _run_faults(wire: Wire, outputs: int, inputs: int, block: int) -> Iterator[str]:
+def _run_faults(member: Member, length: int, units: int) -> Iterator[str]:
     start = 0
-    for run in wire.runs:
+    for run in member.runs:
         end = run.start + run.count * run.size
-        inside = start <= run.start and end <= outputs and run.reach + run.count * run.width <= inputs
-        if not inside or block % run.width or run.reach % run.width:
-            yield f"{run} of {wire.name} must ascend within {outputs} outputs and blocks of {inputs} inputs"
+        if not start <= run.start or end > length or run.unit + run.count > units:
+            yield f"{run} of {member.name} must ascend within {length} indices and {units} units"
         start = end

@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ...config import DendriticConfig
 from ...errors import CheckpointError, invalid
-from ...state import dendritic_layers, layout_of
+from ...nn import DendriticGroup
+from ...state import gates_in, layers_in, layout_of
 from ...train_steps import Update
 from ...unofficial import calling, replace_method_
 from ..checkpoint.tensors import check_mask
@@ -174,8 +175,11 @@ def _check_masks(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
             remedy = "Resume with the same config, or start a new run from the dense model."
             rule = "does not fit: the run had another config"
             raise invalid(field, shape, rule, remedy, CheckpointError)
-    for name, layer in dendritic_layers(model).items() if layout is not None and masks else ():
+    if layout is None or not masks:
+        return
+    for name, gates in gates_in(model, layout, layers_in(model, layout)).items():
         mask = state_dict.get(f"{name}.dendrite_mask")
-        tensors = {key: state_dict[f"{name}.{key}"] for key in layer.segmented() if f"{name}.{key}" in state_dict}
-        if mask is not None and len(tensors) == len(layer.segmented()):
-            check_mask(name, layer, mask, tensors)
+        keys = {key: key if isinstance(gates, DendriticGroup) else f"{name}.{key}" for key in gates.segmented()}
+        tensors = {key: state_dict[full] for key, full in keys.items() if full in state_dict}
+        if mask is not None and len(tensors) == len(keys):
+            check_mask(name, gates, mask, tensors)

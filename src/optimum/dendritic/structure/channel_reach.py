@@ -1,0 +1,149 @@
+"""Who reaches whom: the passes of a tracer that tell which channel of a producer reaches which input of a consumer.
+
+The samples of one pass serve several producers at once. In the first passes sample `p` marks all channels of producer
+`p`, which tells who reaches whom; producers that reach no common module then share the samples that mark their code
+words (`functional.codes`). Where several channels arrive together (all channels of a query reach a whole head), further
+samples mark each channel, or each small block of channels, alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..functional.codes import Reach, candidates, code, decode, reach_of
+from .nan_tracing import Seen, Tangled, Tracer, Words
+
+EXACT = 256  # up to so many channels each is marked alone, where several arrive together
+BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it
+SAMPLES = 64  # largest batch of one tracing pass
+
+Touched = Mapping[str, set[str]]
+Reached = dict[str, Reach]
+
+
+def channel_reach(tracer: Tracer, producers: Sequence[str]) -> tuple[dict[str, Reached], dict[str, Exception]]:
+    """Who reaches what.
+
+    Args:
+        tracer: whose `positions` are known.
+        producers: names of layers and tables, and keys of axes.
+
+    Returns:
+        For each producer what each module is reached by, by its name (`OUTPUTS` for the model's outputs, a module of
+        unknown inputs has one); and the error of each producer whose marks could not be read.
+    """
+    lone = [name for name in producers if name in tracer.lone]
+    batched = [name for name in producers if name not in tracer.lone]
+    found, failed = _reach(tracer, batched, SAMPLES)
+    unspread = [name for name in failed if name in tracer.axes]  # a model may expand what begins with a batch of one
+    alone, failed_alone = _reach(tracer, [*lone, *unspread], 1)
+    failed = {name: error for name, error in failed.items() if name not in unspread} | failed_alone
+    found |= alone
+    return {name: found[name] for name in producers if name in found}, failed
+
+
+def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict[str, Reached], dict[str, Exception]]:
+    """The same, in passes of at most so many samples."""
+    widths = tracer.widths
+    everything = {name: torch.ones(1, widths[name], dtype=torch.bool) for name in producers}
+    census, failed = _read(tracer, everything, None, samples)
+    touched = {name: set(seen) for name, seen in census.items()}
+    words = {name: code(widths[name]) for name in touched}
+    seen, unread = _read(tracer, words, touched, samples)
+    found: dict[str, Reached] = {}
+    unclear: dict[str, dict[str, Tensor]] = {}  # producer -> module -> its inputs that several channels reach
+    for name, marks in seen.items():
+        found[name] = {}
+        for module, columns in marks.items():
+            channel, several = decode(columns, widths[name])
+            single = (channel >= 0).nonzero().flatten()
+            found[name][module] = reach_of(channel[single], single, columns.shape[1])
+            if several.any():
+                unclear.setdefault(name, {})[module] = several.nonzero().flatten()
+    tangled = {n: Tangled("several of its channels arrive together") for n in unclear if n not in tracer.layers}
+    unclear = {name: modules for name, modules in unclear.items() if name not in tangled}
+    blocks = {name: _blocks(widths[name]) for name in unclear}
+    alone, unresolved = _read(tracer, blocks, touched, samples)
+    for name, marks in alone.items():
+        size = widths[name] // len(blocks[name])
+        for module, several in unclear[name].items():
+            pairs = candidates(seen[name][module][:, several], words[name])
+            if module in marks:
+                pairs &= marks[module][:, several].repeat_interleave(size, 0)
+            channels, columns = pairs.nonzero().unbind(1)
+            found[name][module] |= reach_of(channels, several[columns], found[name][module].width)
+    failed |= unread | unresolved | tangled
+    return {name: found[name] for name in producers if name not in failed}, failed
+
+
+def _read(
+    tracer: Tracer, words: Words, touched: Touched | None, samples: int
+) -> tuple[dict[str, Seen], dict[str, Exception]]:
+    """What each producer's samples show at the modules that it reaches, and the errors of those that cannot run.
+
+    A model may fail in any way on NaN, so producers that fail together are tried in halves.
+
+    Args:
+        words: the samples of each producer.
+        touched: the modules that each producer reaches; None where that is what is asked.
+        samples: the largest batch of one pass.
+    """
+    if not words:
+        return {}, {}
+    try:
+        return _shared(tracer, words, touched, samples), {}
+    except Exception as error:
+        names = list(words)
+        if len(names) == 1:
+            return {}, {names[0]: error}
+        halves = [{name: words[name] for name in part} for part in (names[::2], names[1::2])]
+        (first, errors), (second, more) = (_read(tracer, half, touched, samples) for half in halves)
+        return first | second, errors | more
+
+
+def _shared(tracer: Tracer, words: Words, touched: Touched | None, largest: int) -> dict[str, Seen]:
+    """The same, where nothing fails: producers that reach no common module have samples in common."""
+    first, samples = _placed(words, touched)
+    found: dict[str, Seen] = {name: {} for name in words}
+    for start in range(0, samples, largest):
+        length, patterns, own = min(largest, samples - start), {}, {}
+        for name, word in words.items():
+            low, high = max(first[name], start), min(first[name] + len(word), start + length)
+            if low < high:
+                here, there = slice(low - start, high - start), slice(low - first[name], high - first[name])
+                patterns[name] = torch.zeros(length, word.shape[1], dtype=torch.bool)
+                patterns[name][here] = word[there]
+                own[name] = (here, there)
+        seen = tracer.mark(patterns, length)
+        for name, (here, there) in own.items():
+            for module, columns in seen.items():
+                if columns[here].any() if touched is None else module in touched[name]:
+                    empty = torch.zeros(len(words[name]), columns.shape[1], dtype=torch.bool)
+                    found[name].setdefault(module, empty)[there] = columns[here]
+    return found
+
+
+def _placed(words: Words, touched: Touched | None) -> tuple[dict[str, int], int]:
+    """The first of the samples of each producer, and how many there are in all."""
+    lanes: list[tuple[set[str], list[str]]] = []
+    for name in words:
+        modules = {name} if touched is None else touched[name]
+        lane = next((lane for lane in lanes if touched is not None and lane[0].isdisjoint(modules)), None)
+        if lane is None:
+            lanes.append(lane := (set(), []))
+        lane[0].update(modules)
+        lane[1].append(name)
+    first, samples = {}, 0
+    for _, names in lanes:
+        first |= dict.fromkeys(names, samples)
+        samples += max(len(words[name]) for name in names)
+    return first, samples
+
+
+def _blocks(channels: int) -> Bool[Tensor, "blocks channels"]:
+    """Each channel alone, or of a wide layer each small block."""
+    size = 1 if channels <= EXACT else math.gcd(channels, BLOCK)
+    return torch.eye(channels // size, dtype=torch.bool).repeat_interleave(size, 1)
