@@ -30,8 +30,8 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Pack every injected layer, in place: gather -> smaller product -> scatter, both gone in groups that are cut;
     recurrent layers with fewer hidden units.
 
-    The packed model is verified against the masked one on `example_inputs`; a group whose cutting changes the outputs is
-    not cut, and that is logged. A model that could not be traced has no groups to cut; where it does not run on the
+    The packed model is verified against the masked one on `example_inputs`; a group whose cutting changes the outputs
+    is not cut, and that is logged. A model that could not be traced has no groups to cut; where it does not run on the
     inputs either, it is packed layer by layer, with a warning.
 
     Every process of a model that FSDP2 has sharded calls this with the same inputs, and ends with the same stock model

@@ -53,9 +53,9 @@ class DendriticConfig:
         target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
             Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
-        units: what may go. `"heads"`, `"neurons"` and `"channels"` that one layer reads, `"streams"` that several layers
-            read (the hidden width of a transformer, with its embeddings and norms), and `"inputs"`, segments of the
-            inputs of single layers, which packed layers gather. Or a preset: `"structured"` (all but inputs: packed
+        units: what may go. `"heads"`, `"neurons"` and `"channels"` that one layer reads, `"streams"` that several read
+            (the hidden width of a transformer, with its embeddings and norms), and `"inputs"`, segments of the inputs
+            of single layers, which packed layers gather. Or a preset: `"structured"` (all but inputs: packed
             layers gather nothing) or `"fine"` (all but streams). Units of an LSTM or GRU always may.
         segment_size: inputs in one dendritic segment if inputs are gathered; of an LSTM or GRU a segment is one hidden
             unit.

@@ -1,4 +1,4 @@
-"""The units of a dependency group along an axis: which index belongs to which unit, and the runs that say so briefly."""
+"""The units of a dependency group along an axis: which index belongs to which unit, and runs that say so briefly."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -200,7 +200,7 @@ class Dial:
 
     Attributes:
         fields: The numbers, by dotted path; they scale with the units that are kept.
-        members: Readers of cut bundles (units: blocks of inputs) or stacks (units: blocks); all keep equally many.
+        members: The first consumers of groups that are cut, or stacks, whose units are blocks; all keep equally many.
         counts: The ascending numbers of units that the config admits; empty for every number.
         lists: Lists in the config with one entry for each unit of a stack, by dotted path.
     """

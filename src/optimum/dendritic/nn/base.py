@@ -130,7 +130,7 @@ class Gates(ABC):
                 self.blank_({name: moment}, back)
 
     @torch.no_grad()
-    def update_sprout_(
+    def update_sprout_(  # noqa: B027  # most have none
         self,
         gone: Bool[Tensor, "arbors segments"],
         alive: Bool[Tensor, " outputs"],
@@ -138,7 +138,7 @@ class Gates(ABC):
         pays: bool,
         final: bool,
         optimizer: Optimizer | None,
-    ) -> None:  # noqa: B027
+    ) -> None:
         """Bring the sprout, if the layer has one, up to date with the masks.
 
         Args:

@@ -52,7 +52,7 @@ class DendriticGroup(Gates):
         self.host.note_activity_(seen)
 
     def segmented(self) -> dict[str, nn.Parameter]:
-        return {f"{name}.weight": layer.weight for name, (layer, _) in self.consumers.items()}
+        return {f"{name}.weight": layer.get_parameter("weight") for name, (layer, _) in self.consumers.items()}
 
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
         return [

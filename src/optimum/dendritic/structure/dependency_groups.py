@@ -135,7 +135,7 @@ def _closed(
 
 
 def _families(labels: Mapping[str, Labels], closed: Tensor) -> list[Tensor]:
-    """Open components by their members: the sorted labels of each family of at least two, with producer and consumer."""
+    """Open components by their members: the sorted labels of each family, of two or more with both ends."""
     total = 1 + max((int(own.max()) for own in labels.values() if len(own)), default=-1)
     signature, sides = torch.zeros(total, dtype=torch.int64), torch.zeros(2, total, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
@@ -265,7 +265,6 @@ def _proved(groups: Sequence[Group], trial: "Trial") -> tuple[Group, ...]:
             kept |= {group.host for group in family if group is family[0] or trial.holds([group])}
     for group in groups:
         if group.host not in kept:
-            logger.info(f"{group.host} keeps a gather: the tensor that it reads cannot shrink")
-    return tuple(
-        replace(group, cut=group.host in kept) for group in groups if group.host in kept or can_stay_wide(trial.model, group)
-    )
+            logger.info(f"{group.host} keeps a gather: the tensor that it reads cannot shrink ({group.kind})")
+    stay = [group for group in groups if group.host in kept or can_stay_wide(trial.model, group)]
+    return tuple(replace(group, cut=group.host in kept) for group in stay)

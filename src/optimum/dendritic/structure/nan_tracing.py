@@ -194,7 +194,7 @@ class Tracer:
         def clear(module: nn.Module, args: Any, output: Any) -> Any:
             return _map(output, torch.nan_to_num)
 
-        def look_up(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        def look_up(module: Any, args: Any, output: Tensor) -> Tensor:
             return _marked(_spread_over(output, samples), tables[module], -1)
 
         hooks = [m.register_forward_pre_hook(read, with_kwargs=True) for m in [*self.opaque, *self.followers]]
