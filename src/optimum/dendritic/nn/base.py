@@ -129,8 +129,8 @@ class Gates(ABC):
             for moment in moments(parameter, optimizer):
                 self.blank_({name: moment}, back)
 
-    @torch.no_grad()
-    def update_sprout_(  # noqa: B027  # most have none
+    @torch.no_grad()  # noqa: B027
+    def update_sprout_(
         self,
         gone: Bool[Tensor, "arbors segments"],
         alive: Bool[Tensor, " outputs"],

@@ -34,7 +34,7 @@ from .trial_cut import Trial
 
 logger = logging.get_logger(__name__)
 
-Labels = Int[Tensor, " size"]
+Labels = Int[Tensor, "_"]
 
 
 @dataclass(frozen=True)
