@@ -7,7 +7,7 @@ samples mark each channel, or each small block of channels, alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from jaxtyping import Bool
@@ -20,7 +20,7 @@ EXACT = 256  # up to so many channels each is marked alone, where several arrive
 BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it
 SAMPLES = 64  # largest batch of one tracing pass
 
-Touched = Mapping[str, set[str]]
+Touched = Mapping[str, Set[str]]
 Reached = dict[str, Reach]
 
 
@@ -32,8 +32,9 @@ def channel_reach(tracer: Tracer, producers: Sequence[str]) -> tuple[dict[str, R
         producers: names of layers and tables, and keys of axes.
 
     Returns:
-        For each producer what each module is reached by, by its name (`OUTPUTS` for the model's outputs, a module of
-        unknown inputs has one); and the error of each producer whose marks could not be read.
+        For each producer what each module is reached by, by its name; and the error of each producer whose marks could
+        not be read. Of the model's outputs (`OUTPUTS`) and of modules whose inputs are not told apart it says alone
+        that they are reached, by all channels.
     """
     lone = [name for name in producers if name in tracer.lone]
     batched = [name for name in producers if name not in tracer.lone]
@@ -50,13 +51,13 @@ def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict
     widths = tracer.widths
     everything = {name: torch.ones(1, widths[name], dtype=torch.bool) for name in producers}
     census, failed = _read(tracer, everything, None, samples)
-    touched = {name: set(seen) for name, seen in census.items()}
-    words = {name: code(widths[name]) for name in touched}
+    told = {*tracer.layers, *tracer.followers.values(), *tracer.norms.values()}
+    touched = {name: seen.keys() & told for name, seen in census.items()}
+    words = {name: code(widths[name]) for name, modules in touched.items() if modules}
     seen, unread = _read(tracer, words, touched, samples)
-    found: dict[str, Reached] = {}
+    found = {name: {sink: _all(widths[name]) for sink in seen.keys() - told} for name, seen in census.items()}
     unclear: dict[str, dict[str, Tensor]] = {}  # producer -> module -> its inputs that several channels reach
     for name, marks in seen.items():
-        found[name] = {}
         for module, columns in marks.items():
             channel, several = decode(columns, widths[name])
             single = (channel >= 0).nonzero().flatten()
@@ -77,6 +78,11 @@ def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict
             found[name][module] |= reach_of(channels, several[columns], found[name][module].width)
     failed |= unread | unresolved | tangled
     return {name: found[name] for name in producers if name not in failed}, failed
+
+
+def _all(channels: int) -> Reach:
+    """That all channels reach the one input."""
+    return Reach(torch.arange(channels), torch.zeros(channels, dtype=torch.int64), width=1)
 
 
 def _read(
