@@ -18,7 +18,7 @@ Costs = Mapping[str, Cost]
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Leaves Python's random state alone, as strategies must: the annotations of a tuple are checked at a random entry."""
+    """Leave Python's random state alone, as a strategy must; annotated tuples are checked at a random entry."""
     state = random.getstate()
     try:
         yield
