@@ -132,7 +132,7 @@ class TestSizes:
             tmp_path / "wide",
             hidden_size=16384,
             num_attention_heads=1,
-            quantization_config=layout | {"bundles": []},
+            quantization_config=layout | {"groups": []},
         )
         start = time.process_time()
         with pytest.raises(CheckpointError):
@@ -148,8 +148,8 @@ class TestSizes:
     def test_a_module_that_follows_twice(self, tmp_path):
         saved(tmp_path / "cut", "resnet_basic", "injected")
         config = json.loads((tmp_path / "cut/config.json").read_text())
-        bundle = next(b for b in config["quantization_config"]["bundles"] if b["followers"])
-        bundle["followers"].append(bundle["followers"][0])
+        group = next(g for g in config["quantization_config"]["groups"] if g["passers"])
+        group["passers"].append(group["passers"][0])
         folder = edited(tmp_path / "cut", tmp_path / "odd", quantization_config=config["quantization_config"])
-        with pytest.raises(CheckpointError, match="follow twice"):
+        with pytest.raises(CheckpointError, match="passers in common"):
             AutoModel.from_pretrained(folder)

@@ -219,7 +219,7 @@ class Fussy(nn.Module):
 def test_a_wire_that_cannot_be_cut_after_all_keeps_a_gather(error, caplog):
     model, inputs = roughen(Fussy(error)), vectors()
     inject_(model, DendriticConfig(sparsity=0.5, target_modules=".*", importance="random"), example_inputs=inputs)
-    assert layout_of(model).bundles[0].cut
+    assert layout_of(model).groups[0].cut
     update_(model, 0.5)
     pack_and_check(model, inputs)
     assert "down keeps a gather" in caplog.text and layout_of(model).modules["down"].gather

@@ -182,7 +182,7 @@ def test_minilm_with_its_real_weights(tmp_path):
     config = DendriticConfig(sparsity=0.6, updates=2)
     inject_(model, config, example_inputs=inputs)
     before = injected_layout(model)
-    assert sum(bundle.cut for bundle in before.bundles) == 12  # heads and neurons of its six layers
+    assert sum(group.cut for group in before.groups) == 12  # heads and neurons of its six layers
     train(model, endless(batch), 4, config)
     expected = logits(model, inputs)
     compress_(model, inputs)

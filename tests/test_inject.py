@@ -147,7 +147,7 @@ def test_a_pretrained_model_needs_no_example_inputs(name):
     model, inputs = build(name)
     with_inputs = inject_(build(name)[0], CONFIG, example_inputs=inputs)
     inject_(model, CONFIG)
-    assert layout_of(model).bundles == layout_of(with_inputs).bundles
+    assert layout_of(model).groups == layout_of(with_inputs).groups
 
 
 def test_layers_that_the_forward_pass_does_not_call_are_left_alone():
@@ -180,7 +180,7 @@ def test_an_untraceable_model_is_still_injected_without_cuts_but_not_for_macs():
             return super().forward(x)
 
     model = inject_(Demanding(), DendriticConfig(sparsity=0.3), example_inputs=pixels())
-    assert layout_of(model).bundles == () and set(dendritic_layers(model)) == {"conv1", "conv2", "fc1"}
+    assert layout_of(model).groups == () and set(dendritic_layers(model)) == {"conv1", "conv2", "fc1"}
     model = Demanding()
     before = snapshot(model)
     with pytest.raises(DendriticError, match="budget = 'macs'"):

@@ -151,7 +151,7 @@ class TestAForwardThatRaises:
         model, inputs = roughen(FailsOnNaN()), pixels()
         inject_(model, CONFIG, example_inputs=inputs)
         assert "The forward pass raises when NaN traces" in told() and "numbers gone bad" in told()
-        assert {bundle.reader for bundle in layout_of(model).bundles} == {"conv2", "fc1"}, "only fc1's wire is lost"
+        assert {group.host for group in layout_of(model).groups} == {"conv2", "fc1"}, "only fc1's wire is lost"
         train(model, inputs)
         pack_and_compare(model, inputs)
 
@@ -159,7 +159,7 @@ class TestAForwardThatRaises:
         model, inputs = roughen(FailsInEval()), vectors()
         inject_(model, CONFIG, example_inputs=inputs)
         assert "could not be traced, so no channels are cut: RuntimeError: only trained" in told()
-        assert not layout_of(model).bundles
+        assert not layout_of(model).groups
         train(model, inputs)
         model.train()
         expected = model(**inputs)

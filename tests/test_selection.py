@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.compare import every
-from helpers.selection import Masks, above_floor, live, problems, with_one_back, within_budget
+from helpers.selection import Masks, above_floor, live, problems, repeatable, with_one_back, within_budget
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum.dendritic.functional.costs import LayerCost
+from optimum.dendritic.functional.costs import LayerCost, Link
 from optimum.dendritic.functional.selection import choose_regrown, select, smallest_kept, total_cost, unit_cost
 
 
@@ -32,9 +32,9 @@ def alike(draw, arbors: tuple[int, ...] = (1,), layers: int = 4, segments: int =
     several, scores, costs = draw(st.sampled_from(arbors)), {}, {}
     for index in range(draw(st.integers(1, layers))):
         rows, size, per_weight = draw(st.sampled_from([(4, 3, 1), (4, 1, 3), (2, 6, 1), (2, 1, 6)]))
-        costs[f"layer{index}"] = LayerCost(
-            rows=rows, segment_size=size, per_weight=per_weight, per_row=draw(st.integers(0, 2))
-        )
+        per_row = draw(st.integers(0, 2))
+        with repeatable():
+            costs[f"layer{index}"] = LayerCost(rows=rows, segment_size=size, per_weight=per_weight, per_row=per_row)
         scores[f"layer{index}"] = torch.rand(several, draw(st.integers(1, segments)), generator=generator)
     masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     budget = draw(st.floats(0, 1)) * total_cost(masks, costs)
@@ -286,8 +286,8 @@ def test_the_total_cost_is_what_counting_by_hand_gives(problem):
         mask = masks[name]
         for row in range(cost.rows):
             arbor = row // (cost.rows // len(mask))
-            segment = -1 if cost.reached is None else int(cost.reached[row])
-            alive = segment < 0 or bool(masks[cost.reader][:, segment].any())
+            ends = [(link.host, int(link.segments[row])) for link in cost.feeds]
+            alive = all(segment < 0 or bool(masks[host][:, segment].any()) for host, segment in ends)
             assert alive == bool(cost.alive_rows(masks)[row])
             if alive:
                 expected += int(mask[arbor].sum()) * cost.segment_size * cost.per_weight + cost.per_row
@@ -333,8 +333,7 @@ def test_a_unit_saves_its_columns_and_the_rows_that_die_with_it(rows_each, segme
             segment_size=2,
             per_weight=per_weight,
             per_row=per_row,
-            reader="reader",
-            reached=reached,
+            feeds=(Link(host="reader", segments=reached),),
         ),
         "reader": LayerCost(rows=5, segment_size=size, per_weight=1, per_row=per_row),
     }

@@ -157,10 +157,9 @@ def test_what_was_pruned_is_taken_up_as_the_nearest_of_its_rank():
     lost_most = 0.0
     for name, layer in sprouting(model).items():
         alive = torch.ones(len(layer.weight), dtype=torch.bool)
-        for bundle in layout_of(model).bundles:
-            if name in [p.name for p in bundle.producers]:
-                cost = layer_costs(model)[name]
-                alive = dendritic_layers(model)[bundle.reader].dendrite_mask.any(0)[cost.reached]
+        masks = {other: layer.dendrite_mask for other, layer in dendritic_layers(model).items()}
+        for link in layer_costs(model)[name].dying_rows():
+            alive &= link.alive(masks)
         lost = (before[name] - layer.weight).detach() * alive[:, None]
         norms = layer.dendrite_activity.sqrt()
         left = torch.linalg.svdvals(lost * norms)[1:].square().sum().sqrt()
@@ -271,7 +270,7 @@ def test_a_sprout_is_paid_for_where_more_was_pruned_and_the_budget_still_holds(p
     assert total_cost(dense, costs) == total_cost(dense, plain)
 
 
-def test_packed_sprouts_lose_the_rows_that_died_along_bundles():
+def test_packed_sprouts_lose_the_rows_that_died_with_their_groups():
     model, inputs = active("bert")
     compress_(model, inputs)
     forms = layout_of(model).modules

@@ -6,7 +6,7 @@ from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum.dendritic.functional.costs import LayerCost, StackCost
+from optimum.dendritic.functional.costs import LayerCost, Link, StackCost
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.uniform_selection import select_uniform
 from optimum.dendritic.layout.records import Dial
@@ -28,8 +28,8 @@ def problem(seed: int, dials=(WIDTH, DEPTH, HEADS)):
         for reader, producer, units, size in (("down", "up", NEURONS, 1), ("out", "value", GROUPS, 2)):
             rows = torch.arange(units).repeat_interleave(size)
             costs[f"{i}.{reader}"] = LayerCost(rows=8, segment_size=size, **place)
-            leading = {"reader": f"{i}.{reader}", "reached": rows}
-            costs[f"{i}.{producer}"] = LayerCost(rows=units * size, segment_size=8, **leading, **place)
+            feeds = (Link(host=f"{i}.{reader}", segments=rows),)
+            costs[f"{i}.{producer}"] = LayerCost(rows=units * size, segment_size=8, feeds=feeds, **place)
             masks[f"{i}.{reader}"] = torch.ones(1, units, dtype=torch.bool)
             masks[f"{i}.{producer}"] = torch.ones(1, 1, dtype=torch.bool)
     scores = {name: torch.rand(mask.shape, generator=draw) for name, mask in masks.items()}

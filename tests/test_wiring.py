@@ -9,84 +9,99 @@ from helpers import families
 from helpers.compare import every
 from helpers.families import ALL, inputs_of
 from helpers.models import FACTORIES, ConcatMLP, build, outputs, roughen, vectors
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
-from optimum.dendritic.functional.codes import Reach
-from optimum.dendritic.layout.records import Bundle, Run
-from optimum.dendritic.nn import is_weight_layer
-from optimum.dendritic.nn.pack_model import alive_channels, segments_reached
-from optimum.dendritic.structure.dependency_groups import Spans, _runs
+from optimum.dendritic.functional.units import living, runs_along, units_along
+from optimum.dendritic.layout.records import Group, Run
+from optimum.dendritic.structure.channel_reach import channel_reach
 from optimum.dendritic.structure.nan_tracing import Tracer
 from optimum.dendritic.structure.probing import quiet
 
 
-def trace(name: str, **options) -> dict[str, Bundle]:
-    model, inputs = build(name)
-    return {bundle.reader: bundle for bundle in trace_wiring(model, inputs, **options).bundles}
+def trace(name: str, **options) -> dict[str, Group]:
+    """The groups of a model by the layers that read them."""
+    if name in FACTORIES:
+        model, inputs = build(name)
+    else:
+        family = next(family for family in ALL if family.name == name)
+        model, inputs = families.build(family), inputs_of(family)
+    return by_consumer(trace_wiring(model, inputs, **options).groups)
 
 
-def feeds(bundle: Bundle) -> tuple[list[str], list[str], int, bool]:
-    return [p.name for p in bundle.producers], [f.name for f in bundle.followers], bundle.block, bundle.cut
+def by_consumer(groups: tuple[Group, ...]) -> dict[str, Group]:
+    return {member.name: group for group in groups for member in group.consumers}
+
+
+def feeds(group: Group) -> tuple[list[str], list[str], str, int, bool]:
+    """The producers and passers of a group of one consumer, its kind, the inputs of a unit, and whether it is cut."""
+    (consumer,) = group.consumers
+    (size,) = {run.size for run in consumer.runs}
+    return names(group, "producers"), names(group, "passers"), group.kind, size, group.cut
+
+
+def names(group: Group, side: str) -> list[str]:
+    return [member.name for member in getattr(group, side)]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_bert_feeds_whole_heads_and_single_neurons(layer):
     found, at = trace("bert"), f"bert.encoder.layer.{layer}"
     heads = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
-    assert feeds(found[f"{at}.attention.output.dense"]) == (heads, [], 4, True)
-    assert feeds(found[f"{at}.output.dense"]) == ([f"{at}.intermediate.dense"], [], 1, True)
+    assert feeds(found[f"{at}.attention.output.dense"]) == (heads, [], "heads", 4, True)
+    assert feeds(found[f"{at}.output.dense"]) == ([f"{at}.intermediate.dense"], [], "neurons", 1, True)
 
 
 def test_vit_feeds_whole_heads_and_single_neurons():
     found, at = trace("vit"), "vit.layers.1"
     heads = [f"{at}.attention.{part}_proj" for part in ("q", "k", "v")]
-    assert feeds(found[f"{at}.attention.o_proj"]) == (heads, [], 4, True)
-    assert feeds(found[f"{at}.mlp.fc2"]) == ([f"{at}.mlp.fc1"], [], 1, True)
+    assert feeds(found[f"{at}.attention.o_proj"]) == (heads, [], "heads", 4, True)
+    assert feeds(found[f"{at}.mlp.fc2"]) == ([f"{at}.mlp.fc1"], [], "neurons", 1, True)
 
 
-def runs(*numbers: tuple[int, int, int, int, int]) -> tuple[Run, ...]:
-    """Runs by their start, size, reach, width and count."""
-    names = ("start", "size", "reach", "width", "count")
-    return tuple(Run(**dict(zip(names, each, strict=True))) for each in numbers)
+def runs(*numbers: tuple[int, int, int, int]) -> tuple[Run, ...]:
+    """Runs by their start, size, first unit and count."""
+    return tuple(Run(**dict(zip(("start", "size", "unit", "count"), each, strict=True))) for each in numbers)
 
 
 def test_gpt2_splits_one_tensor_into_heads_which_cannot_shrink():
     found = trace("gpt2")
-    bundle = found["transformer.h.0.attn.c_proj"]
-    assert feeds(bundle) == (["transformer.h.0.attn.c_attn"], [], 4, False)
-    assert bundle.producers[0].runs == runs((0, 4, 0, 4, 4), (16, 4, 0, 4, 4), (32, 1, 0, 1, 16))
-    assert feeds(found["transformer.h.0.mlp.c_proj"]) == (["transformer.h.0.mlp.c_fc"], [], 1, True)
+    group = found["transformer.h.0.attn.c_proj"]
+    assert feeds(group) == (["transformer.h.0.attn.c_attn"], [], "heads", 4, False)
+    assert group.producers[0].runs == runs((0, 4, 0, 4), (16, 4, 0, 4), (32, 4, 0, 4))
+    assert feeds(found["transformer.h.0.mlp.c_proj"]) == (["transformer.h.0.mlp.c_fc"], [], "neurons", 1, True)
 
 
-def test_llama_cuts_whole_groups_of_query_heads_with_the_key_and_value_head_that_they_share():
-    found, at = trace("llama"), "model.layers.0"
-    bundle = found[f"{at}.self_attn.o_proj"]
-    assert feeds(bundle) == ([f"{at}.self_attn.{part}_proj" for part in "qkv"], [], 8, True)
-    query, key, value = bundle.producers
-    assert query.runs == runs((0, 4, 0, 4, 4)) and key.runs == value.runs == runs((0, 4, 0, 8, 2))
-    assert feeds(found[f"{at}.mlp.down_proj"]) == ([f"{at}.mlp.{part}_proj" for part in ("gate", "up")], [], 1, True)
+@pytest.mark.parametrize("name", ["llama", "Qwen3"])
+def test_whole_groups_of_query_heads_are_cut_with_the_key_and_value_head_that_they_share(name):
+    """The norms of Qwen3, one for all heads, keep what they have."""
+    found, at = trace(name), "model.layers.0"
+    group = found[f"{at}.self_attn.o_proj"]
+    assert feeds(group) == ([f"{at}.self_attn.{part}_proj" for part in "qkv"], [], "heads", 8, True)
+    query, key, value = group.producers
+    assert query.runs == runs((0, 8, 0, 2)) and key.runs == value.runs == runs((0, 4, 0, 2))
+    expected = ([f"{at}.mlp.{part}_proj" for part in ("gate", "up")], [], "neurons", 1, True)
+    assert feeds(found[f"{at}.mlp.down_proj"]) == expected
 
 
 def test_a_fused_product_with_shared_key_and_value_heads_is_read_as_heads():
     """Phi-3: each row of a value head reaches scattered inputs of a group; the queries and keys tell the block."""
-    family = next(family for family in ALL if family.name == "Phi-3")
-    found = {b.reader: b for b in trace_wiring(families.build(family), inputs_of(family)).bundles}
-    bundle = found["model.layers.0.self_attn.o_proj"]
-    assert feeds(bundle) == (["model.layers.0.self_attn.qkv_proj"], [], 8, False)
-    assert bundle.producers[0].runs == runs((0, 8, 0, 8, 2), (16, 4, 0, 8, 2), (24, 4, 0, 8, 2))
+    group = trace("Phi-3")["model.layers.0.self_attn.o_proj"]
+    assert feeds(group) == (["model.layers.0.self_attn.qkv_proj"], [], "heads", 8, False)
+    assert group.producers[0].runs == runs((0, 8, 0, 2), (16, 4, 0, 2), (24, 4, 0, 2))
 
 
 def test_resnet_feeds_inside_its_blocks_through_batch_norm():
     found, at = trace("resnet_basic"), "resnet.encoder.stages.0.layers.1.layer"
-    expected = ([f"{at}.0.convolution"], [f"{at}.0.normalization"], 1, True)
+    expected = ([f"{at}.0.convolution"], [f"{at}.0.normalization"], "channels", 1, True)
     assert feeds(found[f"{at}.1.convolution"]) == expected
     found, at = trace("resnet_bottleneck"), "resnet.encoder.stages.1.layers.1.layer"
     for i in (1, 2):
-        expected = ([f"{at}.{i - 1}.convolution"], [f"{at}.{i - 1}.normalization"], 1, True)
+        expected = ([f"{at}.{i - 1}.convolution"], [f"{at}.{i - 1}.normalization"], "channels", 1, True)
         assert feeds(found[f"{at}.{i}.convolution"]) == expected
 
 
@@ -95,43 +110,106 @@ def test_mobilenet_feeds_through_its_depthwise_convolution():
     followers = [
         f"{at}.{part}" for part in ("conv_3x3.convolution", "conv_3x3.normalization", "expand_1x1.normalization")
     ]
-    assert feeds(found[f"{at}.reduce_1x1.convolution"]) == ([f"{at}.expand_1x1.convolution"], followers, 1, True)
+    expected = ([f"{at}.expand_1x1.convolution"], followers, "channels", 1, True)
+    assert feeds(found[f"{at}.reduce_1x1.convolution"]) == expected
 
 
 def test_convnext_feeds_between_its_pointwise_layers():
     at = "convnext.encoder.stages.0.layers.0"
-    assert feeds(trace("convnext")[f"{at}.pwconv2"]) == ([f"{at}.pwconv1"], [], 1, True)
+    assert feeds(trace("convnext")[f"{at}.pwconv2"]) == ([f"{at}.pwconv1"], [], "neurons", 1, True)
 
 
 def test_a_channel_feeds_all_its_pixels_of_a_flattened_layer():
     found = trace("plain_cnn")
-    assert feeds(found["conv2"]) == (["conv1"], ["bn1"], 1, True)
-    assert feeds(found["fc1"]) == (["conv2"], ["bn2"], 4, True)
-    assert found["fc1"].producers[0].runs == runs((0, 1, 0, 4, 16))
-    assert feeds(found["fc2"]) == (["fc1"], [], 1, True)
+    assert feeds(found["conv2"]) == (["conv1"], ["bn1"], "channels", 1, True)
+    assert feeds(found["fc1"]) == (["conv2"], ["bn2"], "channels", 4, True)
+    assert found["fc1"].producers[0].runs == runs((0, 1, 0, 16))
+    assert feeds(found["fc2"]) == (["fc1"], [], "neurons", 1, True)
 
 
 def test_a_grouped_convolution_is_neither_fed_nor_feeds():
     assert list(trace("grouped_cnn")) == ["project"]
 
 
-STREAMS = {
+WRITERS = {
     "bert": ["bert.encoder.layer.0.attention.output.dense", "bert.encoder.layer.0.output.dense"],
     "gpt2": ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"],
     "llama": ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"],
     "vit": ["vit.layers.0.attention.o_proj", "vit.layers.0.mlp.fc2"],
     "resnet_basic": ["resnet.embedder.embedder.convolution", "resnet.encoder.stages.0.layers.0.layer.1.convolution"],
-    "convnext": ["convnext.encoder.stages.0.layers.0.pwconv2", "convnext.encoder.stages.1.downsampling_layer.1"],
+    "convnext": ["convnext.encoder.stages.0.layers.0.pwconv2"],
     "residual_mlp": ["stem", "down.0"],
 }
 
 
-@pytest.mark.parametrize("name", STREAMS)
-def test_a_layer_that_writes_to_a_residual_stream_is_never_cut(name):
-    model, _ = build(name)
-    cut = {producer.name for bundle in trace(name).values() if bundle.cut for producer in bundle.producers}
-    assert cut and cut.isdisjoint(STREAMS[name])
-    assert every(isinstance(model.get_submodule(layer), nn.Module) for layer in STREAMS[name])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_layer_that_writes_to_a_residual_stream_is_cut_with_the_stream_alone(name):
+    groups = {group.host: group for group in trace(name).values()}.values()
+    for writer in WRITERS[name]:
+        (kind,) = [group.kind for group in groups if writer in names(group, "producers")]
+        assert kind == "streams"
+
+
+def stream_of(name: str, consumer: str) -> Group:
+    group = trace(name)[consumer]
+    assert group.kind == "streams" and group.cut
+    return group
+
+
+def test_the_stream_of_bert_has_its_embeddings_and_norms():
+    group, at = stream_of("bert", "bert.pooler.dense"), "bert.encoder.layer"
+    tables = [f"bert.embeddings.{part}_embeddings" for part in ("word", "position", "token_type")]
+    parts = ("attention.output", "output")
+    writers = [f"{at}.{i}.{part}.dense" for i in (0, 1) for part in parts]
+    read = ["attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense"]
+    assert group.units == 16 and set(names(group, "producers")) == {*tables, *writers}
+    assert names(group, "consumers") == [*(f"{at}.{i}.{part}" for i in (0, 1) for part in read), "bert.pooler.dense"]
+    norms = ["bert.embeddings.LayerNorm", *(f"{at}.{i}.{part}.LayerNorm" for i in (0, 1) for part in parts)]
+    assert set(names(group, "passers")) == set(norms) and not group.parameters
+    assert {member.runs for member in (*group.members,)} == {runs((0, 1, 0, 16))}
+
+
+def test_the_stream_of_gpt2_has_both_embeddings_and_the_tied_head():
+    group = stream_of("gpt2", "lm_head")
+    assert {"transformer.wte", "transformer.wpe"} <= set(names(group, "producers"))
+    norms = {f"transformer.h.{i}.ln_{j}" for i in (0, 1) for j in (1, 2)}
+    assert set(names(group, "passers")) == norms | {"transformer.ln_f"}
+    writers = {f"transformer.h.{i}.{part}.c_proj" for i in (0, 1) for part in ("attn", "mlp")}
+    assert writers < set(names(group, "producers"))
+
+
+def test_the_stream_of_vit_has_its_class_token_and_positions():
+    group = stream_of("vit", "classifier")
+    expected = {(f"vit.embeddings.{name}", 2) for name in ("cls_token", "position_embeddings")}
+    assert {(member.name, member.axis) for member in group.parameters} == expected
+    assert "vit.embeddings.patch_embeddings.projection" in names(group, "producers")
+    assert "vit.layernorm" in names(group, "passers")
+
+
+def test_the_stream_of_a_resnet_has_its_shortcut_among_the_readers():
+    group = stream_of("resnet_basic", "resnet.encoder.stages.1.layers.0.shortcut.convolution")
+    assert len(group.producers) == len(group.passers) == 3 and len(group.consumers) == 4
+
+
+def test_the_heads_of_t5_that_share_a_position_bias_are_coupled_over_layers():
+    config = T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    inputs = build("t5")[1]
+    with torch.random.fork_rng([]):
+        model = roughen(T5ForConditionalGeneration(config))
+    found = by_consumer(trace_wiring(model, inputs).groups)
+    at = "encoder.block.{}.layer.0.SelfAttention"
+    group = found[f"{at.format(0)}.o"]
+    assert group is found[f"{at.format(1)}.o"] and group.units == 4 and group.cut
+    expected = {f"{at.format(i)}.{part}" for i in (0, 1) for part in "qkv"}
+    assert set(names(group, "producers")) == expected | {f"{at.format(0)}.relative_attention_bias"}
+
+
+def test_the_layers_of_albert_that_are_shared_are_members_once():
+    found, at = trace("ALBERT"), "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    group = found["albert.pooler"]
+    assert group.kind == "streams" and group.cut and len(names(group, "consumers")) == 5
+    assert {f"{at}.attention.dense", f"{at}.ffn_output"} < set(names(group, "producers"))
+    assert feeds(found[f"{at}.ffn_output"]) == ([f"{at}.ffn"], [], "neurons", 1, True)
 
 
 @pytest.mark.slow
@@ -211,34 +289,44 @@ class Between(nn.Module):
         return self.down(self.between(self.up(x)))
 
 
-def bundles_of(model: nn.Module) -> tuple[Bundle, ...]:
-    return trace_wiring(roughen(model), vectors()).bundles
-
-
-@pytest.mark.parametrize("between", [nn.GELU(), nn.Dropout(0.5), nn.PReLU(8), nn.BatchNorm1d(8)], ids=repr)
-def test_what_treats_each_channel_alone_is_cut_through(between):
-    (bundle,) = bundles_of(Between(between))
-    assert bundle.cut and bundle.block == 1
+def groups_of(model: nn.Module) -> tuple[Group, ...]:
+    return trace_wiring(roughen(model), vectors()).groups
 
 
 @pytest.mark.parametrize(
-    "between", [nn.LayerNorm(8), nn.LayerNorm(8, elementwise_affine=False), nn.Softmax(-1)], ids=repr
+    "between",
+    [nn.GELU(), nn.Dropout(0.5), nn.PReLU(8), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.RMSNorm(8)],
+    ids=repr,
 )
-def test_what_mixes_all_channels_is_not_cut_through(between):
-    assert bundles_of(Between(between)) == ()
+def test_what_treats_each_channel_alone_and_norms_are_cut_through(between):
+    (group,) = groups_of(Between(between))
+    assert group.cut and group.units == 8
+    assert bool(group.passers) == any(True for _ in between.parameters())
 
 
-def test_a_parameter_along_the_channels_keeps_the_tensor_wide():
+def test_the_groups_of_a_group_norm_are_blocks():
+    (group,) = groups_of(Between(nn.GroupNorm(2, 8)))
+    assert group.cut and group.units == 2
+    assert {member.runs for member in group.members} == {runs((0, 4, 0, 2))}
+
+
+def test_what_mixes_all_channels_is_not_cut_through():
+    assert groups_of(Between(nn.Softmax(-1))) == ()
+
+
+def test_a_parameter_along_the_channels_shrinks_with_them():
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(8))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x * self.scale
+            return torch.tanh(x) * self.scale * 2
 
-    (bundle,) = bundles_of(Between(Scale()))
-    assert not bundle.cut
+    (group,) = groups_of(Between(Scale()))
+    assert group.cut and group.units == 8
+    members = [member.name for member in (*group.parameters, *group.passers)]
+    assert members == ["between.scale"] or members == ["between"]
 
 
 def test_a_permutation_of_channels_is_never_cut_wrongly():
@@ -248,19 +336,19 @@ def test_a_permutation_of_channels_is_never_cut_wrongly():
         def forward(self, x: Tensor) -> Tensor:
             return x[..., order]
 
-    assert not [bundle for bundle in bundles_of(Between(Permute())) if bundle.cut]
+    assert not [group for group in groups_of(Between(Permute())) if group.cut]
 
 
-def test_a_producer_that_is_also_returned_is_shared():
+def test_a_producer_that_is_also_returned_stays():
     class Returned(Between):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             hidden = self.up(x)
             return self.down(hidden), hidden
 
-    assert bundles_of(Returned(nn.Identity())) == ()
+    assert groups_of(Returned(nn.Identity())) == ()
 
 
-def test_a_producer_that_is_returned_in_a_dataclass_is_shared():
+def test_a_producer_that_is_returned_in_a_dataclass_stays():
     @dataclass
     class Both:
         logits: Tensor
@@ -271,18 +359,19 @@ def test_a_producer_that_is_returned_in_a_dataclass_is_shared():
             hidden = self.up(x)
             return Both(self.down(hidden), hidden)
 
-    assert bundles_of(Returned(nn.Identity())) == ()
+    assert groups_of(Returned(nn.Identity())) == ()
 
 
-def test_a_layer_called_twice_is_left_alone():
+def test_a_layer_called_twice_is_a_member_once():
     class Twice(Between):
         def forward(self, x: Tensor) -> Tensor:
             return self.down(self.up(x)) + self.down(self.up(2 * x))
 
-    assert bundles_of(Twice(nn.Identity())) == ()
+    (group,) = groups_of(Twice(nn.Identity()))
+    assert feeds(group) == (["up"], [], "neurons", 1, True)
 
 
-def test_two_readers_of_one_producer_share_it():
+def test_two_readers_of_one_producer_are_a_stream():
     class Readers(Between):
         def __init__(self) -> None:
             super().__init__(nn.Identity())
@@ -292,7 +381,15 @@ def test_two_readers_of_one_producer_share_it():
             hidden = self.up(x)
             return self.down(hidden) + self.other(hidden)
 
-    assert bundles_of(Readers()) == ()
+    (group,) = groups_of(Readers())
+    assert group.kind == "streams" and group.cut
+    assert names(group, "producers") == ["up"] and set(names(group, "consumers")) == {"down", "other"}
+
+
+def test_spared_layers_keep_their_shape():
+    model = roughen(Between(nn.Identity()))
+    assert trace_wiring(model, vectors(), spared={"up"}).groups == ()
+    assert trace_wiring(model, vectors(), spared={"down"}).groups == ()
 
 
 def test_outputs_that_cannot_be_watched_give_an_empty_wiring(caplog):
@@ -305,8 +402,8 @@ def test_outputs_that_cannot_be_watched_give_an_empty_wiring(caplog):
 
 
 def test_channels_that_nobody_can_cut_do_not_stop_those_that_can_be_cut():
-    (join, head) = bundles_of(ConcatMLP())
-    assert feeds(join) == (["branch"], [], 1, True) and feeds(head) == (["join"], [], 1, True)
+    (join, head) = groups_of(ConcatMLP())
+    assert feeds(join) == (["branch"], [], "neurons", 1, True) and feeds(head) == (["join"], [], "neurons", 1, True)
 
 
 def test_unknown_targets_are_refused():
@@ -321,35 +418,22 @@ def test_the_wiring_does_not_depend_on_the_number_of_samples():
         assert trace_wiring(model, one) == trace_wiring(model, inputs)
 
 
-@settings(max_examples=60)
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
-def test_runs_describe_the_reach_that_they_were_read_from(size, width, count, skip, more):
-    reach = torch.zeros(size * count * 2, width * (skip + count + more), dtype=torch.bool)
-    for start in (0, size * count):
-        for i in range(count):
-            lo = (skip + i) * width
-            reach[start + i * size : start + (i + 1) * size, lo : lo + width] = True
-    runs = _runs(Spans.of(Reach(*reach.nonzero().unbind(1), width=reach.shape[1]), len(reach)))
-    assert runs is not None
-    drawn = torch.zeros_like(reach)
-    for run in runs:
-        for i in range(run.count):
-            rows = slice(run.start + i * run.size, run.start + (i + 1) * run.size)
-            drawn[rows, run.reach + i * run.width : run.reach + (i + 1) * run.width] = True
-    assert torch.equal(drawn, reach)
-    assert torch.equal(segments_reached(runs, len(reach), width), (reach.int().argmax(1) // width))
+@given(st.lists(st.integers(-1, 6), max_size=40))
+def test_runs_are_read_as_the_units_that_they_were_read_from(units):
+    along = torch.tensor(units, dtype=torch.int64)
+    found = runs_along(along)
+    assert torch.equal(units_along(found, len(along)), along)
 
 
-def test_channels_that_nobody_reads_stay():
-    found = runs((1, 1, 0, 2, 2))
-    assert alive_channels(found, 4, torch.tensor([False, False, True, True])).tolist() == [0, 2, 3]
-    assert segments_reached(found, 4, 2).tolist() == [-1, 0, 1, -1]
+def test_channels_of_no_unit_stay():
+    units = units_along(runs((1, 1, 0, 2)), 4)
+    assert units.tolist() == [-1, 0, 1, -1]
+    assert living(units, torch.tensor([False, True])).tolist() == [True, False, True, True]
 
 
 def tracer_of(name: str) -> Tracer:
     model, inputs = build(name)
-    layers = {n: m for n, m in model.named_modules() if n and is_weight_layer(m)}
-    tracer = Tracer(model, inputs, layers, {})
+    tracer = Tracer(model, inputs)
     with quiet(model), torch.no_grad():
         tracer.positions()
     return tracer
@@ -359,7 +443,7 @@ def tracer_of(name: str) -> Tracer:
 def test_a_traced_pass_multiplies_by_no_weight(name, monkeypatch):
     tracer = tracer_of(name)
     with quiet(tracer.model), torch.no_grad():
-        expected, failed = tracer.reach(list(tracer.layers))
+        expected, failed = channel_reach(tracer, list(tracer.layers))
         assert expected and not failed
 
         def multiply(*args, **kwargs):
@@ -368,7 +452,7 @@ def test_a_traced_pass_multiplies_by_no_weight(name, monkeypatch):
         monkeypatch.setattr(nn.Linear, "forward", multiply)
         monkeypatch.setattr(nn.Conv2d, "forward", multiply)
         monkeypatch.setattr(Conv1D, "forward", multiply)
-        found, _ = tracer.reach(list(tracer.layers))
+        found, _ = channel_reach(tracer, list(tracer.layers))
     for producer, reached in expected.items():
         assert reached.keys() == found[producer].keys()
         for module, reach in reached.items():
@@ -389,7 +473,7 @@ def test_layers_that_reach_no_common_module_share_the_samples_of_a_pass(monkeypa
         for chosen in (first, first + second):
             samples.clear()
             with quiet(tracer.model), torch.no_grad():
-                tracer.reach(chosen)
+                channel_reach(tracer, chosen)
             counts.append(sum(samples))
     assert (
         counts[1] - counts[0] == len(second) and counts[:2] == counts[2:]
@@ -399,10 +483,10 @@ def test_layers_that_reach_no_common_module_share_the_samples_of_a_pass(monkeypa
 @pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.RMSNorm(8), nn.GroupNorm(2, 8)], ids=repr)
 def test_a_norm_hands_the_mark_on_by_channel_or_by_its_groups(norm):
     model = roughen(Between(norm))
-    tracer = Tracer(model, vectors(), {"up": model.up, "down": model.down}, {})
+    tracer = Tracer(model, vectors())
     with quiet(model), torch.no_grad():
         tracer.positions()
-        reached, _ = tracer.reach(["up"])
+        reached, _ = channel_reach(tracer, ["up"])
     size = 4 if isinstance(norm, nn.GroupNorm) else 1
     expected = torch.eye(8 // size, dtype=torch.bool).repeat_interleave(size, 0).repeat_interleave(size, 1)
     assert torch.equal(reached["up"]["down"].dense(8), expected)

@@ -17,7 +17,7 @@ def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -
 
     Args:
         form: `"injected"` or `"packed"`.
-        cut: False leaves the tensors along its wires as wide as they were, as where a cut would break a reshape.
+        cut: False leaves the tensors along its groups as wide as they were, as where a cut would break a reshape.
         fields: of the config.
     """
     model, inputs = build(name)
@@ -26,7 +26,7 @@ def saved(folder: Path, name: str, form: str, cut: bool = True, **fields: Any) -
     inject_(model, config, example_inputs=inputs)
     if not cut:
         layout = injected_layout(model)
-        set_layout(model, replace(layout, bundles=tuple(replace(bundle, cut=False) for bundle in layout.bundles)))
+        set_layout(model, replace(layout, groups=tuple(replace(group, cut=False) for group in layout.groups)))
     score_(model)
     update_(model, config.sparsity)
     if form == "packed":

@@ -53,16 +53,10 @@ def row(family: Family, model: PreTrainedModel) -> str:
 
 
 def removed_whole(model: nn.Module, layout: Layout) -> str:
-    """What is cut out of both ends of a wire (blocks of the reader's inputs), or out of a recurrent layer."""
-    kinds = {_kind(model.get_submodule(b.producers[0].name), b.block) for b in layout.bundles if b.cut}
+    """The kinds of the groups that are cut, and hidden units where there is a recurrent layer."""
+    kinds = {group.kind for group in layout.groups if group.cut}
     recurrent = any(isinstance(model.get_submodule(name), nn.RNNBase) for name in layout.modules)
     return ", ".join(sorted(kinds | ({"hidden units"} if recurrent else set())))
-
-
-def _kind(producer: nn.Module, block: int) -> str:
-    if isinstance(producer, nn.Conv2d):
-        return "channels"
-    return "neurons" if block == 1 else "heads"
 
 
 def unprunable(model: PreTrainedModel) -> list[str]:

@@ -1,17 +1,29 @@
 """Problems of selection, drawn at random, and what can be said of a solution without ranking anything."""
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimum.dendritic.functional.costs import Cost, LayerCost
+from optimum.dendritic.functional.costs import Cost, LayerCost, Link
 from optimum.dendritic.functional.selection import choose_regrown, total_cost
 
 Masks = dict[str, Tensor]
 Costs = Mapping[str, Cost]
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Leave Python's random state alone, as a strategy must; annotated tuples are checked at a random entry."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def balanced(generator: torch.Generator, arbors: int, segments: int, pruned: int) -> Tensor:
@@ -32,18 +44,14 @@ def problems(draw, ties: bool = True, regrowth: bool = True):
     scores, masks, costs = {}, {}, {}
     for i, (arbors, segments) in enumerate(shapes):
         name, rows = f"layer{i}", arbors * draw(st.integers(1, 4))
-        reader, reached = None, None
+        feeds = ()
         if i + 1 < len(shapes) and draw(st.booleans()):
-            reader, reached = f"layer{i + 1}", torch.randint(-1, shapes[i + 1][1], (rows,), generator=generator)
+            reached = torch.randint(-1, shapes[i + 1][1], (rows,), generator=generator)
+            feeds = (Link(host=f"layer{i + 1}", segments=reached),)
         per_weight, per_row = draw(st.sampled_from([1, 9, 50])), draw(st.sampled_from([0, 1]))
-        costs[name] = LayerCost(
-            rows=rows,
-            segment_size=draw(st.integers(1, 3)),
-            per_weight=per_weight,
-            per_row=per_row,
-            reader=reader,
-            reached=reached,
-        )
+        fields = {"segment_size": draw(st.integers(1, 3)), "per_weight": per_weight, "per_row": per_row}
+        with repeatable():
+            costs[name] = LayerCost(rows=rows, feeds=feeds, **fields)
         if ties:
             levels = draw(st.sampled_from([2, 1000]))
             scores[name] = torch.randint(0, levels, (arbors, segments), generator=generator).float()
