@@ -159,6 +159,17 @@ class Task(ABC):
         """Class and arguments of an optimizer that `TrainingArguments` cannot name."""
         return None
 
+    def averaging(self, stage: int) -> float | None:
+        """Decay of the running average of the weights that this stage of a base ends with; None: the weights."""
+        return None
+
+    def soft_labels(self, stage: int, model: nn.Module) -> Tensor | None:
+        """Probabilities `(samples, classes)` in place of the labels of this stage of a base, from what came before it.
+
+        The training then has the cross-entropy to them; the samples of `train_data` have `labels` to replace.
+        """
+        return None
+
     def processing(self) -> Any:
         """The tokenizer or image processor that is saved beside every model, if any."""
         return None

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -18,6 +19,8 @@ from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation
 from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
+from .averaging import WeightAverage
+from .images import Augmented
 from .progress import Progress, history
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
 from .sizes import sizes
@@ -92,7 +95,11 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and config is None:  # the Trainer drops tensors that have other names in the files
             model = task.load(Path(checkpoint))
-        trainer = _trainer(task, run, model, stage, folder, [*callbacks, Progress(task, run)])
+        soft = _soft_labels(task, stage, model, unfinished) if stage < last else None
+        decay = task.averaging(stage) if stage < last else None
+        average = None if decay is None else WeightAverage(decay)
+        noting = [Progress(task, run, average), *([average] if average else [])]
+        trainer = _trainer(task, run, model, stage, folder, [*callbacks, *noting], soft)
         steps += trainer.train(resume_from_checkpoint=checkpoint).global_step
         epochs += [{"stage": stage, **epoch} for epoch in history(trainer.state)]
     trainer.save_model(str(unfinished / "model"))
@@ -125,6 +132,19 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     }
 
 
+def _soft_labels(task: Task, stage: int, model: nn.Module, folder: Path) -> Tensor | None:
+    """Made once: a training that is resumed has those that it began with."""
+    path = folder / f"soft_labels{stage}.npy"
+    if not path.exists() and (made := task.soft_labels(stage, model)) is not None:
+        np.save(path, made.numpy())
+    return torch.from_numpy(np.load(path)) if path.exists() else None
+
+
+def _cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """To the probabilities of each sample; `accepts_loss_kwargs` of the models here makes it a plain mean."""
+    return nn.functional.cross_entropy(outputs.logits.float(), labels)
+
+
 def _unfinished(run: Run, output_dir: Path) -> Path:
     return output_dir / f"{run.name}.unfinished"
 
@@ -144,9 +164,18 @@ def _callback(task: Task, run: Run, config: DendriticConfig, output_dir: Path) -
 
 
 def _trainer(
-    task: Task, run: Run, model: nn.Module, stage: int, folder: Path, callbacks: list[TrainerCallback]
+    task: Task,
+    run: Run,
+    model: nn.Module,
+    stage: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+    soft: Tensor | None,
 ) -> Trainer:
     dataset, collator = task.train_data(stage)
+    if soft is not None:
+        assert isinstance(dataset, Augmented)
+        dataset.labels = soft
     control = task.control() if run.method == "dense" else {}
     settings = {
         "use_cpu": not torch.cuda.is_available(),
@@ -167,6 +196,7 @@ def _trainer(
         processing_class=task.processing(),
         callbacks=callbacks,
         optimizer_cls_and_kwargs=task.optimizer(stage),
+        compute_loss_func=None if soft is None else _cross_entropy,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
