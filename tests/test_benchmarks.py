@@ -12,11 +12,13 @@ import torch
 from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 
 from cifar10 import Cifar10, CompactViTConfig, CompactViTForImageClassification  # noqa: E402
 from harness import augment, claims, images, metric, report, runs, statistics, text, training  # noqa: E402
+from harness.averaging import WeightAverage  # noqa: E402
 from harness.summary import Table  # noqa: E402
 from harness.task import Card, Score, Task  # noqa: E402
 
@@ -179,6 +181,7 @@ class Digits(Task):
     smaller = lambda self, level, base: (vit(4), True)  # noqa: E731
     example_inputs = lambda self: {"pixel_values": images.normalised(self.pixels[:2], self.mean, self.std)}  # noqa: E731
     samples = lambda self: {"train": 64, "validation": 64}  # noqa: E731
+    averaging = lambda self, stage: 0.9  # noqa: E731
 
     def __init__(self, args: argparse.Namespace, death: int = 0):
         super().__init__(args)
@@ -194,6 +197,9 @@ class Digits(Task):
 
     def train_data(self, stage: int):
         return images.Moved(self.pixels, self.labels, self.mean, self.std, 10, 2), images.as_it_is
+
+    def soft_labels(self, stage: int, model: torch.nn.Module) -> torch.Tensor:
+        return images.predicted(model, images.normalised(self.pixels, self.mean, self.std))
 
     def score(self, model: torch.nn.Module) -> Score:
         self.scores += 1
@@ -227,6 +233,23 @@ def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_
     tensors = [Digits(args).load(folder / run.name).state_dict() for folder in (whole, parts)]
     assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(a, tensors[1][k]) for k, a in tensors[0].items())
     assert not list(parts.glob("*.unfinished"))
+
+
+def test_weights_are_averaged_over_the_steps_and_lent_for_a_while():
+    model = torch.nn.BatchNorm1d(1)
+    average, args, control = WeightAverage(0.5), TrainingArguments(output_dir="unused"), TrainerControl()
+    average.on_train_begin(args, TrainerState(), control, model=model)
+    for step, value in enumerate((3.0, 5.0), start=1):
+        model.running_mean.fill_(value)
+        model.num_batches_tracked += 1
+        average.on_step_end(args, TrainerState(global_step=step), control, model=model)
+    first, second = 2 / 11, 3 / 12  # the decays: a short training does not remember its start
+    expected = torch.tensor([second * (1 - first) * 3 + (1 - second) * 5])
+    with average.applied(model):
+        assert torch.allclose(model.running_mean, expected)
+    assert model.running_mean.item() == 5
+    average.on_train_end(args, TrainerState(global_step=2), control, model=model)
+    assert torch.allclose(model.running_mean, expected) and model.num_batches_tracked.item() == 2
 
 
 def test_a_base_of_two_cycles_may_start_after_the_first(tmp_path):
@@ -263,7 +286,7 @@ def test_the_model_to_start_from_was_trained_as_the_first_cycle_asks(tmp_path, c
             task.start(own)
         return
     assert (task.start(own), task.start(other)) == (tmp_path, None)
-    assert [stage["num_train_epochs"] for stage in task.stages()] == [40, 40, 5]
+    assert [stage["num_train_epochs"] for stage in task.stages()] == [40, 20, 5]
     assert [task.optimizer(stage)[1]["lr"] for stage in range(3)] == [0.2, 0.1, 0.1]
 
 

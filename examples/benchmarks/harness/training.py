@@ -20,7 +20,7 @@ from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
 from .averaging import WeightAverage
-from .images import Augmented
+from .images import Augmented, Moved
 from .progress import Progress, history
 from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
 from .sizes import sizes
@@ -174,7 +174,7 @@ def _trainer(
 ) -> Trainer:
     dataset, collator = task.train_data(stage)
     if soft is not None:
-        assert isinstance(dataset, Augmented)
+        assert isinstance(dataset, Augmented | Moved)
         dataset.labels = soft
     control = task.control() if run.method == "dense" else {}
     settings = {
