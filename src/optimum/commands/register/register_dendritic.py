@@ -15,6 +15,7 @@ from collections.abc import Callable
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 BUDGETS = ("params", "macs")  # as in optimum.dendritic.config, whose import would bring torch; a test compares them
+FORMATS = ("onnx", "openvino", "executorch")  # as in optimum.dendritic.cli.export
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 
 
@@ -122,16 +123,19 @@ class ShowCommand(Command):
 
 
 class ExportCommand(Command):
-    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX.")
+    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX, OpenVINO or ExecuTorch.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         parser.description = (
-            "Export a packed or dense model to ONNX, with batch (and sequence) left open, and check with ONNX Runtime "
-            "that the file answers as the model does. Its config and its tokenizer or image processor go beside it."
+            "Export a packed or dense model to another runtime, and check there that the file answers as the model "
+            "does. Its config and its tokenizer or image processor go beside it."
         )
         _add_model(parser)
-        parser.add_argument("--output", required=True, metavar="DIR", help="Where model.onnx is saved.")
+        parser.add_argument(
+            "--format", choices=FORMATS, default="onnx", help="What to export to; each has an extra of its name (onnx)."
+        )
+        parser.add_argument("--output", required=True, metavar="DIR", help="Where the files are saved.")
 
 
 class PushCommand(Command):
