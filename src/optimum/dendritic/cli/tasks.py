@@ -35,11 +35,11 @@ class Task:
     """A kind of model: the Auto class that knows it, its processor, its batches with labels, and its score.
 
     Attributes:
-        auto_class: the Auto class that loads such a model.
-        processor_class: the Auto class that loads its tokenizer or image processor.
-        batches: takes the model, its processor, a split, the number of samples to draw from it, and the arguments.
-        metric: the name of the score.
-        score: takes the model and batches, and returns the score.
+        auto_class: The Auto class that loads such a model.
+        processor_class: The Auto class that loads its tokenizer or image processor.
+        batches: Takes the model, its processor, a split, the number of samples to draw from it, and the arguments.
+        metric: The name of the score.
+        score: Takes the model and batches, and returns the score.
     """
 
     auto_class: Any

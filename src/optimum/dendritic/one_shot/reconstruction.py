@@ -20,7 +20,7 @@ from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import wide
 from ..nn import DendriticLayer, DendriticWeight
-from .calibration import Batch, on_device
+from .calibration import LabelledBatch, on_device
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +37,7 @@ def reconstruct_(
     model: nn.Module,
     layers: Mapping[str, DendriticWeight],
     dense: Mapping[str, Tensor],
-    batches: Sequence[Batch],
+    batches: Sequence[LabelledBatch],
     groups: Sequence[Sequence[str]],
     *,
     damping: float,
@@ -64,7 +64,9 @@ def reconstruct_(
 
 
 @torch.no_grad()
-def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch, passes: int) -> list[list[str]]:
+def stages(
+    model: nn.Module, layers: Mapping[str, DendriticWeight], batch: LabelledBatch, passes: int
+) -> list[list[str]]:
     """The names of `layers` in the order of their first call, in at most `passes` groups.
 
     Layers that read the same tensor (query, key and value) stay together. More groups are more accurate and take
@@ -88,7 +90,7 @@ def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch
 
 
 def _moments(
-    model: nn.Module, group: Mapping[str, DendriticWeight], dense: Mapping[str, Tensor], batch: Batch
+    model: nn.Module, group: Mapping[str, DendriticWeight], dense: Mapping[str, Tensor], batch: LabelledBatch
 ) -> dict[str, list[Moments]]:
     """For each layer and each of its arbors the moments of what it answers in the dense model, and of what it reads in
     the model whose groups before this one are pruned and fitted.
@@ -146,7 +148,7 @@ def _refit_layer(name: str, layer: DendriticWeight, moments: list[Moments], damp
         layer.bias.copy_(offset.flatten())
 
 
-def _valid(batch: Batch, y: Tensor) -> Bool[Tensor, " samples"] | None:
+def _valid(batch: LabelledBatch, y: Tensor) -> Bool[Tensor, " samples"] | None:
     """Which rows stand for real tokens; None where the layer's positions are not those of the attention mask."""
     mask = batch.get("attention_mask")
     return mask.flatten().bool() if isinstance(mask, Tensor) and mask.shape == y.shape[:-1] else None

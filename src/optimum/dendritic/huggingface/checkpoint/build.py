@@ -1,6 +1,6 @@
 """From a layout that was read from a file to the modules that it describes, checked against the stock model.
 
-A layout is believed only as far as the stock model, built from the same config.json, bears it out (`faults.py`).
+A layout is used only after it has been compared with the stock model that the same config.json builds (`validate.py`).
 """
 
 import dataclasses

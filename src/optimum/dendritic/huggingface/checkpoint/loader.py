@@ -1,8 +1,8 @@
 """The loader: `from_pretrained` finds it in the quantizer registry and it rebuilds the skeleton before weights load.
 
-`register_quantizer` is the public door of transformers for checkpoints whose modules are not the stock ones. Nothing is
-quantized behind it: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
-save_pretrained behave. All that depends on how transformers loads is in this file and in `renaming`.
+`register_quantizer` is the public interface of transformers for checkpoints whose modules are not the stock ones.
+Nothing is quantized: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
+save_pretrained behave. All that depends on how transformers loads is in this file and in `key_mapping`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,7 +76,7 @@ class DendriticLoader(HfQuantizer):
         return True
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None, *args: Any) -> torch.dtype | None:
-        """No cast makes a mask or an index out of numbers that are none: they stay what they are, and are refused."""
+        """The dtype to load as, which is none for masks and indices: a cast could make a valid one of other numbers."""
         if dtype is None or not dtype.is_floating_point:
             return None
         return super().get_new_dtype(converter, param, dtype, *args)
@@ -109,7 +109,7 @@ class DendriticLoader(HfQuantizer):
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
             if isinstance(module, DendriticLayer) and "dendrite_mask" in tensors:
                 check_mask(name, module, module.dendrite_mask, module.segmented())
-            _part_from_neighbours(tensors)
+            _copy_empty(tensors)
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 forget_quantized_(part.config)
@@ -136,7 +136,7 @@ def check_saved(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_sortable(keys: Iterable[str]) -> None:
-    """Early versions of transformers 5 sort keys by parts and compare `layer.0` with `layer.dendrite_gate` in vain."""
+    """Refuse keys that early versions of transformers 5 cannot sort: they compare the parts `0` and `dendrite_gate`."""
     try:
         sorted(keys, key=dot_natural_key)
     except TypeError as error:
@@ -151,8 +151,9 @@ def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
             raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
 
 
-def _part_from_neighbours(tensors: Mapping[str, Tensor]) -> None:
-    """An empty tensor of a mapped file has the address of the next one, and `torch.save` refuses two kinds at one."""
+def _copy_empty(tensors: Mapping[str, Tensor]) -> None:
+    """Copy empty tensors: in a mapped file they have the address of the next tensor, and `torch.save` refuses two
+    dtypes at one address."""
     for tensor in tensors.values():
         if not tensor.numel():
             tensor.data = tensor.data.clone()
