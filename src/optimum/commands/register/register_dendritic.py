@@ -10,13 +10,26 @@ from __future__ import annotations
 import importlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-BUDGETS = ("params", "macs")  # as in optimum.dendritic.config, whose import would bring torch; a test compares them
-FORMATS = ("onnx", "openvino", "executorch")  # as in optimum.dendritic.cli.export
-IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+
+class Choices:
+    """The choices that a module of `optimum.dendritic` lists under a name.
+
+    They are read when an argument is checked or its help is shown, and not before, because that import brings torch.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(importlib.import_module(f"optimum.dendritic.{self.module}"))[self.name])
+
+
+BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
+FORMATS = Choices("cli.export", "FORMATS")
 
 
 class Command(BaseOptimumCLICommand):
@@ -96,9 +109,19 @@ class CompressCommand(Command):
         data.add_argument("--seed", type=int, default=0, help="Which samples are drawn (0).")
         pruning = parser.add_argument_group("pruning")
         pruning.add_argument("--sparsity", type=float, required=True, help="Fraction of the budget that goes, 0 to 1.")
-        pruning.add_argument("--budget", choices=BUDGETS, default="params", help="What is counted (params).")
         pruning.add_argument(
-            "--importance", choices=IMPORTANCES, default="dendritic", help="What segments are ranked by (dendritic)."
+            "--budget",
+            choices=BUDGETS,
+            default="params",
+            metavar="NAME",
+            help="What is counted: %(choices)s (params).",
+        )
+        pruning.add_argument(
+            "--importance",
+            choices=IMPORTANCES,
+            default="dendritic",
+            metavar="NAME",
+            help="What segments are ranked by: %(choices)s (dendritic).",
         )
         pruning.add_argument(
             "--no-reconstruct", action="store_true", help="Leave out the least-squares reconstruction."
@@ -133,7 +156,11 @@ class ExportCommand(Command):
         )
         _add_model(parser)
         parser.add_argument(
-            "--format", choices=FORMATS, default="onnx", help="What to export to; each has an extra of its name (onnx)."
+            "--format",
+            choices=FORMATS,
+            default="onnx",
+            metavar="NAME",
+            help="What to export to: %(choices)s (onnx). Each has an extra of its name.",
         )
         parser.add_argument("--output", required=True, metavar="DIR", help="Where the files are saved.")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Batches = list[dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A kind of model: the Auto class that knows it, its processor, its batches with labels, and its score.
 
@@ -137,9 +137,27 @@ def perplexity(model: PreTrainedModel, batches: Batches) -> float:
 
 
 TASKS = (
-    Task(AutoModelForSequenceClassification, AutoTokenizer, text_batches, "accuracy", accuracy),
-    Task(AutoModelForImageClassification, AutoImageProcessor, image_batches, "accuracy", accuracy),
-    Task(AutoModelForCausalLM, AutoTokenizer, language_batches, "perplexity", perplexity),
+    Task(
+        auto_class=AutoModelForSequenceClassification,
+        processor_class=AutoTokenizer,
+        batches=text_batches,
+        metric="accuracy",
+        score=accuracy,
+    ),
+    Task(
+        auto_class=AutoModelForImageClassification,
+        processor_class=AutoImageProcessor,
+        batches=image_batches,
+        metric="accuracy",
+        score=accuracy,
+    ),
+    Task(
+        auto_class=AutoModelForCausalLM,
+        processor_class=AutoTokenizer,
+        batches=language_batches,
+        metric="perplexity",
+        score=perplexity,
+    ),
 )
 
 

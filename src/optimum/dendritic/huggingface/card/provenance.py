@@ -32,7 +32,15 @@ CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "model_preparatio
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as far as it tells of itself; `on_hub` when `name` is its id there."""
+    """A dataset, as far as it describes itself.
+
+    Attributes:
+        name: The id of the dataset on the Hub, or its name.
+        on_hub: Whether `name` is an id on the Hub.
+        config: The name of its configuration; None if it has only one.
+        split: The name of the split; None if it is not known.
+        samples: The number of samples; None if it is not known.
+    """
 
     name: str
     on_hub: bool
@@ -43,7 +51,15 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of the weights with that fingerprint, at a step of the training, when `sparsity` had been removed."""
+    """Scores of some weights.
+
+    Attributes:
+        metrics: The scores by the names of their metrics.
+        weights: The fingerprint of the weights that were scored.
+        step: The step of the training after which they were scored; None outside of a training.
+        sparsity: The fraction of the budget that had been removed by then; None if it is not known.
+        data: The dataset that they were scored on; None if it is not known.
+    """
 
     metrics: dict[str, float]
     weights: str
@@ -54,7 +70,16 @@ class Evaluation:
 
 @dataclass
 class Facts:
-    """Of one model. `history` is the Trainer's own log, entry by entry, until it is written."""
+    """What is known of one model.
+
+    Attributes:
+        base: The dense model that it was made from; None if it is not known.
+        teacher: The teacher that it learnt from; None without one.
+        data: The dataset that it was trained or calibrated on; None if it is not known.
+        hyperparameters: The settings of its training by name.
+        history: The Trainer's own log, entry by entry, to which the training goes on adding.
+        evaluations: Its evaluations, in the order in which they were made.
+    """
 
     base: Source | None = None
     teacher: Source | None = None
@@ -90,7 +115,7 @@ def facts_of(model: nn.Module) -> Facts:
 def note_training(
     model: nn.Module, args: TrainingArguments, state: TrainerState, data: Any, teacher: Source | None
 ) -> None:
-    """A run begins: its data and hyperparameters, and its log, which it goes on writing."""
+    """Record the data, the hyperparameters and the log of a run that begins; the log grows with the run."""
     facts = facts_of(model)
     facts.data, facts.teacher = data_of(data), teacher
     facts.hyperparameters, facts.history = _hyperparameters(args, state), state.log_history
@@ -104,7 +129,7 @@ def note_evaluation(
     sparsity: float | None = None,
     data: Any = None,
 ) -> None:
-    """Scores of the present weights. Numbers only; what the Trainer says of its own speed is not a score."""
+    """Record scores of the present weights: the numbers among `metrics`, without those of the Trainer's own speed."""
     scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     facts, weights, seen = facts_of(model), fingerprint(model), data_of(data)
@@ -112,7 +137,7 @@ def note_evaluation(
 
 
 def transfer_scores(model: nn.Module, before: str) -> None:
-    """The weights with the fingerprint `before` have been packed, which leaves their outputs: so are their scores."""
+    """Record that the weights with the fingerprint `before` have been packed: their scores stay the same."""
     facts, now = facts_of(model), fingerprint(model)
     facts.evaluations = [dataclasses.replace(e, weights=now) if e.weights == before else e for e in facts.evaluations]
 

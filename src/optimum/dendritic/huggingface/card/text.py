@@ -105,7 +105,9 @@ def score_rows(record: Content) -> list[list[str]]:
         step = f"{entry['step']:,}" if "step" in entry else ""
         values = [number(entry["metrics"][name]) if name in entry["metrics"] else "" for name in metrics]
         rows.append([label, data_words(entry.get("data")), step, *values])
-    return [list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _says(column)), strict=True)]
+    return [
+        list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _has_entries(column)), strict=True)
+    ]
 
 
 def dense_evaluation(record: Content) -> Content | None:
@@ -173,7 +175,7 @@ def table(rows: list[list[str]]) -> Markdown:
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _says(column: tuple[str, ...]) -> bool:
+def _has_entries(column: tuple[str, ...]) -> bool:
     """Whether there is anything in a column under its header; the first holds the labels."""
     return any(column[1:])
 

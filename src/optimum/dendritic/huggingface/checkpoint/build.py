@@ -93,7 +93,7 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
     match record:
         case Segments():
             layer = prunable_layer(model, name)
-            return inject_layer(layer, record.arbors, record.segments, record.activity, record.sprout)
+            return inject_layer(layer, **dataclasses.asdict(record))
         case Stack():
             stack = model.get_submodule(name)
             assert isinstance(stack, nn.ModuleList)

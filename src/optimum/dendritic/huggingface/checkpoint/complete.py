@@ -1,4 +1,4 @@
-"""No weight is left at random: whatever the class that was saved has must be in the files, whoever loads them."""
+"""The check that no weight is left at random: the files must hold all that the class that was saved has."""
 
 import copy
 import re
