@@ -1,11 +1,16 @@
-"""The density map: what is left of each layer that was changed, and of the whole model."""
+"""The density map: what is left of each layer that was changed, and which of its places, if that is known.
+
+A layer `y = W x + b` has places on two sides: the inputs that it reads and the outputs that it makes. Along a wire
+that packing has cut, the tensor itself is narrower: the number of places is known, and no longer which they were.
+"""
 
 import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import invalid
@@ -13,18 +18,66 @@ from ..layout.layout import Layout
 from ..layout.records import Follower
 from ..nn import (
     DendriticLayer,
+    PackedLayer,
+    PackedRecurrent,
     RecurrentLayer,
+    WeightLayer,
     is_recurrent_layer,
     is_weight_layer,
+    widths,
 )
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, layers_in, layout_of, split_stacks
 from .describe import DENSE, describe
-from .layer_density import LayerDensity as LayerDensity
-from .layer_density import Side as Side
-from .layer_density import all_size, layer_density, own_size
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
+
+
+@dataclass(frozen=True)
+class Side:
+    """The inputs or the outputs of a layer.
+
+    Attributes:
+        size: Places in the dense layer.
+        kept: Places that are left; of inputs, those that each arbor reads.
+        places: For each of the `size` places the share of the arbors that have it (0 or 1 if there is one arbor), of a
+            recurrent layer the share of its directions; None if only their number is known.
+    """
+
+    size: int
+    kept: int
+    places: Float[Tensor, " size"] | None
+
+    @property
+    def share(self) -> float:
+        """What part of the places is left."""
+        return self.kept / self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDensity:
+    """What is left of one layer.
+
+    Attributes:
+        name: The full name of the layer.
+        words: What `describe` says of it.
+        parameters: Its parameters at present.
+        dense_parameters: Its parameters before it was pruned.
+        inputs: Its input side.
+        outputs: Its output side.
+    """
+
+    name: str
+    words: str
+    parameters: int
+    dense_parameters: int
+    inputs: Side
+    outputs: Side
+
+    @property
+    def share(self) -> float:
+        """What part of the parameters is left; above 1 where a sprout costs more than what was pruned."""
+        return self.parameters / self.dense_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +137,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     """
     layout, words, kind = layout_of(model), describe(model), type(model).__name__
     if layout is None:
-        total = all_size(model)
+        total = _parameters(model)
         counts = {"parameters": total, "dense_parameters": total}
         return Density(model=kind, packed=False, layers=(), untouched=tuple(words), **counts)
     if layout.packed:
@@ -92,7 +145,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
         modules = {name: model.get_submodule(name) for name in layers}
         _check_dense(type(model), dict(dense.named_modules()), modules)
-        total, dense_total = all_size(model), all_size(dense)
+        total, dense_total = _parameters(model), _parameters(dense)
     else:
         stacks, layers = split_stacks(layers_in(model, layout))
         skipped = [
@@ -100,15 +153,11 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         ]
         dense, modules = model, _packed_alone(model, layout, layers)
         modules = {name: module for name, module in modules.items() if not name.startswith(tuple(skipped))}
-        added = sum(all_size(layer) - own_size(layer) for layer in layers.values()) + sum(
-            map(own_size, stacks.values())
-        )
-        dense_total = all_size(model) - added
-        total = dense_total + sum(all_size(modules[name]) - own_size(model.get_submodule(name)) for name in modules)
-        total -= sum(all_size(model.get_submodule(block.rstrip("."))) for block in skipped)
-    found = [
-        layer_density(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules
-    ]
+        added = sum(_parameters(layer) - _own(layer) for layer in layers.values()) + sum(map(_own, stacks.values()))
+        dense_total = _parameters(model) - added
+        total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
+        total -= sum(_parameters(model.get_submodule(block.rstrip("."))) for block in skipped)
+    found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
     counts = {"parameters": total, "dense_parameters": dense_total}
     return Density(model=kind, packed=layout.packed, layers=tuple(found), untouched=untouched, **counts)
@@ -140,3 +189,49 @@ def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticL
     """The layers of an injected model, packed with nothing cut, so that every place is still known."""
     kept = {name: layer.kept() for name, layer in layers.items()}
     return pack_modules(model, kept, [replace(bundle, cut=False) for bundle in layout.bundles])
+
+
+def _layer(name: str, module: nn.Module, dense: nn.Module, words: str) -> LayerDensity:
+    if isinstance(module, RecurrentLayer):
+        assert isinstance(dense, RecurrentLayer)
+        read, made = _known(module.input_size, module.input_size), _units(module, dense.hidden_size)
+    else:
+        assert isinstance(module, WeightLayer)
+        read, made = _sides(module, *widths(dense))
+    sizes = {"parameters": _parameters(module), "dense_parameters": _own(dense)}
+    return LayerDensity(name=name, words=words, inputs=read, outputs=made, **sizes)
+
+
+def _sides(module: WeightLayer, inputs: int, outputs: int) -> tuple[Side, Side]:
+    """Of a layer of one weight, given the widths of the dense layer."""
+    if not isinstance(module, PackedLayer):
+        present_inputs, present_outputs = widths(module)
+        return _known(inputs, present_inputs), _known(outputs, present_outputs)
+    form = module.form
+    read, made = _known(inputs, form.kept), _known(outputs, sum(form.arbors))
+    if module.inputs is not None and form.inputs == inputs:
+        counts = torch.bincount(module.inputs.flatten().cpu(), minlength=inputs)
+        read = replace(read, places=counts / len(form.arbors))
+    if module.outputs is not None and form.outputs == outputs:
+        made = replace(made, places=torch.bincount(module.outputs.cpu(), minlength=outputs).float())
+    return read, made
+
+
+def _units(module: RecurrentLayer, hidden: int) -> Side:
+    if not isinstance(module, PackedRecurrent):
+        return _known(hidden, module.hidden_size)
+    counts = torch.bincount(module.outputs.flatten().cpu(), minlength=hidden)
+    return Side(hidden, module.form.kept, counts / len(module.outputs))
+
+
+def _known(size: int, kept: int) -> Side:
+    """A side whose places are known only if all of them are left, or none."""
+    return Side(size, kept, torch.full((size,), kept / size) if kept in (0, size) else None)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _own(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
