@@ -32,7 +32,7 @@ Batches = list[dict[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A kind of model: the Auto class that knows it, its processor, its batches with labels, and its score.
+    """What models of one kind need: how to load them, how to make batches with labels, and how to score them.
 
     Attributes:
         auto_class: The Auto class that loads such a model.

@@ -28,7 +28,7 @@ from ..nn import (
 )
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, layers_in, layout_of, split_stacks
-from .describe import DENSE, describe
+from .describe import DENSE, described
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
 
@@ -135,7 +135,8 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     Raises:
         DendriticError: the dense shapes are not known.
     """
-    layout, words, kind = layout_of(model), describe(model), type(model).__name__
+    layout, kind = layout_of(model), type(model).__name__
+    words = described(model, {} if layout is None else layout.modules)
     if layout is None:
         total = _parameters(model)
         counts = {"parameters": total, "dense_parameters": total}

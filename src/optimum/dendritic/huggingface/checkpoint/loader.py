@@ -99,7 +99,7 @@ class DendriticLoader(HfQuantizer):
             self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Check what is in memory now (a `state_dict=` comes from no file), then leave an ordinary model behind."""
+        """Check the tensors in memory, since those of `state_dict=` are in no file, and leave an ordinary model."""
         check_kinds(self.expected, model.state_dict())
         for name, record in self.layout.modules.items():
             module = model.get_submodule(name)
@@ -120,9 +120,9 @@ class DendriticLoader(HfQuantizer):
 
 
 def check_saved(model: PreTrainedModel, folder: Path) -> None:
-    """Hold what `model` was saved as against the loader's rules, before anyone else relies on it.
+    """Check the files that `model` was saved as by the loader's rules.
 
-    A stock model, and one of native form, are not the loader's.
+    The files of a stock model, and of one of native form, are not checked, because the loader does not read them.
 
     Raises:
         CheckpointError: `from_pretrained` would refuse the folder.

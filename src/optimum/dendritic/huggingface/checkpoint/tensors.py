@@ -155,7 +155,7 @@ def check_values(name: str, record: Record, tensors: Mapping[str, Tensor]) -> No
 
 
 def check_mask(name: str, layer: DendriticLayer, mask: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Hold the weights of an injected layer against its mask: pruned means zero.
+    """Compare the weights of an injected layer with its mask: what is pruned must be zero.
 
     Args:
         tensors: those of the layer that hold its tiles, by their own names; one that is not loaded (meta) is left out.
