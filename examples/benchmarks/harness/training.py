@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint
-from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation
+from optimum.dendritic.huggingface.card.dataset import Data
+from optimum.dendritic.huggingface.card.provenance import note_evaluation
 from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 

@@ -7,46 +7,25 @@ weights that were scored, so that a model which was trained on is never publishe
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ...state import Source, base_of
+from .dataset import Data, data_of
 
 ATTRIBUTE = "dendritic_facts"
 POINTS = 500  # of a training curve that are kept; more cannot be seen
 SAMPLED = 256  # elements of a tensor that its fingerprint reads
 CURVE = ("step", "epoch", "loss", "learning_rate", "sparsity", "regrown", "phase")
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset, as far as it describes itself.
-
-    Attributes:
-        name: The id of the dataset on the Hub, or its name.
-        on_hub: Whether `name` is an id on the Hub.
-        config: The name of its configuration; None if it has only one.
-        split: The name of the split; None if it is not known.
-        samples: The number of samples; None if it is not known.
-    """
-
-    name: str
-    on_hub: bool
-    config: str | None = None
-    split: str | None = None
-    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,21 +128,6 @@ def fingerprint(model: nn.Module) -> str:
     return sha256(b"".join(digests)).hexdigest()
 
 
-def data_of(source: Any) -> Data | None:
-    """The name of a `datasets.Dataset`, or of the one in a `DataLoader`; None if there is not one."""
-    if isinstance(source, Data):
-        return source
-    library = sys.modules.get("datasets")  # who never imported it has none of its datasets
-    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
-    if library is None or not isinstance(dataset, library.Dataset) or not dataset.info.dataset_name:
-        return None
-    info, split = dataset.info, dataset.split
-    id_on_hub = _id_on_hub(dataset)
-    config = None if info.config_name in (None, "default") else info.config_name
-    name, part = id_on_hub or Path(info.dataset_name).name, None if split is None else str(split)
-    return Data(name, on_hub=id_on_hub is not None, config=config, split=part, samples=len(dataset))
-
-
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The entries of a Trainer's log that tell of training, evenly thinned to `POINTS`, the first and the last kept."""
     entries = [{name: entry[name] for name in CURVE if name in entry} for entry in history if "loss" in entry]
@@ -195,19 +159,6 @@ def _digest(tensor: Tensor) -> bytes:
 
 def _read(kind: type, fields: Mapping[str, Any] | None) -> Any:
     return None if fields is None else kind(**fields)
-
-
-def _id_on_hub(dataset: Any) -> str | None:
-    """From the addresses that it was downloaded from, or from its place in the cache, `owner___name`."""
-    for address in dataset.info.download_checksums or ():
-        if address.startswith("hf://datasets/"):
-            return address.removeprefix("hf://datasets/").partition("@")[0]
-    for file in dataset.cache_files:
-        for part in Path(file["filename"]).parts:
-            owner, _, name = part.partition("___")
-            if name == dataset.info.dataset_name:
-                return f"{owner}/{name}"
-    return None
 
 
 def _hyperparameters(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:

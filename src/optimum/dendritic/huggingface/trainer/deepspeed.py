@@ -35,7 +35,7 @@ def around_steps_(engine: Any, model: nn.Module, due: Callable[[], bool], prune:
     Raises:
         DendriticError: the engine's optimizer is another one than that of ZeRO 1 and 2.
     """
-    if not hasattr(engine.optimizer, "scaled_global_norm"):
+    if "DeepSpeedZeroOptimizer" not in [kind.__name__ for kind in type(engine.optimizer).__mro__]:
         rule = "must be that of ZeRO 1 or 2, whose gradients and fp32 weights can be pruned"
         remedy = "Set zero_optimization.stage to 1 or 2, and leave grad_accum_dtype out."
         raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
