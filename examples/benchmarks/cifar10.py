@@ -22,7 +22,7 @@ import torch
 from harness.budget import widest_within
 from harness.cli import main
 from harness.images import Augmented, as_it_is, correct, decoded, normalised, predicted
-from harness.runs import PRUNED, Run
+from harness.runs import Run
 from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -120,7 +120,7 @@ class Cifar10(Task):
         parser.add_argument("--learning_rate1", type=float, help="of the epochs1")
         parser.add_argument("--warmup", type=float, help="share of the steps of a stage")
         parser.add_argument("--budget", choices=["params", "macs"])
-        parser.add_argument("--distillation", type=float, default=1.0, help="from the dense model of the same seed")
+        parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
         parser.set_defaults(batch_size=128, large_batch=64)
 
     def recipe(self) -> dict[str, Any]:
@@ -171,7 +171,10 @@ class Cifar10(Task):
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
         if not self._is_resnet:
             return None
-        return torch.optim.SGD, {"lr": self._cycles[stage][1], "momentum": 0.9, "nesterov": True}
+        return torch.optim.SGD, {"momentum": 0.9, "nesterov": True}
+
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate1 / 10}
 
     def averaging(self, stage: int) -> float | None:
         return self.args.average
@@ -191,10 +194,6 @@ class Cifar10(Task):
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """A long recovery: from scratch, what is kept has much to learn yet."""
         return {"budget": self.args.budget, "distillation": self.args.distillation, "end": 0.4}
-
-    def teacher(self, run: Run) -> Run | None:
-        """The dense control: from scratch and short, the base has not learnt enough to teach."""
-        return Run("dense", 0.0, run.seed) if run.method in PRUNED else None
 
     def fresh(self) -> nn.Module:
         return resnet() if self._is_resnet else vit()
@@ -242,13 +241,12 @@ class Cifar10(Task):
             base=f"trained from scratch for {cycles} epochs",
             second=f"{self.args.epochs1:g} epochs",
             smaller="all widths scaled alike, no more of the budget than that level "
-            "leaves of the whole model; from scratch, through all stages, from the labels alone.",
+            "leaves of the whole model; from scratch, through all stages.",
             optimizer=f"{'SGD with Nesterov momentum 0.9' if resnet20 else 'AdamW'}, linear warm-up, then linear decay",
             targets="all convolutions" if resnet20 else "all linear layers of the encoder and the patch embedding",
             selection=(
-                "What is pruned learns from the labels and from the dense model of its seed, which is trained as long. "
-                "That, and `end`, were chosen with one seed of ResNet-20, for dendritic pruning, by validation "
-                "accuracy; magnitude and random have them too."
+                "The teacher and `end` were chosen with one seed of ResNet-20, for dendritic pruning, by the accuracy "
+                "on all validation images, the held-out part among them; every other method has them too."
             ),
             unit_of_examples="images",
             shape=" of 32x32 pixels",

@@ -1,4 +1,7 @@
-"""How good a model is after every epoch of its training; kept in the checkpoints, so that a resumed one has it too."""
+"""How good a model is after every epoch of its training, on the part of the data that choices are made by.
+
+It is kept in the checkpoints, so that a resumed training has it too.
+"""
 
 import time
 from contextlib import nullcontext
@@ -10,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .averaging import WeightAverage
 from .runs import Run
+from .statistics import for_choices, per_example
 from .task import Task
 
 KEPT = ("step", "epoch", "score", "seconds", "cpu_seconds")
@@ -34,7 +38,7 @@ class Progress(TrainerCallback):
     ):
         seconds, cpu_seconds = time.perf_counter() - self.start, time.process_time() - self.start_cpu
         with self.average.applied(model) if self.average else nullcontext():
-            score = self.task.score(model.eval()).value
+            score = float(per_example(for_choices(self.task.score(model.eval()).examples)).mean())
         model.train()
         entry = {"score": score, "seconds": seconds, "cpu_seconds": cpu_seconds}
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, **entry})
