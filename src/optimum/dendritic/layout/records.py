@@ -148,7 +148,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Wire:
-    """The runs from one module to another."""
+    """The runs from one module to another.
+
+    Attributes:
+        name: The name of the module that they lead from.
+        runs: The runs, in the order of the outputs that they start from.
+    """
 
     name: str
     runs: tuple[Run, ...]

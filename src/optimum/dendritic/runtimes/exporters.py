@@ -32,13 +32,13 @@ class Runtime:
     """A runtime that `transformers` exports to.
 
     Attributes:
-        format: the name of the exporter, which is also that of the extra.
-        what: what is exported, for errors.
-        file: the file to run.
-        packages: the modules that must be there.
-        dtypes: the dtypes that it runs in.
-        axes: the tensors of an example, and the axes of them that are left open.
-        options: what its runner is told, so that it computes in the model's precision.
+        format: The name of the exporter, which is also that of the extra.
+        what: What is exported, for errors.
+        file: The file to run.
+        packages: The modules that must be there.
+        dtypes: The dtypes that it runs in.
+        axes: The tensors of an example, and the axes of them that are left open.
+        options: What its runner is told, so that it computes in the model's precision.
     """
 
     format: str

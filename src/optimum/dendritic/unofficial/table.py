@@ -17,7 +17,14 @@ TRIED = {
 
 @dataclass(frozen=True)
 class Use:
-    """Why a private name of `owner` is used, until when, and in which modules, as dotted names below this package."""
+    """Why something private of another package is used.
+
+    Attributes:
+        owner: The package that it belongs to.
+        why: What it is used for.
+        until: What would make the use needless: an issue of that package, or an interface that it lacks.
+        modules: The modules that use it, as dotted names below this package.
+    """
 
     owner: str
     why: str

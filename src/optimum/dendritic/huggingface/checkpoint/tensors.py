@@ -29,7 +29,14 @@ Rename = Callable[[str], tuple[tuple[str, ...], bool]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor in a safetensors file, as its header declares it."""
+    """A tensor in a safetensors file, as its header declares it.
+
+    Attributes:
+        file: The path of the file.
+        key: The name of the tensor in the file.
+        dtype: The name of its dtype, in the words of safetensors.
+        shape: The shape of the tensor.
+    """
 
     file: str
     key: str
