@@ -1,6 +1,7 @@
 """The harness of the result tables: runs resume and never mix, intervals are fair, a card follows from its runs."""
 
 import argparse
+import copy
 import doctest
 import json
 import sys
@@ -10,13 +11,31 @@ import numpy as np
 import pytest
 import torch
 from helpers.compare import every
+from helpers.models import ResidualMLP
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState, TrainingArguments
+
+from optimum.dendritic import DendriticConfig, inject_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 
 from cifar10 import Cifar10, CompactViTConfig, CompactViTForImageClassification  # noqa: E402
-from harness import augment, claims, images, metric, report, runs, statistics, text, training  # noqa: E402
+from harness import (  # noqa: E402
+    augment,
+    claims,
+    images,
+    metric,
+    report,
+    runs,
+    shrinkage,
+    statistics,
+    summary,
+    teaching,
+    text,
+    training,
+)
+from harness.averaging import WeightAverage  # noqa: E402
 from harness.summary import Table  # noqa: E402
 from harness.task import Card, Score, Task  # noqa: E402
 
@@ -40,7 +59,7 @@ CARD = Card(
 
 
 def record(method: str, seed: int, hits: str, parameters: int, variant: str = "", **changes: float) -> dict:
-    level = 0.0 if method in ("base", "dense") else LEVEL
+    level = 0.0 if method in ("base", *runs.DENSE) else LEVEL
     pruned = method in runs.PRUNED
     return {
         **runs.Run(method, level, seed, variant, changes).to_dict(),
@@ -80,7 +99,7 @@ class Toy(Task):
 Toy.__abstractmethods__ = frozenset()
 
 
-@pytest.mark.parametrize("module", [augment, runs, metric, claims])
+@pytest.mark.parametrize("module", [augment, runs, metric, claims, shrinkage, statistics, summary, teaching])
 def test_the_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 
@@ -125,7 +144,8 @@ def test_a_run_has_one_maker(tmp_path):
 def test_a_plan_names_every_run_once():
     plain = argparse.Namespace(seeds=[0, 1], levels=[0.5, 0.8], methods=runs.METHODS, variant="", config={})
     names = [run.name for run in runs.planned(plain)]
-    assert len(set(names)) == len(names) == 2 * (1 + 4 * 2)
+    assert len(set(names)) == len(names) == 2 * (2 + 5 * 2)
+    assert runs.OWN_RATE not in {run.method for run in runs.planned(plain, own_rate=False)}
     ablation = argparse.Namespace(**vars(plain) | {"variant": "no-regrow", "config": {"regrow": 0.0}})
     assert {run.method for run in runs.planned(ablation)} == set(runs.PRUNED)
     assert not set(names) & {run.name for run in runs.planned(ablation)}
@@ -136,11 +156,73 @@ def test_claims_follow_the_numbers():
     assert verdicts == {
         "dendritic at 50% removes 50% of the parameters of the target modules": True,
         "dendritic at 50% loses at most 1 points against dense": False,
+        "dendritic at 50% loses at most 1 points against dense on the held-out part": False,
         "dendritic at 50% is better than magnitude": None,
+        "dendritic at 50% is better than shrinkage + magnitude": None,
         "dendritic at 50% is better than random": True,
         "dendritic at 50% is better than smaller dense": None,
         "dendritic at 50% is faster than dense": None,
     }
+
+
+def test_the_better_dense_model_counts_and_held_out_examples_choose_nothing():
+    for_choices, rest = "10" * 100, "01" * 100  # right on the first, the third, … and on the others
+    pruned = record("dendritic", 0, "0001" * 50, 200)
+    found = Table([record("dense", 0, for_choices, 300), record(runs.OWN_RATE, 0, rest, 300)], [], metric.ACCURACY)
+    assert (found.dense.method, found.dense.held_out) == ("dense", 0)
+    better = record(runs.OWN_RATE, 0, "1" * 200, 300)
+    found = Table([record("dense", 0, rest, 300), better, pruned], [], metric.ACCURACY)
+    assert found.dense.method == runs.OWN_RATE and found.dense.against_dense is None
+    row = found.find("dendritic", LEVEL)
+    assert row is not None and row.against_dense is not None and row.held_out_against_dense is not None
+    assert (row.held_out, row.held_out_against_dense.mean, row.against_dense.mean) == (50, 50, 75)
+
+
+def test_every_control_has_the_teacher(tmp_path):
+    """A student of fewer layers is compared with layers that are spread over the teacher; nothing of it stays."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 20, "num_labels": 2}
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(BertConfig(num_hidden_layers=4, **sizes)).eval()
+    student = copy.deepcopy(teacher)
+    for layer in (3, 1):
+        del student.bert.encoder.layer[layer]
+    student.config = BertConfig(num_hidden_layers=2, **sizes)
+    inputs = {"input_ids": torch.randint(20, (2, 5)), "labels": torch.tensor([0, 1])}
+    alone = student.train()(**inputs).loss
+    states = teacher(inputs["input_ids"], output_hidden_states=True)
+    args, state, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
+    taught = teaching.Teaching(teacher, 0.5)
+    taught.on_train_begin(args, state, control, model=student)
+    found = teacher(inputs["input_ids"], output_hidden_states=True).hidden_states
+    assert all(torch.equal(own, states.hidden_states[i]) for own, i in zip(found, (0, 2, 4), strict=True))
+    torch.manual_seed(1)
+    with_teacher = student(**inputs).loss
+    taught.on_train_end(args, state, control)
+    torch.manual_seed(1)
+    assert with_teacher > student(**inputs).loss
+    assert alone.isfinite() and not student._forward_hooks
+
+
+def test_weak_groups_shrink_faster_until_they_are_pruned():
+    model = ResidualMLP()
+    config = DendriticConfig(sparsity=0.5, segment_size=1, floor=0.0)
+    x = torch.rand(4, 6)
+    inject_(model, config, example_inputs={"x": x})
+    down, up = model.down[0], model.up[0]
+    with torch.no_grad():
+        down.dendrite_mask[0, 3] = False
+        down.mask_()
+    model(x).square().sum().backward()
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    shrinkage.shrink_(model, 0.1)
+    added = {name: parameter.grad - before[name] for name, parameter in model.named_parameters()}
+    norms = (down.weight.square().sum(0) + up.weight.square().sum(1)).sqrt()  # columns, and the rows that die with them
+    factors = 0.1 * shrinkage.factors(norms, down.dendrite_mask[0])
+    assert factors[3] == 0 and torch.isclose(factors[factors > 0].min() * 16, factors.max())
+    assert torch.allclose(added["down.0.weight"], down.weight * factors, atol=1e-6)
+    own = 0.1 * shrinkage.factors(up.weight.square().sum(0).sqrt(), up.dendrite_mask[0])
+    assert torch.allclose(added["up.0.weight"], up.weight * (own + factors[:, None]), atol=1e-6)
+    assert not added["down.0.bias"].any()
 
 
 def test_a_card_is_written_from_its_runs(tmp_path):
@@ -179,6 +261,7 @@ class Digits(Task):
     smaller = lambda self, level, base: (vit(4), True)  # noqa: E731
     example_inputs = lambda self: {"pixel_values": images.normalised(self.pixels[:2], self.mean, self.std)}  # noqa: E731
     samples = lambda self: {"train": 64, "validation": 64}  # noqa: E731
+    averaging = lambda self, stage: 0.9  # noqa: E731
 
     def __init__(self, args: argparse.Namespace, death: int = 0):
         super().__init__(args)
@@ -194,6 +277,9 @@ class Digits(Task):
 
     def train_data(self, stage: int):
         return images.Moved(self.pixels, self.labels, self.mean, self.std, 10, 2), images.as_it_is
+
+    def soft_labels(self, stage: int, model: torch.nn.Module) -> torch.Tensor:
+        return images.predicted(model, images.normalised(self.pixels, self.mean, self.std))
 
     def score(self, model: torch.nn.Module) -> Score:
         self.scores += 1
@@ -227,6 +313,23 @@ def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_
     tensors = [Digits(args).load(folder / run.name).state_dict() for folder in (whole, parts)]
     assert tensors[0].keys() == tensors[1].keys() and all(torch.equal(a, tensors[1][k]) for k, a in tensors[0].items())
     assert not list(parts.glob("*.unfinished"))
+
+
+def test_weights_are_averaged_over_the_steps_and_lent_for_a_while():
+    model = torch.nn.BatchNorm1d(1)
+    average, args, control = WeightAverage(0.5), TrainingArguments(output_dir="unused"), TrainerControl()
+    average.on_train_begin(args, TrainerState(), control, model=model)
+    for step, value in enumerate((3.0, 5.0), start=1):
+        model.running_mean.fill_(value)
+        model.num_batches_tracked += 1
+        average.on_step_end(args, TrainerState(global_step=step), control, model=model)
+    first, second = 2 / 11, 3 / 12  # the decays: a short training does not remember its start
+    expected = torch.tensor([second * (1 - first) * 3 + (1 - second) * 5])
+    with average.applied(model):
+        assert torch.allclose(model.running_mean, expected)
+    assert model.running_mean.item() == 5
+    average.on_train_end(args, TrainerState(global_step=2), control, model=model)
+    assert torch.allclose(model.running_mean, expected) and model.num_batches_tracked.item() == 2
 
 
 def test_a_base_of_two_cycles_may_start_after_the_first(tmp_path):
@@ -263,8 +366,8 @@ def test_the_model_to_start_from_was_trained_as_the_first_cycle_asks(tmp_path, c
             task.start(own)
         return
     assert (task.start(own), task.start(other)) == (tmp_path, None)
-    assert [stage["num_train_epochs"] for stage in task.stages()] == [40, 40, 5]
-    assert [task.optimizer(stage)[1]["lr"] for stage in range(3)] == [0.2, 0.1, 0.1]
+    assert [stage["num_train_epochs"] for stage in task.stages()] == [40, 20, 5]
+    assert [stage["learning_rate"] for stage in task.stages()] == [0.2, 0.1, 0.1]
 
 
 def test_a_base_serves_every_second_stage():

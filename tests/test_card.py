@@ -27,7 +27,8 @@ from transformers import (
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, DendriticError, compress_, inject_, score_, update_
 from optimum.dendritic.huggingface.card import dense_baseline, figures
-from optimum.dendritic.huggingface.card.provenance import POINTS, curve, data_of, facts_of, fingerprint, note_evaluation
+from optimum.dendritic.huggingface.card.dataset import data_of
+from optimum.dendritic.huggingface.card.provenance import POINTS, curve, facts_of, fingerprint, note_evaluation
 from optimum.dendritic.huggingface.card.schema import FILE as SCHEMA
 from optimum.dendritic.huggingface.card.write import write_card
 

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, score_, update_
+from optimum.dendritic.config import BUDGETS, IMPORTANCES
 
 OPTIMUM_CLI = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 
@@ -285,11 +286,13 @@ class TestCompress:
         assert code == 0, errors
         assert "accuracy" not in output and "MACs" in output
 
-    def test_the_choices_are_those_of_the_config(self):
-        from optimum.commands.register import register_dendritic
-        from optimum.dendritic import config
-
-        assert register_dendritic.BUDGETS == config.BUDGETS and register_dendritic.IMPORTANCES == config.IMPORTANCES
+    @pytest.mark.parametrize(("option", "choices"), [("--budget", BUDGETS), ("--importance", IMPORTANCES)])
+    def test_the_choices_are_those_of_the_config(self, cli, option, choices):
+        code, shown, _ = cli("dendritic", "compress", "--help")
+        assert code == 0 and every(choice in shown for choice in choices)
+        arguments = ["model", "--dataset", "data", "--output", "small", "--sparsity", "0.3"]
+        code, _, errors = cli("dendritic", "compress", *arguments, option, "most")
+        assert code == 2 and option in errors and every(choice in errors for choice in choices)
 
 
 class TestCard:

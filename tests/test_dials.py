@@ -13,7 +13,8 @@ from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, inject_
 from optimum.dendritic.state import injected_layout
-from optimum.dendritic.stock_config.models import NoSuchModel, alike, assemble, changed, fields_of, shapes, skeleton
+from optimum.dendritic.stock_config.fields import UnsupportedConfig, changed, fields_of
+from optimum.dendritic.stock_config.models import assemble, same_blocks, shapes, skeleton
 
 FAMILIES = {family.name: family for family in ALL}
 IDS = {"input_ids": torch.arange(5)[None]}
@@ -91,7 +92,7 @@ class TestVanilla:
         assert (new.intermediate_size, config.intermediate_size) == (7, 24)
         assert "quantization_config" not in new.to_dict() and new._attn_implementation == config._attn_implementation
         for values in ({"num_attention_heads": 3}, {"intermediate_size": "7"}, {"nothing": 1}, {"vocab_size.inner": 1}):
-            with pytest.raises(NoSuchModel):
+            with pytest.raises(UnsupportedConfig):
                 changed(config, values)
 
     def test_fields_are_of_the_architecture(self):
@@ -113,6 +114,6 @@ class TestVanilla:
         stock = assemble(model, changed(model.config, {"n_layer": 1}), {"transformer.h": [1]})
         assert stock.lm_head.weight is stock.transformer.wte.weight is model.transformer.wte.weight
         assert stock.transformer.h[0].mlp.c_fc.weight is model.transformer.h[1].mlp.c_fc.weight
-        assert shapes(stock).keys() < shapes(model).keys() and alike(model, stock, {"transformer.h": [1]})
-        with pytest.raises(NoSuchModel, match="does not fit"):
+        assert shapes(stock).keys() < shapes(model).keys() and same_blocks(model, stock, {"transformer.h": [1]})
+        with pytest.raises(UnsupportedConfig, match="does not fit"):
             assemble(model, changed(model.config, {"n_inner": 5}))

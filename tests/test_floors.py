@@ -17,7 +17,7 @@ FLOORS = [  # bottom to top; the rooms of one floor do not import each other, bu
     {"nn"},
     {"state"},
     {"structure"},
-    {"stock_config", "train_steps", "inspection", "distillation", "export"},
+    {"stock_config", "train_steps", "inspection", "distillation", "runtimes"},
     {"inject", "one_shot", "compress"},
     {"huggingface.checkpoint"},
     {"huggingface.card"},

@@ -153,7 +153,7 @@ def test_the_budget_is_met_within_one_step(name):
             more[member][0, : count + 1] = True
         if count < masks[dial.members[0]].shape[1]:
             room.append(total_cost(more, costs) > budget)
-    assert all(room)
+    assert every(room)
 
 
 @functools.cache

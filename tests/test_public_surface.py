@@ -43,6 +43,8 @@ BESIDES = {  # public in modules of their own; README lists the same
     "optimum.dendritic.inspection.density": ["Density", "LayerDensity", "Side", "density"],
     "optimum.dendritic.inspection.figures": ["density_figure", "save_density_figure"],
     "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
+    "optimum.dendritic.runtimes.executorch": ["export_executorch"],
+    "optimum.dendritic.runtimes.openvino": ["export_openvino"],
 }
 IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
 HOUSE = Path(optimum.dendritic.__file__).parent

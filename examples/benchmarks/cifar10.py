@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from harness.budget import widest_within
 from harness.cli import main
-from harness.images import Augmented, as_it_is, correct, decoded, normalised
-from harness.runs import PRUNED, Run
+from harness.images import Augmented, as_it_is, correct, decoded, normalised, predicted
+from harness.runs import Run
 from harness.task import Card, Score, Task
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -41,10 +41,11 @@ PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it;
         "levels": [0.5],
         "budget": "macs",
         "epochs0": 40,
-        "epochs_again": 40,
+        "epochs_again": 20,
         "epochs1": 5,
         "learning_rate": 0.2,
         "learning_rate_again": 0.1,
+        "average": 0.999,
         "learning_rate1": 0.1,
         "warmup": 0.2,
     },
@@ -108,17 +109,25 @@ class Cifar10(Task):
         parser.add_argument("--learning_rate", type=float)
         parser.add_argument("--epochs_again", type=float, help="of a second cycle of the base, after a warm restart")
         parser.add_argument("--learning_rate_again", type=float, help="of that cycle")
+        parser.add_argument("--average", type=float, help="decay of the running average that a base's weights become")
+        parser.add_argument(
+            "--taught",
+            type=float,
+            default=0.5,
+            help="share that the predictions of the first cycle have in the labels of the second",
+        )
         parser.add_argument("--start", type=Path, help="a model that the first cycle has made, with a run.json")
         parser.add_argument("--learning_rate1", type=float, help="of the epochs1")
         parser.add_argument("--warmup", type=float, help="share of the steps of a stage")
         parser.add_argument("--budget", choices=["params", "macs"])
-        parser.add_argument("--distillation", type=float, default=1.0, help="from the dense model of the same seed")
+        parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
         parser.set_defaults(batch_size=128, large_batch=64)
 
     def recipe(self) -> dict[str, Any]:
         names = ("architecture", "epochs0", "epochs1", "batch_size", "learning_rate", "learning_rate1", "warmup")
         names += ("budget", "distillation", "bf16", "max_steps")
-        names += ("epochs_again", "learning_rate_again") if self.args.epochs_again else ()
+        names += ("epochs_again", "learning_rate_again", "taught") if self.args.epochs_again else ()
+        names += ("average",) if self.args.average else ()
         return {name: getattr(self.args, name) for name in names}
 
     @property
@@ -162,15 +171,29 @@ class Cifar10(Task):
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
         if not self._is_resnet:
             return None
-        return torch.optim.SGD, {"lr": self._cycles[stage][1], "momentum": 0.9, "nesterov": True}
+        return torch.optim.SGD, {"momentum": 0.9, "nesterov": True}
+
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate1 / 10}
+
+    def averaging(self, stage: int) -> float | None:
+        return self.args.average
+
+    def soft_labels(self, stage: int, model: nn.Module) -> Tensor | None:
+        """In the second cycle, in part what the first one says of each image and its mirror image, softened."""
+        if stage != 1 or not self.args.epochs_again or not self.args.taught:
+            return None
+        images, labels = self._splits["train"]
+        seen = torch.cat([self._seen(model, part) for part in images.split(1000)])
+        return torch.lerp(nn.functional.one_hot(labels, 10).float(), seen, self.args.taught)
+
+    def _seen(self, model: nn.Module, images: Tensor) -> Tensor:
+        views = [predicted(model, normalised(view, MEAN, STD)) for view in (images, images.flip(-1))]
+        return torch.stack(views).mean(0)
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """A long recovery: from scratch, what is kept has much to learn yet."""
         return {"budget": self.args.budget, "distillation": self.args.distillation, "end": 0.4}
-
-    def teacher(self, run: Run) -> Run | None:
-        """The dense control: from scratch and short, the base has not learnt enough to teach."""
-        return Run("dense", 0.0, run.seed) if run.method in PRUNED else None
 
     def fresh(self) -> nn.Module:
         return resnet() if self._is_resnet else vit()
@@ -218,13 +241,12 @@ class Cifar10(Task):
             base=f"trained from scratch for {cycles} epochs",
             second=f"{self.args.epochs1:g} epochs",
             smaller="all widths scaled alike, no more of the budget than that level "
-            "leaves of the whole model; from scratch, through all stages, from the labels alone.",
+            "leaves of the whole model; from scratch, through all stages.",
             optimizer=f"{'SGD with Nesterov momentum 0.9' if resnet20 else 'AdamW'}, linear warm-up, then linear decay",
             targets="all convolutions" if resnet20 else "all linear layers of the encoder and the patch embedding",
             selection=(
-                "What is pruned learns from the labels and from the dense model of its seed, which is trained as long. "
-                "That, and `end`, were chosen with one seed of ResNet-20, for dendritic pruning, by validation "
-                "accuracy; magnitude and random have them too."
+                "The teacher and `end` were chosen with one seed of ResNet-20, for dendritic pruning, by the accuracy "
+                "on all validation images, the held-out part among them; every other method has them too."
             ),
             unit_of_examples="images",
             shape=" of 32x32 pixels",

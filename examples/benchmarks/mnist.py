@@ -83,6 +83,9 @@ class Mnist(Task):
         second = {"num_train_epochs": self.args.epochs1, "learning_rate": self.args.learning_rate1}
         return {**shared, **first}, {**shared, **second}
 
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate1 / 10}
+
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"target_modules": TARGETS, "distillation": self.args.distillation}
 

@@ -104,6 +104,9 @@ class Shakespeare(Task):
             {**shared, "max_steps": second, "learning_rate": self.args.learning_rate1},
         )
 
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate1 / 10}
+
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 

@@ -24,6 +24,7 @@ import torch
 from harness.augment import NEIGHBOURS, Replaced, nearest_tokens, share
 from harness.cli import main
 from harness.task import Card
+from harness.teaching import kept_layers
 from harness.text import Pad, SentenceTask
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -96,13 +97,15 @@ class Sst2(SentenceTask):
         return sentences, self.pad
 
     def smaller(self, level: float, base: Path) -> tuple[nn.Module, bool]:
-        """The first layers of the base: as few are taken off as reach `level`, and one stays."""
+        """Layers spread over the base: as few are taken out as reach `level`, and one stays."""
         model = self.load(base)
         assert isinstance(model, PreTrainedModel)
         layers = model.get_submodule(f"{model.base_model_prefix}.encoder.layer")
         assert isinstance(layers, nn.ModuleList)
         kept = max(1, len(layers) - math.ceil(level * len(layers) - 1e-9))
-        del layers[kept:]
+        own = kept_layers(len(layers), kept)
+        for index in reversed([index for index in range(len(layers)) if index not in own]):
+            del layers[index]
         model.config.num_hidden_layers = kept
         return model, False
 
@@ -127,9 +130,9 @@ class Sst2(SentenceTask):
             base=f"the pretrained model, fine-tuned for {self.args.epochs0:g} epochs",
             second=f"{self.args.epochs1:g} epochs",
             smaller=(
-                "the first layers of the base, as few taken off as reach the level, and at least one kept: at the "
-                "highest levels it is larger than its level asks for, as its parameters tell; it learns from the "
-                "labels alone."
+                "layers spread over the base, as few taken out as reach the level, and at least one kept: at the "
+                "highest levels it is larger than its level asks for, as its parameters tell. Its hidden states are "
+                "compared with those of layers spread over the teacher."
             ),
             optimizer="AdamW, linear warm-up over 6 % of the steps, then linear decay",
             targets=(

@@ -55,6 +55,9 @@ class Sst2Lstm(SentenceTask):
         names += ("learning_rate1", "distillation", "max_length", "bf16", "max_steps")
         return {name: getattr(self.args, name) for name in names}
 
+    def control(self) -> dict[str, Any]:
+        return {"learning_rate": self.args.learning_rate1 / 10}
+
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         return {"distillation": self.args.distillation}
 

@@ -63,7 +63,7 @@ class ResidualMLP(nn.Module):
 
 
 class GroupedCNN(nn.Module):
-    """Expansion, depthwise convolution, PReLU, projection; then a grouped convolution, which no dye passes."""
+    """Expansion, depthwise convolution, PReLU, projection; then a grouped convolution, which no mark passes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .metric import Metric
 from .runs import PRUNED
 from .statistics import Difference
-from .summary import Row, Table
+from .summary import Row, Table, label_of
 
 CONTROLS = (*(method for method in PRUNED if method != "dendritic"), "smaller-dense")
 
@@ -42,6 +42,10 @@ def claims(table: Table, budget: str, tolerances: dict[float, float], latencies:
             text = f"{start} loses at most {limit:g} {table.metric.unit} against dense"
             measured = f"{table.metric.write(row.against_dense.mean)} {table.metric.unit}"
             found.append(Claim(text, measured, row.against_dense.mean <= limit))
+        if row.level in tolerances and row.held_out_against_dense is not None:
+            limit, loss = tolerances[row.level], row.held_out_against_dense.mean
+            text = f"{start} loses at most {limit:g} {table.metric.unit} against dense on the held-out part"
+            found.append(Claim(text, f"{table.metric.write(loss)} {table.metric.unit}", loss <= limit))
         found.extend(_against_controls(table, row, start))
         for name in sorted(name for name in row.ratios if name.startswith("latency")):
             batch, limit = name.rpartition("_")[2], latencies.get(row.level, 1.0)
@@ -54,7 +58,7 @@ def claims(table: Table, budget: str, tolerances: dict[float, float], latencies:
 
 def _against_controls(table: Table, row: Row, start: str) -> Iterator[Claim]:
     for control in CONTROLS:
-        text = f"{start} is better than {control.replace('-', ' ')}"
+        text = f"{start} is better than {label_of(control)}"
         other = table.find(control, row.level)
         difference = None if other is None else table.difference(row, other)
         if difference is None:

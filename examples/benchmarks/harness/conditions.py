@@ -33,16 +33,25 @@ def conditions(table: Table, card: Card, control: dict[str, Any]) -> dict[str, s
         "count": str(len(runs)),
         "minutes": f"{sum(run['train_seconds'] for run in runs) / 60:.0f}",
         "control": _control(control),
+        "dense": table.dense.label,
+        "shrinkage": ", ".join(map(str, distinct([run["shrinkage"] for run in runs if "shrinkage" in run])))
+        or "unused",
+        "teacher": "a teacher, the base" if table.recipe.get("distillation") else "no teacher",
         "commands": "\n".join(_commands(table, rows, card)),
     }
 
 
+def _shrinkage(runs: list[dict[str, Any]]) -> str:
+    strengths = distinct([run["shrinkage"] for run in runs if "shrinkage" in run])
+    return ", ".join(map(str, strengths)) or "not run"
+
+
 def _control(settings: dict[str, Any]) -> str:
-    """In what the dense control is trained otherwise."""
+    """What the second dense control has otherwise."""
     if not settings:
-        return "with the same recipe and seeds."
+        return "There is no **dense own rate** here: the learning rate is the same."
     listed = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"with the same recipe and seeds, but for the second stage of **dense**, which has {listed}."
+    return f"**dense own rate** differs by {listed}."
 
 
 def _pruning(pruned: dict[str, dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
+from .runs import DENSE
 from .summary import Row, Table
 
 matplotlib.use("Agg")
@@ -16,8 +17,10 @@ from matplotlib.axes import Axes  # noqa: E402
 
 COLOURS = {
     "dense": "0.35",
+    "dense-own-rate": "0.6",
     "dendritic": "tab:blue",
     "magnitude": "tab:orange",
+    "shrinkage+magnitude": "tab:purple",
     "random": "tab:red",
     "smaller-dense": "tab:green",
 }
@@ -83,7 +86,7 @@ def _lines(axes: Axes, table: Table, x: Callable[[Row], float | None]) -> None:
     """Mean and standard deviation of every method along `x`; dense as a band."""
     for method, colour in COLOURS.items():
         own = [row for row in table.rows if row.method == method]
-        if method == "dense":
+        if method in DENSE and own:
             spread = own[0].std or 0.0
             axes.axhline(own[0].mean, color=colour, label=own[0].label)
             axes.axhspan(own[0].mean - spread, own[0].mean + spread, color=colour, alpha=0.2)

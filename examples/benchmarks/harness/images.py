@@ -121,3 +121,10 @@ def correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int = 
         for own, truth in zip(pixels.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return "".join("1" if hit else "0" for batch in hits for hit in batch)
+
+
+@torch.inference_mode()
+def predicted(model: nn.Module, pixels: Tensor, batch_size: int = 100, temperature: float = 2.0) -> Tensor:
+    """Probabilities `(images, classes)`, softened by the temperature."""
+    logits = [model.eval()(pixel_values=own).logits for own in pixels.split(batch_size)]
+    return torch.softmax(torch.cat(logits) / temperature, -1)

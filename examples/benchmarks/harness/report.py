@@ -11,6 +11,7 @@ from .claims import claims, findings, score, write
 from .conditions import conditions, distinct
 from .figures import draw
 from .runs import PRUNED
+from .statistics import Difference
 from .summary import Row, Table
 from .task import Task
 
@@ -83,7 +84,9 @@ def _results(table: Table) -> tuple[list[str], list[list[str]]]:
         "method": lambda row: row.label,
         "removed": lambda row: f"{row.level:.0%}" if row.level else "",
         table.metric.name: lambda row: score(row, table.metric),
-        "against dense": lambda row: "" if row.against_dense is None else write(row.against_dense, table.metric),
+        "against dense": lambda row: _difference(row.against_dense, table),
+        "held out": lambda row: table.metric.write(row.held_out),
+        "held out, against dense": lambda row: _difference(row.held_out_against_dense, table),
         "seeds": lambda row: str(len(row.scores)),
         "parameters": lambda row: f"{row.parameters:,}",
         "target parameters": lambda row: f"-{row.target_removed:.1%}" if row.level else "",
@@ -94,6 +97,10 @@ def _results(table: Table) -> tuple[list[str], list[list[str]]]:
         "peak memory": lambda row: _number(row, "peak_memory_bytes"),
     }
     return list(columns), [[column(row) for column in columns.values()] for row in table.rows]
+
+
+def _difference(difference: Difference | None, table: Table) -> str:
+    return "" if difference is None else write(difference, table.metric)
 
 
 def _ablations(table: Table) -> str:

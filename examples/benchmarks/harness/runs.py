@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
-PRUNED = ("dendritic", "magnitude", "random")  # the same recipe, another importance
-METHODS = ("dense", *PRUNED, "smaller-dense")
+SHRINKING = "shrinkage+magnitude"
+PRUNED = ("dendritic", "magnitude", SHRINKING, "random")  # the same recipe, another importance
+OWN_RATE = "dense-own-rate"
+DENSE = ("dense", OWN_RATE)  # of the same size as the base; the better of them is what others are compared with
+METHODS = (*DENSE, *PRUNED, "smaller-dense")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Run:
 
     Attributes:
         method: `"base"`, one of `METHODS`.
-        level: fraction of the budget that is removed; 0 for `"base"` and `"dense"`.
+        level: fraction of the budget that is removed; 0 for `"base"` and those in `DENSE`.
         variant: name of an ablation, empty for the recipe itself.
         changes: fields of `DendriticConfig` that the ablation sets.
     """
@@ -47,14 +50,18 @@ class Run:
         return asdict(self)
 
 
-def planned(args: argparse.Namespace) -> Iterator[Run]:
-    """Seed by seed, so that an interrupted table is a whole table of fewer seeds. A variant has pruned runs only."""
+def planned(args: argparse.Namespace, own_rate: bool = True) -> Iterator[Run]:
+    """Seed by seed, so that an interrupted table is a whole table of fewer seeds. A variant has pruned runs only.
+
+    Args:
+        own_rate: whether the learning rate of the second dense control differs at all.
+    """
     for seed in args.seeds:
-        for method in args.methods:
+        for method in (method for method in args.methods if own_rate or method != OWN_RATE):
             if method in PRUNED:
                 yield from (Run(method, level, seed, args.variant, args.config) for level in args.levels)
             elif not args.variant:
-                yield from (Run(method, level, seed) for level in ([0.0] if method == "dense" else args.levels))
+                yield from (Run(method, level, seed) for level in ([0.0] if method in DENSE else args.levels))
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -28,6 +28,20 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+def for_choices(examples: str | list[float]) -> str | list[float]:
+    """The part of the validation examples that choices are made by: the first, the third, …
+
+    >>> for_choices("01101"), held_out("01101")
+    ('011', '10')
+    """
+    return examples[0::2]
+
+
+def held_out(examples: str | list[float]) -> str | list[float]:
+    """The other part, by which nothing is chosen; no score of it is shown before a model is finished."""
+    return examples[1::2]
+
+
 def per_example(examples: str | list[float]) -> np.ndarray:
     """`"011"` or a list of numbers, as `(examples,)`."""
     return np.array([float(value) for value in examples])

@@ -1,6 +1,7 @@
 """The rows of a result table, from the records of its runs. Reads and writes no file."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from .metric import Metric
-from .runs import METHODS
-from .statistics import Difference, paired_difference, per_example
+from .runs import DENSE, METHODS
+from .statistics import Difference, for_choices, held_out, paired_difference, per_example
+
+Examples = str | list[float]
+Part = Callable[[Examples], Examples]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Row:
 
     Attributes:
         scores: in the unit of the card, by seed.
-        against_dense: the loss against the dense models of the same seeds; None for dense itself.
+        against_dense: the loss against the better dense models of the same seeds; None for these themselves.
+        held_out: mean score on the part of the examples that nothing was chosen by, and
+        held_out_against_dense: the loss there.
         parameters, macs: of the saved model, mean over the seeds.
         removed, target_removed, macs_removed, target_macs_removed: shares of the dense model's.
         layers: share of each target module's parameters that is left, by its name.
@@ -30,6 +36,8 @@ class Row:
     level: float
     scores: dict[int, float]
     against_dense: Difference | None
+    held_out: float
+    held_out_against_dense: Difference | None
     parameters: int
     macs: int
     removed: float
@@ -41,7 +49,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        name = self.method.replace("-", " ")
+        name = label_of(self.method)
         return f"{name} ({self.variant})" if self.variant else name
 
     @property
@@ -52,6 +60,14 @@ class Row:
     def std(self) -> float | None:
         """Of the sample of seeds; None for one seed."""
         return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+def label_of(method: str) -> str:
+    """
+    >>> label_of("smaller-dense"), label_of("shrinkage+magnitude")
+    ('smaller dense', 'shrinkage + magnitude')
+    """
+    return method.replace("-", " ").replace("+", " + ")
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ class Table:
     @cached_property
     def _all(self) -> list[Row]:
         groups = {(run["method"], run["variant"], run["level"]) for run in self.runs if run["method"] in METHODS}
-        if ("dense", "", 0.0) not in groups:
+        if not any((method, "", 0.0) in groups for method in DENSE):
             raise ValueError("There is no dense run to compare with: run the train phase with the method dense first.")
         order = sorted(groups, key=lambda group: (METHODS.index(group[0]), group[1], group[2]))
         return [self._row(*group) for group in order]
@@ -92,9 +108,17 @@ class Table:
 
     @property
     def dense(self) -> Row:
-        found = self.find("dense", 0.0)
+        """What others are compared with."""
+        found = self.find(self._dense_method, 0.0)
         assert found is not None
         return found
+
+    @cached_property
+    def _dense_method(self) -> str:
+        """The better of the learning rates, by the examples that choices are made by."""
+        runs = {method: own for method in DENSE if (own := self._of(method, "", 0.0))}
+        means = {method: _mean(own, for_choices) for method, own in runs.items()}
+        return max(means, key=lambda name: means[name] if self.metric.rises else -means[name])
 
     def difference(self, row: Row, other: Row) -> Difference | None:
         """By how much `row` is worse than `other`, on the seeds that both have."""
@@ -108,11 +132,15 @@ class Table:
         return [run for run in self.runs if (run["method"], run["variant"], run["level"]) == group]
 
     def _losses(self, row: Row) -> dict[int, np.ndarray]:
-        return _losses(self.of(row), self.metric)
+        return _losses(self.of(row), self.metric, _whole)
 
     def _row(self, method: str, variant: str, level: float) -> Row:
-        own, dense = self._of(method, variant, level), self._of("dense", "", 0.0)
+        own, dense = self._of(method, variant, level), self._of(self._dense_method, "", 0.0)
         full = dense[0]
+        compared = method != self._dense_method
+
+        def against_dense(part: Part) -> Difference | None:
+            return paired_difference(*(_losses(runs, self.metric, part) for runs in (own, dense))) if compared else None
 
         def mean(name: str) -> float:
             return statistics.mean(run[name] for run in own)
@@ -130,9 +158,9 @@ class Table:
             variant=variant,
             level=level,
             scores={run["seed"]: self.metric.scale * run["score"] for run in sorted(own, key=lambda run: run["seed"])},
-            against_dense=None
-            if method == "dense"
-            else paired_difference(_losses(own, self.metric), _losses(dense, self.metric)),
+            against_dense=against_dense(_whole),
+            held_out=self.metric.scale * _mean(own, held_out),
+            held_out_against_dense=against_dense(held_out),
             parameters=round(mean("parameters")),
             macs=round(mean("macs")),
             removed=removed("parameters"),
@@ -148,6 +176,14 @@ class Table:
         )
 
 
-def _losses(runs: list[dict[str, Any]], metric: Metric) -> dict[int, np.ndarray]:
+def _whole(examples: Examples) -> Examples:
+    return examples
+
+
+def _mean(runs: list[dict[str, Any]], part: Part) -> float:
+    return statistics.mean(float(per_example(part(run["examples"])).mean()) for run in runs)
+
+
+def _losses(runs: list[dict[str, Any]], metric: Metric, part: Part) -> dict[int, np.ndarray]:
     sign = -metric.scale if metric.rises else metric.scale
-    return {run["seed"]: sign * per_example(run["examples"]) for run in runs}
+    return {run["seed"]: sign * per_example(part(run["examples"])) for run in runs}

@@ -79,6 +79,7 @@ class Task(ABC):
         default_output_dir: where the runs lie.
         default_card: where the card is written.
         later: what `recipe` names and no base depends on, so that one base serves every last stage.
+        shrinkage: of the groups, where they shrink before they are pruned; DepGraph's own strength.
     """
 
     metric: Metric = ACCURACY
@@ -86,6 +87,7 @@ class Task(ABC):
     default_output_dir: str
     default_card: str
     later: tuple[str, ...] = ("epochs1", "learning_rate1", "distillation")
+    shrinkage: float = 5e-4
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -132,7 +134,8 @@ class Task(ABC):
         """One batch as it comes in use: MACs, wiring and latencies are those of these shapes."""
 
     def control(self) -> dict[str, Any]:
-        """`TrainingArguments` of the last stage that dense has otherwise: what shrinks needs larger steps."""
+        """`TrainingArguments` of the last stage of a second dense control, whose learning rate is its own: what shrinks
+        needs larger steps than what is finished."""
         return {}
 
     @abstractmethod
@@ -152,11 +155,22 @@ class Task(ABC):
         return {}
 
     def teacher(self, run: Run) -> Run | None:
-        """Whose model teaches that of `run`, if its pruning has distillation; None: the one that it starts from."""
+        """Whose model teaches in the last stage of `run`, if this task distils; None: the base of its seed."""
         return None
 
     def optimizer(self, stage: int) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-        """Class and arguments of an optimizer that `TrainingArguments` cannot name."""
+        """Class and arguments, but for the learning rate, of an optimizer that `TrainingArguments` cannot name."""
+        return None
+
+    def averaging(self, stage: int) -> float | None:
+        """Decay of the running average of the weights that this stage of a base ends with; None: the weights."""
+        return None
+
+    def soft_labels(self, stage: int, model: nn.Module) -> Tensor | None:
+        """Probabilities `(samples, classes)` in place of the labels of this stage of a base, from what came before it.
+
+        The training then has the cross-entropy to them; the samples of `train_data` have `labels` to replace.
+        """
         return None
 
     def processing(self) -> Any:

@@ -1,4 +1,4 @@
-"""The time phase: the models of the first seed, each in turn with the dense one."""
+"""The time phase: the models of the first seed, each in turn with the base, which is dense."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from tqdm import tqdm
 
 from optimum.dendritic import measure
 
-from .runs import Run, planned, write_json
+from .runs import DENSE, Run, planned, write_json
 from .task import Task
 
 
 def time_phase(task: Task, output_dir: Path) -> None:
     """Parameters, bytes, MACs, latency and memory, measured unless the file is there. Wants a quiet machine."""
     args = task.args
-    dense = task.load(output_dir / Run("dense", 0.0, args.seeds[0]).name)
+    dense = task.load(output_dir / Run("base", 0.0, args.seeds[0]).name)
     inputs = task.example_inputs()
-    runs = [run for run in planned(args) if run.seed == args.seeds[0] and run.method != "dense"]
+    runs = [run for run in planned(args) if run.seed == args.seeds[0] and run.method not in DENSE]
     for run in tqdm(runs, desc="time"):
         path = output_dir / f"{run.name}.time.json"
         if path.exists() or not (output_dir / f"{run.name}.json").exists():

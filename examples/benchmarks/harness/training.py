@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint
-from optimum.dendritic.huggingface.card.provenance import Data, note_evaluation
+from optimum.dendritic.huggingface.card.dataset import Data
+from optimum.dendritic.huggingface.card.provenance import note_evaluation
 from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
+from .averaging import WeightAverage
 from .progress import Progress, history
-from .runs import PRUNED, Run, claimed, environment, is_done, planned, write_json
+from .runs import OWN_RATE, PRUNED, SHRINKING, Run, claimed, environment, is_done, planned, write_json
+from .shrinkage import GroupShrinkage
 from .sizes import sizes
+from .soft_labels import cross_entropy, relabel_, soft_labels
 from .task import Task
+from .teaching import Teaching
 
 
 def base_phase(task: Task, output_dir: Path) -> None:
@@ -31,7 +36,7 @@ def base_phase(task: Task, output_dir: Path) -> None:
 
 def train_phase(task: Task, output_dir: Path) -> None:
     """All planned runs that are not there yet. Processes with the same options share the work."""
-    _make_all(task, list(planned(task.args)), output_dir, "train")
+    _make_all(task, list(planned(task.args, bool(task.control()))), output_dir, "train")
 
 
 def _make_all(task: Task, runs: list[Run], output_dir: Path, phase: str) -> None:
@@ -77,9 +82,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
     targets = target_names(model, config or pruning_config(task, run))
-    callbacks = []
     if config is not None:
-        callbacks = [_callback(task, run, config, output_dir)]
         _note_dense_score(task, run, model, output_dir)
     unfinished = _unfinished(run, output_dir)
     unfinished.mkdir(exist_ok=True)
@@ -92,7 +95,12 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and config is None:  # the Trainer drops tensors that have other names in the files
             model = task.load(Path(checkpoint))
-        trainer = _trainer(task, run, model, stage, folder, [*callbacks, Progress(task, run)])
+        soft = soft_labels(task, stage, model, unfinished) if stage < last else None
+        decay = task.averaging(stage) if stage < last else None
+        average = None if decay is None else WeightAverage(decay)
+        callbacks = _callbacks(task, run, config, output_dir) if stage == last and run.method != "base" else []
+        callbacks += [Progress(task, run, average), *([average] if average else [])]
+        trainer = _trainer(task, run, model, stage, folder, callbacks, soft)
         steps += trainer.train(resume_from_checkpoint=checkpoint).global_step
         epochs += [{"stage": stage, **epoch} for epoch in history(trainer.state)]
     trainer.save_model(str(unfinished / "model"))
@@ -131,23 +139,36 @@ def _unfinished(run: Run, output_dir: Path) -> Path:
 
 def pruning_config(task: Task, run: Run) -> DendriticConfig:
     """What `run` hands to the callback; for a run that prunes nothing, what its targets would be."""
-    importance = run.method if run.method in PRUNED else "dendritic"
+    importance = {SHRINKING: "magnitude"}.get(run.method, run.method) if run.method in PRUNED else "dendritic"
     fields = {"importance": importance, "seed": run.seed, "sparsity": run.level}
     fields |= {**task.pruning(importance), **run.changes}
     return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
 
 
-def _callback(task: Task, run: Run, config: DendriticConfig, output_dir: Path) -> TrainerCallback:
-    taught_by = task.teacher(run) if config.distillation else None
-    teacher = None if taught_by is None else task.load(output_dir / taught_by.name)
-    return DendriticCallback(config, teacher=teacher, example_inputs=_first(task.example_inputs()))
+def _callbacks(task: Task, run: Run, config: DendriticConfig | None, output_dir: Path) -> list[TrainerCallback]:
+    """Of the last stage: what prunes, if anything does, and the teacher, who is the same for all."""
+    weight = pruning_config(task, run).distillation
+    teacher = task.load(output_dir / (task.teacher(run) or run.base).name) if weight else None
+    if config is None:
+        return [Teaching(teacher, weight)] if teacher is not None else []
+    shrinking = [GroupShrinkage(config, task.shrinkage)] if run.method == SHRINKING else []
+    return [DendriticCallback(config, teacher=teacher, example_inputs=_first(task.example_inputs())), *shrinking]
 
 
 def _trainer(
-    task: Task, run: Run, model: nn.Module, stage: int, folder: Path, callbacks: list[TrainerCallback]
+    task: Task,
+    run: Run,
+    model: nn.Module,
+    stage: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+    soft: Tensor | None,
 ) -> Trainer:
     dataset, collator = task.train_data(stage)
-    control = task.control() if run.method == "dense" else {}
+    if soft is not None:
+        relabel_(dataset, soft)
+    control = task.control() if run.method == OWN_RATE else {}
+    arguments = task.stages()[stage] | control
     settings = {
         "use_cpu": not torch.cuda.is_available(),
         "seed": run.seed + 1000 * stage,  # no stage draws the samples of another one again
@@ -158,15 +179,17 @@ def _trainer(
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
+    optimizer, rate = task.optimizer(stage), {"lr": arguments["learning_rate"]}
     assert isinstance(model, PreTrainedModel)
     trainer = Trainer(
         model=task.trained_form(model),
-        args=TrainingArguments(output_dir=str(folder), **settings, **task.stages()[stage] | control),
+        args=TrainingArguments(output_dir=str(folder), **settings, **arguments),
         train_dataset=dataset,
         data_collator=collator,
         processing_class=task.processing(),
         callbacks=callbacks,
-        optimizer_cls_and_kwargs=task.optimizer(stage),
+        optimizer_cls_and_kwargs=None if optimizer is None else (optimizer[0], optimizer[1] | rate),
+        compute_loss_func=None if soft is None else cross_entropy,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -193,4 +216,5 @@ def _conditions(task: Task, run: Run) -> dict[str, Any]:
     """What must be equal for a finished run to count."""
     pruning = pruning_config(task, run).to_dict() if run.method in PRUNED else None
     recipe = task.base_recipe(task.recipe()) if run.method == "base" else task.recipe()
-    return json.loads(json.dumps({"recipe": recipe, "changes": run.changes, "pruning": pruning}))
+    shrinkage = {"shrinkage": task.shrinkage} if run.method == SHRINKING else {}
+    return json.loads(json.dumps({"recipe": recipe, "changes": run.changes, "pruning": pruning, **shrinkage}))

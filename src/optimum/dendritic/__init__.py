@@ -12,7 +12,6 @@ from .efficiency import measure as measure
 from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
 from .errors import PushError as PushError
-from .export import export_onnx as export_onnx
 from .functional.distillation_loss import distillation_loss as distillation_loss
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
@@ -20,6 +19,7 @@ from .huggingface import push_to_hub as push_to_hub
 from .inject import inject_ as inject_
 from .inspection.describe import describe as describe
 from .one_shot.prune import prune_ as prune_
+from .runtimes.onnx import export_onnx as export_onnx
 from .structure.dependency_groups import Wiring as Wiring
 from .structure.dependency_groups import trace_wiring as trace_wiring
 from .train_steps import Pruning as Pruning

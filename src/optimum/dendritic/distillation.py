@@ -1,7 +1,7 @@
 """`distill_`: a teacher's outputs become a second term of the loss that a model returns while it trains.
 
-The term (`functional/distillation_loss.py`) is added by hooks on the model itself, so
-that a stock `Trainer`, which only reads `outputs.loss`, needs nothing else.
+The term (`functional/distillation_loss.py`) is added by hooks on the model itself, so that a stock `Trainer`, which
+reads `outputs.loss` alone, needs nothing else.
 """
 
 import inspect
@@ -25,12 +25,12 @@ class Distillation:
     """The hooks of `distill_` and their switch.
 
     Attributes:
-        teacher: the teacher, in eval mode and without gradients; it is outside the module tree and every checkpoint.
-        weight: the factor of the distillation term.
-        autocast: the dtype in which the teacher computes; None for its own.
-        shares: the number of batches (accumulation x processes) that a loss normalised by `num_items_in_batch` is
+        teacher: The teacher, in eval mode and without gradients; it is outside the module tree and every checkpoint.
+        weight: The factor of the distillation term.
+        autocast: The dtype in which the teacher computes; None for its own.
+        shares: The number of batches (accumulation x processes) that a loss normalised by `num_items_in_batch` is
             split into.
-        active: whether the term is added at present.
+        active: Whether the term is added at present.
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module, weight: float) -> None:

@@ -10,12 +10,26 @@ from __future__ import annotations
 import importlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-BUDGETS = ("params", "macs")  # as in optimum.dendritic.config, whose import would bring torch; a test compares them
-IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+
+class Choices:
+    """The choices that a module of `optimum.dendritic` lists under a name.
+
+    They are read when an argument is checked or its help is shown, and not before, because that import brings torch.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(importlib.import_module(f"optimum.dendritic.{self.module}"))[self.name])
+
+
+BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
+FORMATS = Choices("cli.export", "FORMATS")
 
 
 class Command(BaseOptimumCLICommand):
@@ -95,9 +109,19 @@ class CompressCommand(Command):
         data.add_argument("--seed", type=int, default=0, help="Which samples are drawn (0).")
         pruning = parser.add_argument_group("pruning")
         pruning.add_argument("--sparsity", type=float, required=True, help="Fraction of the budget that goes, 0 to 1.")
-        pruning.add_argument("--budget", choices=BUDGETS, default="params", help="What is counted (params).")
         pruning.add_argument(
-            "--importance", choices=IMPORTANCES, default="dendritic", help="What segments are ranked by (dendritic)."
+            "--budget",
+            choices=BUDGETS,
+            default="params",
+            metavar="NAME",
+            help="What is counted: %(choices)s (params).",
+        )
+        pruning.add_argument(
+            "--importance",
+            choices=IMPORTANCES,
+            default="dendritic",
+            metavar="NAME",
+            help="What segments are ranked by: %(choices)s (dendritic).",
         )
         pruning.add_argument(
             "--no-reconstruct", action="store_true", help="Leave out the least-squares reconstruction."
@@ -122,16 +146,23 @@ class ShowCommand(Command):
 
 
 class ExportCommand(Command):
-    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX.")
+    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX, OpenVINO or ExecuTorch.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         parser.description = (
-            "Export a packed or dense model to ONNX, with batch (and sequence) left open, and check with ONNX Runtime "
-            "that the file answers as the model does. Its config and its tokenizer or image processor go beside it."
+            "Export a packed or dense model to another runtime, and check there that the file answers as the model "
+            "does. Its config and its tokenizer or image processor go beside it."
         )
         _add_model(parser)
-        parser.add_argument("--output", required=True, metavar="DIR", help="Where model.onnx is saved.")
+        parser.add_argument(
+            "--format",
+            choices=FORMATS,
+            default="onnx",
+            metavar="NAME",
+            help="What to export to: %(choices)s (onnx). Each has an extra of its name.",
+        )
+        parser.add_argument("--output", required=True, metavar="DIR", help="Where the files are saved.")
 
 
 class PushCommand(Command):

@@ -14,7 +14,8 @@ from ..efficiency.batch import Batch
 from ..efficiency.macs import count_macs
 from ..efficiency.size import count_parameters, serialised_bytes
 from ..errors import DendriticError, invalid
-from ..huggingface.card.provenance import Data, data_of, facts_of, note_evaluation
+from ..huggingface.card.dataset import Data, data_of
+from ..huggingface.card.provenance import facts_of, note_evaluation
 from ..huggingface.card.write import write_card
 from ..inject import inject_
 from ..one_shot.prune import prune_

@@ -1,11 +1,21 @@
-"""`optimum-cli dendritic export`: a packed or dense model as an ONNX file, checked against the model."""
+"""`optimum-cli dendritic export`: a packed or dense model as a file of another runtime, checked against the model."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import DendriticError, invalid
-from ..export import export_onnx
+from ..runtimes.executorch import export_executorch
+from ..runtimes.onnx import export_onnx
+from ..runtimes.openvino import export_openvino
 from .loading import check_json, example_inputs, import_modules, load_model, processor_beside, told, write_json
+
+FORMATS: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
+    "onnx": ("ONNX Runtime", export_onnx),
+    "openvino": ("OpenVINO", export_openvino),
+    "executorch": ("ExecuTorch", export_executorch),
+}
 
 
 def run(args: Namespace) -> str:
@@ -21,8 +31,18 @@ def run(args: Namespace) -> str:
     model = load_model(args.model, args)
     inputs = example_inputs(model, args.sequence_length)
     processor = processor_beside(args.model, args)
+    runtime, export = FORMATS[args.format]
+    path = _exported(args, lambda: export(model, inputs, args.output, processor=processor))
+    files = {name: (path.parent / name).stat().st_size for name in _files(path)}
+    write_json(args, {"model": args.model, "format": args.format, "output": str(path), "bytes": files})
+    beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
+    return f"Exported to {path}, {sum(files.values()):,} bytes, {beside}. {runtime} answers as the model does."
+
+
+def _exported(args: Namespace, export: Callable[[], Any]) -> Any:
+    """What `export` returns; whatever it raises as an error of ours."""
     try:
-        path = export_onnx(model, inputs, args.output, processor=processor)
+        return export()
     except (DendriticError, OSError):
         raise
     except ImportError as error:  # it says what to install
@@ -30,12 +50,9 @@ def run(args: Namespace) -> str:
     except Exception as error:  # the model's own code and the exporter's run, and what the latter raises has no class
         remedy = "Report it with its config, or export another model."
         raise invalid("MODEL", args.model, f"cannot be exported ({told(error)})", remedy) from error
-    files = {name: (path.parent / name).stat().st_size for name in _files(path)}
-    write_json(args, {"model": args.model, "output": str(path), "bytes": files})
-    beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
-    return f"Exported to {path}, {sum(files.values()):,} bytes, {beside}. ONNX Runtime answers as the model does."
 
 
 def _files(path: Path) -> list[str]:
     """The graph, and the weights where they are in a file of their own."""
-    return [name for name in (path.name, f"{path.name}.data") if (path.parent / name).exists()]
+    names = dict.fromkeys((path.name, f"{path.name}.data", path.with_suffix(".bin").name))
+    return [name for name in names if (path.parent / name).exists()]

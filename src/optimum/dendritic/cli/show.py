@@ -24,9 +24,9 @@ class Style:
     """What the terminal can show.
 
     Attributes:
-        levels: the characters for a place, from one that no arbor has to one that all arbors have.
-        counted: the character for places of which only the number is known.
-        colours: the escape sequences for removed, left, counted and plain text, which are empty without colours.
+        levels: The characters for a place, from one that no arbor has to one that all arbors have.
+        counted: The character for places of which only the number is known.
+        colours: The escape sequences for removed, left, counted and plain text, which are empty without colours.
     """
 
     levels: str

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 Batches = list[dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A kind of model: the Auto class that knows it, its processor, its batches with labels, and its score.
+    """What models of one kind need: how to load them, how to make batches with labels, and how to score them.
 
     Attributes:
-        auto_class: the Auto class that loads such a model.
-        processor_class: the Auto class that loads its tokenizer or image processor.
-        batches: takes the model, its processor, a split, the number of samples to draw from it, and the arguments.
-        metric: the name of the score.
-        score: takes the model and batches, and returns the score.
+        auto_class: The Auto class that loads such a model.
+        processor_class: The Auto class that loads its tokenizer or image processor.
+        batches: Takes the model, its processor, a split, the number of samples to draw from it, and the arguments.
+        metric: The name of the score.
+        score: Takes the model and batches, and returns the score.
     """
 
     auto_class: Any
@@ -137,9 +137,27 @@ def perplexity(model: PreTrainedModel, batches: Batches) -> float:
 
 
 TASKS = (
-    Task(AutoModelForSequenceClassification, AutoTokenizer, text_batches, "accuracy", accuracy),
-    Task(AutoModelForImageClassification, AutoImageProcessor, image_batches, "accuracy", accuracy),
-    Task(AutoModelForCausalLM, AutoTokenizer, language_batches, "perplexity", perplexity),
+    Task(
+        auto_class=AutoModelForSequenceClassification,
+        processor_class=AutoTokenizer,
+        batches=text_batches,
+        metric="accuracy",
+        score=accuracy,
+    ),
+    Task(
+        auto_class=AutoModelForImageClassification,
+        processor_class=AutoImageProcessor,
+        batches=image_batches,
+        metric="accuracy",
+        score=accuracy,
+    ),
+    Task(
+        auto_class=AutoModelForCausalLM,
+        processor_class=AutoTokenizer,
+        batches=language_batches,
+        metric="perplexity",
+        score=perplexity,
+    ),
 )
 
 

@@ -18,8 +18,8 @@ class Batch:
     """The arguments of one forward call; every tensor is `(batch, ...)`, with the same batch size.
 
     Attributes:
-        args: the positional arguments.
-        kwargs: the keyword arguments.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
     """
 
     args: tuple[Tensor, ...]

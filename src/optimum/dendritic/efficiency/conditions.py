@@ -18,15 +18,15 @@ class Context:
     """Where, how and with what a model was measured.
 
     Attributes:
-        device: the device of the model: "cpu" or, for example, "cuda:0".
-        device_name: the product name of the device.
-        dtype: the dtype of the first floating-point tensor of the model.
-        threads: the number of CPU threads.
-        batch_sizes: the batch sizes of the latencies; every other figure is for one sample.
-        input_shapes: name or position of an input -> its shape for one sample.
-        torch: the version of PyTorch.
-        transformers: the version of transformers.
-        optimum_dendritic: the version of this package.
+        device: The device of the model: "cpu" or, for example, "cuda:0".
+        device_name: The product name of the device.
+        dtype: The dtype of the first floating-point tensor of the model.
+        threads: The number of CPU threads.
+        batch_sizes: The batch sizes of the latencies; every other figure is for one sample.
+        input_shapes: Name or position of an input -> its shape for one sample.
+        torch: The version of PyTorch.
+        transformers: The version of transformers.
+        optimum_dendritic: The version of this package.
     """
 
     device: str

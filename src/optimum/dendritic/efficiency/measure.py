@@ -55,7 +55,7 @@ def measure(
     models = _checked({"model": model} if baseline is None else {"model": model, "baseline": baseline})
     examples = Batch.of(example_inputs)
     sizes = tuple(dict.fromkeys((1, large_batch)))
-    with _at_rest(models):
+    with _in_evaluation(models):
         reports = [_static(each, _fit(examples, each, 1), sizes, threads, memory) for each in models]
         blocks = {}  # batch size -> model -> block -> milliseconds
         for size in sizes:
@@ -72,7 +72,7 @@ def measure(
 
 
 def _static(model: nn.Module, batch: Batch, sizes: tuple[int, ...], threads: int, memory: bool) -> EfficiencyReport:
-    """The figures of one model that need no turns; `batch` holds one sample."""
+    """The figures of one model that are not timed; `batch` holds one sample."""
     return EfficiencyReport(
         parameters=count_parameters(model),
         bytes=serialised_bytes(model),
@@ -101,8 +101,9 @@ def _ratios(report: EfficiencyReport, baseline: EfficiencyReport) -> dict[str, f
 
 
 @contextlib.contextmanager
-def _at_rest(models: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode and a random state of its own; one thread at a time, since others would be measured, too.
+def _in_evaluation(models: list[nn.Module]) -> Iterator[None]:
+    """Put all modules in evaluation mode, and restore their modes and the random state afterwards. One thread at a
+    time does this, since others would be measured, too.
 
     Every module's flag is set by hand: `eval()` and `train()` would overwrite modules that are frozen on purpose.
     """

@@ -26,7 +26,7 @@ from .batch import Batch
 
 logger = logging.get_logger(__name__)
 
-PATIENCE_SECONDS = 600.0
+TIMEOUT_SECONDS = 600.0
 COUNTED = ("cpu", "cuda")  # kinds of devices that peak.py has a counter for
 
 
@@ -46,8 +46,8 @@ def peak_memory(model: nn.Module, batch: Batch, *, device: torch.device, threads
 
 @contextmanager
 def _without_capturing(model: nn.Module) -> Iterator[None]:
-    """transformers notes hidden states by hooks that it leaves behind, closures that cannot be pickled; nobody asks the
-    fresh process for hidden states."""
+    """Remove, for a while, the hooks by which transformers collects hidden states: they are closures, which cannot be
+    pickled, and the fresh process needs no hidden states."""
     registries = {module: module._forward_hooks for module in model.modules()}
     try:
         for module, hooks in registries.items():
@@ -64,11 +64,11 @@ def _absent(why: str) -> None:
     logger.warning(f"Peak memory is not measured: {why.rstrip('.')}.")
 
 
-def _ask(folder: Path, order: dict[str, Any]) -> int | str:
+def _ask(folder: Path, request: dict[str, Any]) -> int | str:
     """The figure of the fresh process, or the reason why there is none."""
     main = vars(sys.modules["__main__"])
-    order |= {"main": main.get("__file__"), "package": main.get("__package__")}
-    Path(folder, "order.json").write_text(json.dumps(order), encoding="utf-8")
+    request |= {"main": main.get("__file__"), "package": main.get("__package__")}
+    Path(folder, "request.json").write_text(json.dumps(request), encoding="utf-8")
     paths = [os.path.abspath(path) for path in sys.path]  # an empty one is the present folder
     command = [sys.executable, "-P", "-m", "optimum.dendritic.efficiency.peak", str(folder)]
     try:
@@ -78,10 +78,10 @@ def _ask(folder: Path, order: dict[str, Any]) -> int | str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return f"the fresh process gave no answer within {PATIENCE_SECONDS:.0f} s"
+        return f"the fresh process gave no answer within {TIMEOUT_SECONDS:.0f} s"
     except OSError as error:
         return f"no fresh process could be started ({error})"
     answer = Path(folder, "answer.json")

@@ -62,10 +62,10 @@ def defines(statement: ast.stmt) -> bool:
 
 
 def main(folder: Path) -> None:
-    """Measure the model in `folder` as its order says, and leave the figure there, or the reason why there is none."""
-    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(order["threads"])
-    device, script = torch.device(order["device"]), Definitions(order["main"], order["package"])
+    """Measure the model in `folder` as `request.json` says, and write the figure, or why there is none, there."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(request["threads"])
+    device, script = torch.device(request["device"]), Definitions(request["main"], request["package"])
     sys.modules["__main__"] = script
     try:
         answer = COUNTERS[device.type](folder / "model.pt", device)

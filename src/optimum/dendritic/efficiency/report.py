@@ -16,9 +16,9 @@ class Latency:
     """Milliseconds per forward call.
 
     Attributes:
-        median: the median over the blocks.
-        p95: the 95th percentile over the blocks.
-        blocks: the number of timed blocks, each of one or more calls.
+        median: The median over the blocks.
+        p95: The 95th percentile over the blocks.
+        blocks: The number of timed blocks, each of one or more calls.
     """
 
     median: float
@@ -31,15 +31,15 @@ class EfficiencyReport:
     """Every figure is measured, or None.
 
     Attributes:
-        parameters: the elements of the unique parameters.
-        bytes: the size of the safetensors file.
-        macs: the multiply-accumulates of a forward pass of one sample.
-        latency_ms: batch size -> `Latency` of a forward pass of the whole batch, in milliseconds.
-        peak_memory_bytes: what loading the model and a forward pass of one sample add to a fresh process, at its peak.
+        parameters: The elements of the unique parameters.
+        bytes: The size of the safetensors file.
+        macs: The multiply-accumulates of a forward pass of one sample.
+        latency_ms: Batch size -> `Latency` of a forward pass of the whole batch, in milliseconds.
+        peak_memory_bytes: What loading the model and a forward pass of one sample add to a fresh process, at its peak.
         energy_joules: None, because no counter is read at present.
-        context: the conditions of the measurement.
-        baseline: the report of the baseline, measured in turn with this model.
-        ratios: this model's figure divided by the baseline's (0.4 is 40 % of the cost), for each figure that both have:
+        context: The conditions of the measurement.
+        baseline: The report of the baseline, measured in turn with this model.
+        ratios: This model's figure divided by the baseline's (0.4 is 40 % of the cost), for each figure that both have:
             "parameters", "bytes", "macs", "latency_ms_batch_1", "latency_ms_batch_<large>" and "peak_memory_bytes".
             That of a latency is the median over neighbouring blocks, hence not exactly the ratio of the medians.
     """

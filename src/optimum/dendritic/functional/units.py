@@ -56,7 +56,7 @@ def living(units: Int[Tensor, " length"], alive: Bool[Tensor, " units"]) -> Bool
     return torch.where(units < 0, True, alive[units.clamp(min=0)])
 
 
-def connected(relations: Sequence[tuple[str, str, Reach]], sizes: Mapping[str, int]) -> dict[str, Int[Tensor, "_"]]:
+def connected(relations: Sequence[tuple[str, str, Reach]], sizes: Mapping[str, int]) -> dict[str, Int[Tensor, "..."]]:
     """The connected components of a graph whose nodes are the entries of axes, by propagation of the smallest label.
 
     Args:

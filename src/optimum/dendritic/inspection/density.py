@@ -28,7 +28,7 @@ from ..nn import (
 )
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, kept_in, layers_in, layout_of, split_stacks
-from .describe import DENSE, describe
+from .describe import DENSE, described
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
 
@@ -38,9 +38,9 @@ class Side:
     """The inputs or the outputs of a layer.
 
     Attributes:
-        size: places in the dense layer.
-        kept: places that are left; of inputs, those that each arbor reads.
-        places: for each of the `size` places the share of the arbors that have it (0 or 1 if there is one arbor), of a
+        size: Places in the dense layer.
+        kept: Places that are left; of inputs, those that each arbor reads.
+        places: For each of the `size` places the share of the arbors that have it (0 or 1 if there is one arbor), of a
             recurrent layer the share of its directions; None if only their number is known.
     """
 
@@ -59,12 +59,12 @@ class LayerDensity:
     """What is left of one layer.
 
     Attributes:
-        name: the full name of the layer.
-        words: what `describe` says of it.
-        parameters: its parameters at present.
-        dense_parameters: its parameters before it was pruned.
-        inputs: its input side.
-        outputs: its output side.
+        name: The full name of the layer.
+        words: What `describe` says of it.
+        parameters: Its parameters at present.
+        dense_parameters: Its parameters before it was pruned.
+        inputs: Its input side.
+        outputs: Its output side.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Density:
     """The density map of a model.
 
     Attributes:
-        model: the name of its class.
-        packed: whether it is packed; one that is not is described as it would be packed now, layer by layer.
-        layers: those that were touched, in the model's order.
-        untouched: names of other layers that multiply by a weight.
-        parameters: parameters of the whole model at present.
-        dense_parameters: parameters of the whole model before it was pruned.
+        model: The name of its class.
+        packed: Whether it is packed; one that is not is described as it would be packed now, layer by layer.
+        layers: Those that were touched, in the model's order.
+        untouched: Names of other layers that multiply by a weight.
+        parameters: Parameters of the whole model at present.
+        dense_parameters: Parameters of the whole model before it was pruned.
     """
 
     model: str
@@ -135,7 +135,8 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     Raises:
         DendriticError: the dense shapes are not known.
     """
-    layout, words, kind = layout_of(model), describe(model), type(model).__name__
+    layout, kind = layout_of(model), type(model).__name__
+    words = described(model, {} if layout is None else layout.modules)
     if layout is None:
         total = _parameters(model)
         counts = {"parameters": total, "dense_parameters": total}

@@ -26,7 +26,11 @@ def describe(model: nn.Module) -> dict[str, str]:
         target"`.
     """
     layout = layout_of(model)
-    records = {} if layout is None else layout.modules
+    return described(model, {} if layout is None else layout.modules)
+
+
+def described(model: nn.Module, records: Mapping[str, Record]) -> dict[str, str]:
+    """As `describe`, of a model whose changed modules have these records."""
     words = {name: _words(module, records[name]) for name, module in model.named_modules() if name in records}
     words |= dict.fromkeys(dense_layers(model, records), DENSE)
     return {name: words[name] for name, _ in model.named_modules() if name in words}

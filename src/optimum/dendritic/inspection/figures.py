@@ -97,7 +97,7 @@ def block(name: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Whole percents, and nothing that is left rounded to nothing.
+    """`share` in whole percent, or with one decimal below 1 %, so that what is left is not shown as 0 %.
 
     >>> percent(0.5), percent(0.0041), percent(0.0)
     ('50 %', '0.4 %', '0 %')

@@ -20,7 +20,7 @@ class DendriticGroup(Gates):
     `<W, dL/dW>` (the chain rule), before it is squared.
     """
 
-    def __init__(self, host: DendriticWeight, consumers: Mapping[str, tuple[WeightLayer, Int[Tensor, "_"]]]):
+    def __init__(self, host: DendriticWeight, consumers: Mapping[str, tuple[WeightLayer, Int[Tensor, "..."]]]):
         """
         Args:
             host: the consumer that holds the buffers.

@@ -28,7 +28,7 @@ from .living_norm import LivingNorm
 from .per_channel import channels_of, follower_channels, shrink_channels
 
 Kept = Mapping[str, list[Tensor]]
-Alive = Mapping[str, Bool[Tensor, "_"]]
+Alive = Mapping[str, Bool[Tensor, "..."]]
 
 
 @dataclass(frozen=True)

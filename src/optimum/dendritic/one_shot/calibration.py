@@ -15,11 +15,11 @@ from ..nn import DendriticLayer, DendriticWeight, Gates
 from ..process_state import without_cudnn
 from ..structure.example_inputs import is_empty, shapes
 
-Batch = Mapping[str, Any]
+LabelledBatch = Mapping[str, Any]
 REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."
 
 
-def as_batches(batches: Any) -> list[Batch]:
+def as_batches(batches: Any) -> list[LabelledBatch]:
     """The batches as a list of keyword arguments.
 
     Raises:
@@ -41,7 +41,7 @@ def as_batches(batches: Any) -> list[Batch]:
     return found
 
 
-def on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:
+def on_device(model: nn.Module, batch: LabelledBatch) -> dict[str, Any]:
     """A batch with its tensors on the device of the model."""
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
@@ -58,7 +58,7 @@ def score_on_(
     layers: Mapping[str, DendriticLayer],
     gates: Mapping[str, Gates],
     importance: str,
-    batches: Sequence[Batch],
+    batches: Sequence[LabelledBatch],
     advance: Callable[[], object] = lambda: None,
 ) -> None:
     """Score every segment of a model in eval mode on `batches`. Gradients of the parameters stay what they are.
@@ -97,7 +97,7 @@ def score_on_(
         gate.dendrite_score.copy_(totals[name] / finite)
 
 
-def _gradients(model: nn.Module, gates: Mapping[str, Gates], batch: Batch) -> dict[str, dict[str, Tensor]]:
+def _gradients(model: nn.Module, gates: Mapping[str, Gates], batch: LabelledBatch) -> dict[str, dict[str, Tensor]]:
     """Gradients of the loss for the parameters that the gates multiply; zero for what the batch does not reach."""
     parameters = {(name, key): p for name, gate in gates.items() for key, p in gate.segmented().items()}
     weights = list(parameters.values())
@@ -130,7 +130,10 @@ def _trainable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @torch.no_grad()
 def _observe(
-    model: nn.Module, layers: Mapping[str, DendriticLayer], batches: Sequence[Batch], advance: Callable[[], object]
+    model: nn.Module,
+    layers: Mapping[str, DendriticLayer],
+    batches: Sequence[LabelledBatch],
+    advance: Callable[[], object],
 ) -> None:
     """Set the activity of every layer to the mean square of its inputs over all batches."""
     weights = {name: layer for name, layer in layers.items() if isinstance(layer, DendriticWeight)}

@@ -40,8 +40,8 @@ def prune_(
         model: a model that `inject_` prepared.
         batches: an iterable (a list, a DataLoader) of mappings with keyword arguments of `model.forward`; a few
             hundred samples in all, with labels where the importance is taken from gradients.
-        reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruct.py`. Recurrent
-            layers, which do not answer linearly, stay as they are.
+        reconstruct: fit what is left of every layer to what the dense layer answered; see `reconstruction.py`.
+            Recurrent layers, which do not answer linearly, stay as they are.
         rounds: the number of equal steps in which the sparsity is reached, each scored anew.
         passes: the number of groups of layers that are reconstructed one after the other; more groups are more accurate
             and slower.

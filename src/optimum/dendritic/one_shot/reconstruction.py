@@ -20,7 +20,7 @@ from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import rows_first, wide
 from ..nn import DendriticLayer, DendriticWeight
-from .calibration import Batch, on_device
+from .calibration import LabelledBatch, on_device
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +38,7 @@ def reconstruct_(
     layers: Mapping[str, DendriticWeight],
     kept: Mapping[str, Sequence[Tensor]],
     dense: Mapping[str, Tensor],
-    batches: Sequence[Batch],
+    batches: Sequence[LabelledBatch],
     groups: Sequence[Sequence[str]],
     *,
     damping: float,
@@ -67,7 +67,9 @@ def reconstruct_(
 
 
 @torch.no_grad()
-def stages(model: nn.Module, layers: Mapping[str, DendriticWeight], batch: Batch, passes: int) -> list[list[str]]:
+def stages(
+    model: nn.Module, layers: Mapping[str, DendriticWeight], batch: LabelledBatch, passes: int
+) -> list[list[str]]:
     """The names of `layers` in the order of their first call, in at most `passes` groups.
 
     Layers that read the same tensor (query, key and value) stay together. More groups are more accurate and take
@@ -95,7 +97,7 @@ def _moments(
     group: Mapping[str, DendriticWeight],
     columns_of: Mapping[str, Sequence[Tensor]],
     dense: Mapping[str, Tensor],
-    batch: Batch,
+    batch: LabelledBatch,
 ) -> dict[str, list[Moments]]:
     """For each layer and each of its arbors the moments of what it answers in the dense model, and of what it reads in
     the model whose groups before this one are pruned and fitted.
@@ -156,7 +158,7 @@ def _refit_layer(
         layer.bias.copy_(offset.flatten())
 
 
-def _valid(batch: Batch, y: Tensor) -> Bool[Tensor, " samples"] | None:
+def _valid(batch: LabelledBatch, y: Tensor) -> Bool[Tensor, " samples"] | None:
     """Which rows stand for real tokens; None where the layer's positions are not those of the attention mask."""
     mask = batch.get("attention_mask")
     return mask.flatten().bool() if isinstance(mask, Tensor) and mask.shape == y.shape[:-1] else None

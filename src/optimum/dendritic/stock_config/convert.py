@@ -25,7 +25,8 @@ from ..nn.pack_model import pack_modules, stock_record
 from ..state import kept_in, set_dense_config, set_layout, split_stacks
 from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, exchanged
-from .models import NoSuchModel, assemble, become_, changed, source_name, stacks_kept, turned
+from .fields import UnsupportedConfig, changed, dial_values
+from .models import assemble, source_name, stacks_kept, turn_into_
 
 logger = logging.get_logger(__name__)
 REMEDY = "It is still injected; please report it with its config."
@@ -62,10 +63,10 @@ def native_(
         try:
             values: dict[str, Any] = {}
             for dial, left in dials:
-                values |= turned(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
+                values |= dial_values(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
             with exchanged(model, pack_modules(model, kept, layout.groups, alive).modules):
                 stock = assemble(model, changed(model.config, values), stacks)
-        except NoSuchModel as error:
+        except UnsupportedConfig as error:
             raise invalid("native", True, str(error), REMEDY) from error
         if not answers_alike(stock, inputs, expected, like=next(model.parameters())):
             raise invalid("model", type(model).__name__, "packing changes its outputs beyond rounding", REMEDY)
@@ -75,7 +76,7 @@ def native_(
         module.training = modules[source].training  # it was built while the model was quiet
     records: dict[str, Record] = {name: stock_record(module) for module, name, source in pairs if source in kept}
     set_dense_config(model, changed(model.config, {}))
-    become_(model, stock)
+    turn_into_(model, stock)
     unshard_(model)  # its parameters are whole by now; its class is not the stock one yet
     set_layout(model, Layout(layout.config, records, dense_cost=layout.dense_cost))
     said = ", ".join(f"{path} = {value}" for path, value in values.items())

@@ -1,16 +1,16 @@
-"""Which dials a stock config has for a model, found by turning them: no tables of families or of field names.
+"""Which dials a stock config has for a model, found by trial: there are no tables of families or of field names.
 
-Pruning can take from a model whatever its wiring allows; a stock config can say only a few things: one FFN width for
-all layers, the number of heads where the width of a head is a number of its own, the number of layers. To find out,
+Pruning can remove from a model whatever its wiring allows; a stock config can express only a few things: one FFN width
+for all layers, the number of heads where the width of a head is a number of its own, the number of layers. To find out,
 every number of the config that could mean it is changed, one at a time, and the model is built from it on the meta
 device. A number is a dial for some readers (or stacks of blocks) when exactly the tensors change that pruning them
 would change, and exactly to those shapes. Several numbers are one dial when only together they do that (query heads and
 key-value heads); one that is None counts, too (GPT-2's `n_inner`). Lists with one entry for each layer lose entries
 with it.
 
-Then each dial is proved: part of it is turned on the real tensors, and the outputs must be those of the pruned model;
-of blocks that are left, the numbers inside must be the same, too. What proves wrong is not a dial. A model without
-dials (ResNet, Swin: their configs say no width within a block, or one that is shared) is refused.
+Then each dial is proved: the model is built with fewer units on the real tensors, and its outputs must be those of the
+pruned model; in the blocks that are left, the numbers must be the same, too. Otherwise it is not a dial. A model
+without dials (ResNet, Swin: their configs say no width within a block, or one that is shared) is refused.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,8 +31,9 @@ from ..layout.records import Dial, Group
 from ..nn import is_prunable, weight_layer, widths
 from ..nn.pack_model import pack_modules
 from ..structure.probing import quiet
-from .models import NoSuchModel, Shapes, changed, fields_of, shapes, skeleton, turned
-from .verify import holds, kept_of, together
+from .fields import UnsupportedConfig, changed, dial_values, fields_of
+from .models import Shapes, shapes, skeleton
+from .verify import holds, kept_of, proved_together
 
 logger = logging.get_logger(__name__)
 
@@ -64,17 +65,18 @@ def find_dials(
         raise invalid("native", True, f"a {type(model).__name__} has no config that could say its shape", REMEDY)
     readers = {group.host: group for group in groups if group.cut and _reads_nothing_else(model, group)}
     units = {name: group.units for name, group in readers.items()}
-    stacks = {} if IMPORTANCE[config.importance].needs_activity else _stacks(model, targets)  # they have no one input
+    needs_inputs = IMPORTANCE[config.importance].needs_activity  # which a stack does not have
+    stacks = {} if needs_inputs else _stacks(model, targets)
     try:
         rebuilt = shapes(skeleton(model, changed(model.config, {})))
-    except NoSuchModel as error:
+    except UnsupportedConfig as error:
         raise invalid("native", True, str(error), REMEDY) from error
     if rebuilt != shapes(model):
         rule = f"{type(model).__name__} is not what its config says: layers were changed after it was made"
         raise invalid("native", True, rule, REMEDY)
     with quiet(model):
         found = _search(model, inputs, readers, units | stacks)
-        dials = together(model, inputs, found, readers, units | stacks)
+        dials = proved_together(model, inputs, found, readers, units | stacks)
     if not dials:
         rule = f"no number in {type(model.config).__name__} says the width within a layer, the heads or the layers of"
         raise invalid("native", True, f"{rule} {type(model).__name__}", REMEDY)
@@ -103,7 +105,7 @@ def _stacks(model: nn.Module, targets: Sequence[str]) -> dict[str, int]:
 def _search(
     model: PreTrainedModel, inputs: Mapping[str, Any], readers: Mapping[str, Group], units: Mapping[str, int]
 ) -> list[Dial]:
-    """Dials that each hold alone; no member has two."""
+    """The dials that are each proved alone; no member has two."""
     before, dials = shapes(model), []
 
     def prove(fields: tuple[str, ...], lists: tuple[str, ...], members: tuple[str, ...]) -> bool:
@@ -118,17 +120,17 @@ def _search(
         for count in sorted({size - 1, size // 2, 1} - {0, size}, reverse=True):
             left = units.keys() - {member for dial in dials for member in dial.members}
             wants = {
-                m: _wanted(model, before, readers.get(m), m, size, count)
+                m: _expected(model, before, readers.get(m), m, size, count)
                 for m in units
                 if m in left and units[m] == size
             }
             if wants:
-                _turn(model, before, wants, size, count, prove)
+                _try_fields(model, before, wants, size, count, prove)
     return dials
 
 
-def _wanted(model: nn.Module, before: Shapes, group: Group | None, member: str, size: int, count: int) -> Change:
-    """What becomes of the tensors when `count` of a member's `size` units are left."""
+def _expected(model: nn.Module, before: Shapes, group: Group | None, member: str, size: int, count: int) -> Change:
+    """The change of the tensors when `count` of the `size` units of a member are left."""
     if group is None:
         gone = tuple(f"{member}.{index}." for index in range(count, size))
         return {name: None for name in before if name.startswith(gone)}
@@ -137,7 +139,7 @@ def _wanted(model: nn.Module, before: Shapes, group: Group | None, member: str, 
     return {name: shape for name, shape in after.items() if before.get(name) != shape}
 
 
-def _turn(
+def _try_fields(
     model: PreTrainedModel,
     before: Shapes,
     wants: Mapping[str, Change],
@@ -145,8 +147,8 @@ def _turn(
     count: int,
     prove: Callable[[tuple[str, ...], tuple[str, ...], tuple[str, ...]], bool],
 ) -> None:
-    """Hand to `prove` the fields, with the lists beside them, that do to some members what is wanted, and nothing else:
-    single ones, then one group of several for what is left."""
+    """Hand to `prove` the fields, with the lists beside them, that change exactly the tensors that pruning some members
+    would change: first single fields, then one group of several fields for the members that are left."""
     numbers = [path for path, value in fields_of(model.config, int).items() if value >= size and value % size == 0]
     stacked = any(None in want.values() for want in wants.values())
     moved: dict[str, Change] = {}
@@ -154,30 +156,30 @@ def _turn(
         lists = _lists_beside(model, path, size) if stacked and path in numbers else ()
         for beside in dict.fromkeys([lists, ()]):
             moved[path] = _change(model, before, Dial(fields=(path,), members=(), counts=(), lists=beside), size, count)
-            members = _done(wants, moved[path])
-            if members and moved[path] == _all(wants[m] for m in members) and prove((path,), beside, members):
+            members = _reached(wants, moved[path])
+            if members and moved[path] == _merged(wants[m] for m in members) and prove((path,), beside, members):
                 wants = {m: want for m, want in wants.items() if m not in members}
                 break
-    parts = [path for path in moved if moved[path] and moved[path].items() <= _all(wants.values()).items()]
-    members = _done(wants, _all(moved[path] for path in parts))
-    wanted = _all(wants[m] for m in members)
+    parts = [path for path in moved if moved[path] and moved[path].items() <= _merged(wants.values()).items()]
+    members = _reached(wants, _merged(moved[path] for path in parts))
+    wanted = _merged(wants[m] for m in members)
     parts = [path for path in parts if moved[path].items() < wanted.items()]
     several = Dial(fields=tuple(parts), members=(), counts=(), lists=())
     if members and _change(model, before, several, size, count) == wanted:
         prove(tuple(parts), (), members)
 
 
-def _done(wants: Mapping[str, Change], change: Change) -> tuple[str, ...]:
-    """Members to which a change does all that is wanted."""
+def _reached(wants: Mapping[str, Change], change: Change) -> tuple[str, ...]:
+    """The members whose whole expected change is part of `change`."""
     return tuple(m for m, want in wants.items() if want and want.items() <= change.items())
 
 
 def _change(model: PreTrainedModel, before: Shapes, dial: Dial, size: int, count: int) -> Change:
-    """What turning a dial does to the tensors; nothing where the config or the class refuses."""
+    """The change of the tensors when `count` of the units of a dial are left; empty where the config refuses."""
     try:
-        values = turned(model.config, dial, size, range(count))
+        values = dial_values(model.config, dial, size, range(count))
         after = shapes(skeleton(model, changed(model.config, values)))
-    except NoSuchModel:
+    except UnsupportedConfig:
         return {}
     return {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
@@ -194,12 +196,12 @@ def _admitted(model: PreTrainedModel, dial: Dial, size: int) -> tuple[int, ...]:
     counts = []
     for count in range(1, size + 1) if size <= COUNTED else ():
         try:
-            changed(model.config, turned(model.config, dial, size, range(count)))
+            changed(model.config, dial_values(model.config, dial, size, range(count)))
             counts.append(count)
-        except NoSuchModel:
+        except UnsupportedConfig:
             continue
     return () if len(counts) in (0, size) else tuple(counts)
 
 
-def _all(changes: Iterable[Change]) -> Change:
+def _merged(changes: Iterable[Change]) -> Change:
     return dict(chain.from_iterable(change.items() for change in changes))

@@ -1,8 +1,8 @@
-"""A dial on trial: does the stock model of a turned config compute what the pruned model does?
+"""The proof of a dial: does the stock model of the changed config compute what the pruned model does?
 
 Half of the units of each member are taken away, then the other half, so that every block of a stack is missing once.
 The pruned model is the same one with gathers and scatters instead of smaller tensors, and with hooks that let blocks be
-skipped; the stock model is built from the turned config on the sliced tensors.
+skipped; the stock model is built from the changed config on the sliced tensors.
 """
 
 from collections import ChainMap
@@ -21,7 +21,8 @@ from ..layout.records import Dial, Group
 from ..nn import block_input, weight_layer, widths, with_output
 from ..nn.pack_model import pack_modules
 from ..structure.verification import answers, answers_alike, exchanged
-from .models import NoSuchModel, alike, assemble, changed, stacks_kept, turned
+from .fields import UnsupportedConfig, changed, dial_values
+from .models import assemble, same_blocks, stacks_kept
 
 logger = logging.get_logger(__name__)
 
@@ -33,14 +34,14 @@ def kept_of(model: nn.Module, group: Group, units: Sequence[int]) -> dict[str, l
     return kept | {group.host: [torch.isin(own, torch.tensor(list(units))).nonzero().flatten()]}
 
 
-def together(
+def proved_together(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     dials: Sequence[Dial],
     readers: Mapping[str, Group],
     units: Mapping[str, int],
 ) -> tuple[Dial, ...]:
-    """As many of the dials, from the first on, as hold when they are turned together."""
+    """As many of the dials, from the first on, as hold together."""
     if len(dials) < 2 or holds(model, inputs, dials, readers, units):
         return tuple(dials)
     chosen: list[Dial] = []
@@ -59,7 +60,7 @@ def holds(
     readers: Mapping[str, Group],
     units: Mapping[str, int],
 ) -> bool:
-    """Whether the turned stock model computes what the pruned one does; each unit of a stack is missing once."""
+    """Whether the stock model of the changed config computes what the pruned model does; each unit is missing once."""
     parts = [[(dial, _part(dial, units, odd)) for dial in dials] for odd in (0, 1)]
     return all(_holds_at(model, inputs, part, readers, units) for part in parts)
 
@@ -86,14 +87,16 @@ def _holds_at(
     kept = producing | {group.host: kept_of(model, group, chosen[group.host])[group.host] for group in groups}
     skipped = [f"{name}.{i}" for name, left in stacks.items() for i in set(range(units[name])) - set(left)]
     try:
-        values = {dial: turned(model.config, dial, units[dial.members[0]], left) for dial, left in dials}
+        values = {dial: dial_values(model.config, dial, units[dial.members[0]], left) for dial, left in dials}
         fewer = [value for dial, value in values.items() if dial.members[0] in stacks]
-        if stacks and not alike(model, assemble(model, changed(model.config, dict(ChainMap(*fewer))), stacks), stacks):
+        if stacks and not same_blocks(
+            model, assemble(model, changed(model.config, dict(ChainMap(*fewer))), stacks), stacks
+        ):
             logger.info(f"The blocks of {', '.join(stacks)} are not made alike")
             return False
         with exchanged(model, pack_modules(model, kept, groups).modules):
             small = assemble(model, changed(model.config, dict(ChainMap(*values.values()))), stacks)
-    except NoSuchModel as error:
+    except UnsupportedConfig as error:
         logger.info(f"Turning {', '.join(chain(*(d.fields for d, _ in dials)))} failed: {error}")
         return False
     with exchanged(model, pack_modules(model, kept, []).modules), _skipping(model, skipped):
@@ -103,7 +106,7 @@ def _holds_at(
 
 @contextmanager
 def _skipping(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
-    """Let what comes into these blocks out of them again."""
+    """Let these blocks return what they are given."""
     blocks_ = [model.get_submodule(name) for name in blocks]
     hooks = [block.register_forward_hook(_skip, prepend=True, with_kwargs=True) for block in blocks_]
     try:

@@ -34,7 +34,7 @@ from .trial_cut import Trial
 
 logger = logging.get_logger(__name__)
 
-Labels = Int[Tensor, "_"]
+Labels = Int[Tensor, "..."]
 
 
 @dataclass(frozen=True)

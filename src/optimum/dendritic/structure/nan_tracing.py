@@ -318,7 +318,7 @@ def _spread_over(output: Tensor, samples: int) -> Tensor:
 
 
 @contextmanager
-def _marked_parameters(model: nn.Module, patterns: Mapping[Axis, Bool[Tensor, "_ _"]]) -> Iterator[None]:
+def _marked_parameters(model: nn.Module, patterns: Mapping[Axis, Bool[Tensor, "..."]]) -> Iterator[None]:
     """While it lasts, parameters that stand alone are NaN as `patterns` say, each with the batch of its pattern."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:

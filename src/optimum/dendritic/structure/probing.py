@@ -1,4 +1,4 @@
-"""Running a model just to look at it: in eval mode, without a trace left, and comparing what comes out."""
+"""Running a model in eval mode, so that it is afterwards as it was before, and comparing its outputs."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -66,7 +66,7 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], readers: Sequence[str] 
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """How far answers are from those that were expected.
 
     Attributes:
@@ -82,11 +82,11 @@ class Difference:
         return self.value <= self.limit
 
 
-def compared(expected: Sequence[Tensor], actual: Sequence[Tensor] | None, *, like: nn.Parameter) -> Difference:
+def compared(expected: Sequence[Tensor], actual: Sequence[Tensor] | None, *, like: nn.Parameter) -> Deviation:
     """How far `actual` is from `expected`, infinitely far where there is none; see `answers_alike` for `like`."""
     difference = float("inf") if actual is None else outputs_differ(expected, actual)
     limit = max(tolerance(tensor.dtype) for tensor in [like, *expected] if tensor.is_floating_point())
-    return Difference(worst(difference, like), limit)
+    return Deviation(worst(difference, like), limit)
 
 
 def answers_alike(

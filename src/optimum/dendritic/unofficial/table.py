@@ -17,7 +17,14 @@ TRIED = {
 
 @dataclass(frozen=True)
 class Use:
-    """Why a private name of `owner` is used, until when, and in which modules, as dotted names below this package."""
+    """Why something private of another package is used.
+
+    Attributes:
+        owner: The package that it belongs to.
+        why: What it is used for.
+        until: What would make the use needless: an issue of that package, or an interface that it lacks.
+        modules: The modules that use it, as dotted names below this package.
+    """
 
     owner: str
     why: str
@@ -43,13 +50,13 @@ PRIVATE = {
         "torch",
         "the hooks of transformers.utils.output_capturing are closures, which no pickle takes to another process",
         "a public way to take them off, or hooks that can be pickled",
-        ("efficiency.memory",),
+        modules=("efficiency.memory",),
     ),
     "_cudnn_rnn": Use(
         "torch",
         "FlopCounterMode does not count recurrent layers, and CUDA runs them as this operation",
         "a formula for it in torch.utils.flop_counter",
-        ("efficiency.macs",),
+        modules=("efficiency.macs",),
     ),
     "_orig_mod": Use("torch", "a compiled model must be refused", "a public type of what torch.compile returns"),
     "_conv_forward": Use(
@@ -80,16 +87,19 @@ PRIVATE = {
         "transformers", "a model of new submodules needs new hooks for its hidden states", "a public way to set them"
     ),
     "_process_model_before_weight_loading": Use(
-        "transformers", "packed modules are made before they are filled", _QUANTIZER, ("huggingface.checkpoint.loader",)
+        "transformers",
+        "packed modules are made before they are filled",
+        _QUANTIZER,
+        modules=("huggingface.checkpoint.loader",),
     ),
     "_process_model_after_weight_loading": Use(
-        "transformers", "what was loaded is checked", _QUANTIZER, ("huggingface.checkpoint.loader",)
+        "transformers", "what was loaded is checked", _QUANTIZER, modules=("huggingface.checkpoint.loader",)
     ),
     "_load_from_checkpoint": Use(
         "transformers",
         "a checkpoint's checksums are checked before anything is loaded from it",
         "an event of TrainerCallback before a checkpoint is loaded",
-        ("huggingface.trainer.resume",),
+        modules=("huggingface.trainer.resume",),
     ),
     "_original_forward": Use(
         "accelerate",

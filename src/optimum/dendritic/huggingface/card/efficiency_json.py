@@ -1,6 +1,6 @@
 """`efficiency.json`: all that is known of a compressed model, for machines; the card shows the same to people.
 
-Its form is `efficiency.schema.json` beside this file, which is held against whatever is read. What was measured or
+Its form is `efficiency.schema.json` beside this file, by which whatever is read is checked. What was measured or
 scored earlier is read back from it, for the weights that it was measured on and for no others.
 """
 
@@ -62,8 +62,8 @@ def report_as_dict(report: EfficiencyReport, dense: str) -> dict[str, Any]:
 
 
 def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    """An `efficiency.json` that was written for these very weights, in `folder` or where the model was loaded from;
-    empty where there is none. Its facts are on the model from now on, if there are none."""
+    """The content of an `efficiency.json` that was written for these very weights, in `folder` or where the model was
+    loaded from; empty where there is none. Its facts are recorded on the model, unless it has facts already."""
     places: list[tuple[str, str | None]] = [(str(folder), None)]
     if base_of(model) is None and model.name_or_path:  # it was loaded compressed
         places.append((model.name_or_path, commit_of(model.config)))
@@ -100,7 +100,7 @@ def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
 
 
 def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | None:
-    """The record in a folder or on the Hub, if it is of these weights; one that is damaged is told of and left."""
+    """The record in a folder or on the Hub, if it is of these weights; a damaged one is logged and ignored."""
     try:
         file = cached_file(place, FILE, revision=revision)
         if file is None:

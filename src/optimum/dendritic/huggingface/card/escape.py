@@ -1,8 +1,8 @@
-"""Values that anyone may have written, made harmless for the place of a card where they land.
+"""Values that anyone may have written, escaped for the place of a card where they are shown.
 
 A name that reads as plain words stays as it is; any other becomes a code span, in which Markdown and HTML mean nothing.
-What cannot be seen (control, bidirectional and other format characters, lone surrogates) is shown by its number. The
-template escapes whatever it is given, unless it is `Markdown`, which only this package writes.
+Invisible characters (control, bidirectional and other format characters, lone surrogates) are shown by their numbers.
+The template escapes whatever it is given, unless it is `Markdown`, which only this package writes.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The figures of a card: what is left of each layer, the run, and the scores against what was removed.
 
-Drawn from the content of `efficiency.json` alone. matplotlib is asked for here and not before; a figure whose numbers
-are not known is not drawn.
+They are drawn from the content of `efficiency.json` alone. matplotlib is imported here and not before; a figure whose
+numbers are not known is not drawn.
 """
 
 import re

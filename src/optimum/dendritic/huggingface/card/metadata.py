@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 TAGS = ("optimum-dendritic", "dendritic", "pruned")  # of a compressed model
 UNITS = {"bytes": " (bytes)", "peak_memory_bytes": " (bytes)", "energy_joules": " (J)"}
-SECONDS_FOR_LICENSE = 10.0
+LICENSE_TIMEOUT_SECONDS = 10.0
 KEPT = ("license", "license_name", "license_link", "language")
 
 
@@ -29,7 +29,7 @@ def pipeline_of(auto_class: str | None) -> str | None:
 def metadata_of(
     record: Mapping[str, Any], *, name: str, pipeline_tag: str | None, earlier: ModelCardData | None
 ) -> ModelCardData:
-    """What stands between the `---` lines.
+    """The metadata block of the card, between its `---` lines.
 
     Args:
         record: the content of `efficiency.json`.
@@ -124,7 +124,7 @@ def _efficiency_results(record: Mapping[str, Any], task: str) -> Iterator[EvalRe
 def _license_of(base_model: str) -> str | None:
     """The license of a model on the Hub; None where it cannot be asked."""
     try:
-        tags = HfApi().model_info(base_model, timeout=SECONDS_FOR_LICENSE).tags or []
+        tags = HfApi().model_info(base_model, timeout=LICENSE_TIMEOUT_SECONDS).tags or []
     except Exception as error:  # offline, refused, no such model; what the transport raises differs between clients
         logger.info(f"The license of {base_model} is unknown: {type(error).__name__}")
         return None

@@ -7,21 +7,19 @@ weights that were scored, so that a model which was trained on is never publishe
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ...state import Source, base_of
+from .dataset import Data, data_of
 
 ATTRIBUTE = "dendritic_facts"
 POINTS = 500  # of a training curve that are kept; more cannot be seen
@@ -30,20 +28,17 @@ CURVE = ("step", "epoch", "loss", "learning_rate", "sparsity", "regrown", "phase
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
-@dataclass(frozen=True)
-class Data:
-    """A dataset as far as it tells of itself; `on_hub` when `name` is its id there."""
-
-    name: str
-    on_hub: bool
-    config: str | None = None
-    split: str | None = None
-    samples: int | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of the weights with that fingerprint, at a step of the training, when `sparsity` had been removed."""
+    """Scores of some weights.
+
+    Attributes:
+        metrics: The scores by the names of their metrics.
+        weights: The fingerprint of the weights that were scored.
+        step: The step of the training after which they were scored; None outside of a training.
+        sparsity: The fraction of the budget that had been removed by then; None if it is not known.
+        data: The dataset that they were scored on; None if it is not known.
+    """
 
     metrics: dict[str, float]
     weights: str
@@ -54,7 +49,16 @@ class Evaluation:
 
 @dataclass
 class Facts:
-    """Of one model. `history` is the Trainer's own log, entry by entry, until it is written."""
+    """What is known of one model.
+
+    Attributes:
+        base: The dense model that it was made from; None if it is not known.
+        teacher: The teacher that it learnt from; None without one.
+        data: The dataset that it was trained or calibrated on; None if it is not known.
+        hyperparameters: The settings of its training by name.
+        history: The Trainer's own log, entry by entry, to which the training goes on adding.
+        evaluations: Its evaluations, in the order in which they were made.
+    """
 
     base: Source | None = None
     teacher: Source | None = None
@@ -90,7 +94,7 @@ def facts_of(model: nn.Module) -> Facts:
 def note_training(
     model: nn.Module, args: TrainingArguments, state: TrainerState, data: Any, teacher: Source | None
 ) -> None:
-    """A run begins: its data and hyperparameters, and its log, which it goes on writing."""
+    """Record the data, the hyperparameters and the log of a run that begins; the log grows with the run."""
     facts = facts_of(model)
     facts.data, facts.teacher = data_of(data), teacher
     facts.hyperparameters, facts.history = _hyperparameters(args, state), state.log_history
@@ -104,7 +108,7 @@ def note_evaluation(
     sparsity: float | None = None,
     data: Any = None,
 ) -> None:
-    """Scores of the present weights. Numbers only; what the Trainer says of its own speed is not a score."""
+    """Record scores of the present weights: the numbers among `metrics`, without those of the Trainer's own speed."""
     scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     facts, weights, seen = facts_of(model), fingerprint(model), data_of(data)
@@ -112,7 +116,7 @@ def note_evaluation(
 
 
 def transfer_scores(model: nn.Module, before: str) -> None:
-    """The weights with the fingerprint `before` have been packed, which leaves their outputs: so are their scores."""
+    """Record that the weights with the fingerprint `before` have been packed: their scores stay the same."""
     facts, now = facts_of(model), fingerprint(model)
     facts.evaluations = [dataclasses.replace(e, weights=now) if e.weights == before else e for e in facts.evaluations]
 
@@ -122,21 +126,6 @@ def fingerprint(model: nn.Module) -> str:
     optimizer changes it, saving and loading does not."""
     digests = sorted(_digest(tensor) for tensor in model.state_dict().values() if not tensor.is_meta)
     return sha256(b"".join(digests)).hexdigest()
-
-
-def data_of(source: Any) -> Data | None:
-    """The name of a `datasets.Dataset`, or of the one in a `DataLoader`; None if there is not one."""
-    if isinstance(source, Data):
-        return source
-    library = sys.modules.get("datasets")  # who never imported it has none of its datasets
-    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
-    if library is None or not isinstance(dataset, library.Dataset) or not dataset.info.dataset_name:
-        return None
-    info, split = dataset.info, dataset.split
-    id_on_hub = _id_on_hub(dataset)
-    config = None if info.config_name in (None, "default") else info.config_name
-    name, part = id_on_hub or Path(info.dataset_name).name, None if split is None else str(split)
-    return Data(name, on_hub=id_on_hub is not None, config=config, split=part, samples=len(dataset))
 
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -170,19 +159,6 @@ def _digest(tensor: Tensor) -> bytes:
 
 def _read(kind: type, fields: Mapping[str, Any] | None) -> Any:
     return None if fields is None else kind(**fields)
-
-
-def _id_on_hub(dataset: Any) -> str | None:
-    """From the addresses that it was downloaded from, or from its place in the cache, `owner___name`."""
-    for address in dataset.info.download_checksums or ():
-        if address.startswith("hf://datasets/"):
-            return address.removeprefix("hf://datasets/").partition("@")[0]
-    for file in dataset.cache_files:
-        for part in Path(file["filename"]).parts:
-            owner, _, name = part.partition("___")
-            if name == dataset.info.dataset_name:
-                return f"{owner}/{name}"
-    return None
 
 
 def _hyperparameters(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:

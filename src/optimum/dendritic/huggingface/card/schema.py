@@ -1,4 +1,4 @@
-"""As much of JSON Schema as `efficiency.schema.json` uses, so that a published `efficiency.json` is held against it."""
+"""The part of JSON Schema that `efficiency.schema.json` uses, to check an `efficiency.json` that was published."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The words and cells of a card, from the content of `efficiency.json`. What is unknown becomes nothing, not a zero."""
+"""The words and cells of a card, from the content of `efficiency.json`. What is unknown is left out."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def shapes_of(report: Content) -> str:
 
 
 def percent(share: float) -> str:
-    """One decimal.
+    """`share` as a percentage with one decimal.
 
     >>> percent(0.6004)
     '60.0 %'
@@ -67,7 +67,7 @@ def percent(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits, as people write them.
+    """`value` with four significant digits, and with separators of thousands.
 
     >>> number(0.875612), number(22713216.0), number(2e-5)
     ('0.8756', '22,713,216', '2e-05')
@@ -105,7 +105,9 @@ def score_rows(record: Content) -> list[list[str]]:
         step = f"{entry['step']:,}" if "step" in entry else ""
         values = [number(entry["metrics"][name]) if name in entry["metrics"] else "" for name in metrics]
         rows.append([label, data_words(entry.get("data")), step, *values])
-    return [list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _says(column)), strict=True)]
+    return [
+        list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _has_entries(column)), strict=True)
+    ]
 
 
 def dense_evaluation(record: Content) -> Content | None:
@@ -157,7 +159,7 @@ def form_counts(layers: Mapping[str, Content]) -> list[str]:
 
 
 def hyperparameter_words(hyperparameters: Content) -> Markdown:
-    """One line."""
+    """The hyperparameters in one line."""
     named = [
         f"{WORDS[name]} {words(number(value) if isinstance(value, float) else value)}"
         for name, value in hyperparameters.items()
@@ -167,13 +169,13 @@ def hyperparameter_words(hyperparameters: Content) -> Markdown:
 
 
 def table(rows: list[list[str]]) -> Markdown:
-    """Markdown; the first row is the header, words are to the left, numbers to the right."""
+    """A table in Markdown. The first row is the header; words are aligned left, numbers right."""
     rule = ["---" if name in ("", DATA) else "---:" for name in rows[0]]
     lines = [[in_cell(name) for name in rows[0]], rule, *([in_cell(value) for value in row] for row in rows[1:])]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _says(column: tuple[str, ...]) -> bool:
+def _has_entries(column: tuple[str, ...]) -> bool:
     """Whether there is anything in a column under its header; the first holds the labels."""
     return any(column[1:])
 

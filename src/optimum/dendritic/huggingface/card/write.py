@@ -158,7 +158,7 @@ def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
 
 
 def _command(report: Mapping[str, Any], repo_id: str) -> escape.Markdown:
-    """What measures it anew, on another machine."""
+    """The command that repeats the measurement on another machine."""
     context = report["context"]
     text_shape = context["input_shapes"].get("input_ids")
     options = {
@@ -198,7 +198,7 @@ def _auto_class(model: PreTrainedModel) -> str | None:
 
 
 def _code(model: PreTrainedModel) -> dict[str, Any]:
-    """The module of an architecture that transformers does not have; whether it comes with the repository instead."""
+    """The module of an architecture that transformers does not have, or the option that loads it."""
     module = type(model).__module__
     if module.startswith("transformers."):
         return {"own_code": None, "options": escape.Markdown()}

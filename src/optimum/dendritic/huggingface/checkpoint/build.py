@@ -1,6 +1,6 @@
 """From a layout that was read from a file to the modules that it describes, checked against the stock model.
 
-A layout is believed only as far as the stock model, built from the same config.json, bears it out (`faults.py`).
+A layout is used only after it has been compared with the stock model that the same config.json builds (`validate.py`).
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
     match record:
         case Segments():
             layer = prunable_layer(model, name)
-            return inject_layer(layer, record.arbors, record.segments, record.activity, record.sprout)
+            return inject_layer(layer, **dataclasses.asdict(record))
         case Stack():
             stack = model.get_submodule(name)
             assert isinstance(stack, nn.ModuleList)

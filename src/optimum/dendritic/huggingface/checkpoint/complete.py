@@ -1,4 +1,4 @@
-"""No weight is left at random: whatever the class that was saved has must be in the files, whoever loads them."""
+"""The check that no weight is left at random: the files must hold all that the class that was saved has."""
 
 import copy
 import re
@@ -46,7 +46,7 @@ def check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], found
 
 
 def _saved(model: PreTrainedModel, missing: list[str], found: Set[str]) -> Iterator[str]:
-    """Those of the missing names that the class that was saved has, too."""
+    """The missing names that the class that was saved has."""
     body, is_body = f"{model.base_model_prefix}.", model.base_model is model
     names = _names_in_saved_class(model)
     for name in missing:
@@ -60,8 +60,8 @@ def _saved(model: PreTrainedModel, missing: list[str], found: Set[str]) -> Itera
 
 
 def _names_in_saved_class(model: PreTrainedModel) -> Set[str] | None:
-    """Of the state dict of the class that the config names, built without memory; None where no Auto class knows it.
-    Nothing is imported: the class is among those of the Auto class, or it is none."""
+    """The names in the state dict of the class that the config names, which is built on the meta device; None where no
+    Auto class knows it. Nothing is imported, because the class is one of those that the Auto class has."""
     config = copy.deepcopy(model.config)
     try:
         classes = classes_of(auto_class_for(config), type(config))

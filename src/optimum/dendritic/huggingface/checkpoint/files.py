@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced in one step."""
 
 import os
 from pathlib import Path

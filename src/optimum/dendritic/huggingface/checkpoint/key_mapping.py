@@ -1,4 +1,4 @@
-"""What transformers calls things: keys in files and modules in layouts, which it may have named otherwise before."""
+"""The names that transformers gives to keys in files and to modules in layouts, which differ between its versions."""
 
 from collections.abc import Callable, Iterable, Set
 from typing import Any

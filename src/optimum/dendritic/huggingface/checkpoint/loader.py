@@ -1,8 +1,8 @@
 """The loader: `from_pretrained` finds it in the quantizer registry and it rebuilds the skeleton before weights load.
 
-`register_quantizer` is the public door of transformers for checkpoints whose modules are not the stock ones. Nothing is
-quantized behind it: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
-save_pretrained behave. All that depends on how transformers loads is in this file and in `renaming`.
+`register_quantizer` is the public interface of transformers for checkpoints whose modules are not the stock ones.
+Nothing is quantized: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
+save_pretrained behave. All that depends on how transformers loads is in this file and in `key_mapping`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,7 +75,7 @@ class DendriticLoader(HfQuantizer):
         return True
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None, *args: Any) -> torch.dtype | None:
-        """No cast makes a mask or an index out of numbers that are none: they stay what they are, and are refused."""
+        """The dtype to load as, which is none for masks and indices: a cast could make a valid one of other numbers."""
         if dtype is None or not dtype.is_floating_point:
             return None
         return super().get_new_dtype(converter, param, dtype, *args)
@@ -100,7 +100,7 @@ class DendriticLoader(HfQuantizer):
             self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Check what is in memory now (a `state_dict=` comes from no file), then leave an ordinary model behind."""
+        """Check the tensors in memory, since those of `state_dict=` are in no file, and leave an ordinary model."""
         check_kinds(self.expected, model.state_dict())
         for name, record in self.layout.modules.items():
             module = model.get_submodule(name)
@@ -108,7 +108,7 @@ class DendriticLoader(HfQuantizer):
             if not is_dispatched(module):  # accelerate's dispatch makes new tensors without the mark
                 _check_loaded(name, tensors)
             check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
-            _part_from_neighbours(tensors)
+            _copy_empty(tensors)
         if self.layout.modules and not self.layout.packed:
             for name, gates in gates_in(model, self.layout, layers_in(model, self.layout)).items():
                 check_mask(name, gates, gates.dendrite_mask, gates.segmented())
@@ -122,9 +122,9 @@ class DendriticLoader(HfQuantizer):
 
 
 def check_saved(model: PreTrainedModel, folder: Path) -> None:
-    """Hold what `model` was saved as against the loader's rules, before anyone else relies on it.
+    """Check the files that `model` was saved as by the loader's rules.
 
-    A stock model, and one of native form, are not the loader's.
+    The files of a stock model, and of one of native form, are not checked, because the loader does not read them.
 
     Raises:
         CheckpointError: `from_pretrained` would refuse the folder.
@@ -138,7 +138,7 @@ def check_saved(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_sortable(keys: Iterable[str]) -> None:
-    """Early versions of transformers 5 sort keys by parts and compare `layer.0` with `layer.dendrite_gate` in vain."""
+    """Refuse keys that early versions of transformers 5 cannot sort: they compare the parts `0` and `dendrite_gate`."""
     try:
         sorted(keys, key=dot_natural_key)
     except TypeError as error:
@@ -153,8 +153,9 @@ def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
             raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
 
 
-def _part_from_neighbours(tensors: Mapping[str, Tensor]) -> None:
-    """An empty tensor of a mapped file has the address of the next one, and `torch.save` refuses two kinds at one."""
+def _copy_empty(tensors: Mapping[str, Tensor]) -> None:
+    """Copy empty tensors: in a mapped file they have the address of the next tensor, and `torch.save` refuses two
+    dtypes at one address."""
     for tensor in tensors.values():
         if not tensor.numel():
             tensor.data = tensor.data.clone()

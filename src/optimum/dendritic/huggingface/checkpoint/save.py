@@ -45,7 +45,7 @@ def save(model: PreTrainedModel, folder: Path, *, processor: Any = None, remote_
 
 
 def make_loadable(model: PreTrainedModel, folder: Path) -> None:
-    """Save again under the names of the modules where the format of old would fuse tensors that packing made unequal.
+    """Save again under the names of the modules where the original format would fuse tensors that packing made unequal.
 
     Raises:
         CheckpointError: the files would not load that way either.

@@ -29,7 +29,14 @@ Rename = Callable[[str], tuple[tuple[str, ...], bool]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor in a safetensors file, as its header declares it."""
+    """A tensor in a safetensors file, as its header declares it.
+
+    Attributes:
+        file: The path of the file.
+        key: The name of the tensor in the file.
+        dtype: The name of its dtype, in the words of safetensors.
+        shape: The shape of the tensor.
+    """
 
     file: str
     key: str
@@ -165,7 +172,7 @@ def check_values(name: str, record: Record, tensors: Mapping[str, Tensor]) -> No
 
 
 def check_mask(name: str, layer: Gates, mask: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Hold the weights of an injected layer against its mask: pruned means zero.
+    """Compare the weights of an injected layer, or of all that reads a group, with the mask: pruned means zero.
 
     Args:
         tensors: those of the layer that hold its tiles, by their own names; one that is not loaded (meta) is left out.
@@ -180,20 +187,30 @@ def check_mask(name: str, layer: Gates, mask: Tensor, tensors: Mapping[str, Tens
 
 
 def _faults(record: Record, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    if isinstance(record, Segments):
-        if "dendrite_mask" in tensors and len(set(tensors["dendrite_mask"].sum(1).tolist())) > 1:
-            yield "dendrite_mask", "every arbor must keep equally many segments"
-        for score in ("dendrite_score", "dendrite_activity"):
-            if score in tensors and not bool(tensors[score].isfinite().all()):
-                yield score, "must be finite"
-        if "dendrite_activity" in tensors and bool((tensors["dendrite_activity"] < 0).any()):
-            yield "dendrite_activity", "must not be negative"
-    if isinstance(record, Form):
-        for index, below in (("inputs", record.inputs), ("outputs", record.outputs)):
-            if index in tensors and not _ascending(tensors[index], below):
-                yield index, f"must ascend strictly within [0, {below})"
-    if isinstance(record, Recurrent) and "outputs" in tensors and not _ascending(tensors["outputs"], record.hidden):
-        yield "outputs", f"must ascend strictly within [0, {record.hidden})"
+    """The tensor and the rule of whatever is wrong."""
+    match record:
+        case Segments():
+            yield from _segments_faults(tensors)
+        case Form():
+            yield from _index_faults({"inputs": record.inputs, "outputs": record.outputs}, tensors)
+        case Recurrent():
+            yield from _index_faults({"outputs": record.hidden}, tensors)
+
+
+def _segments_faults(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    if "dendrite_mask" in tensors and len(set(tensors["dendrite_mask"].sum(1).tolist())) > 1:
+        yield "dendrite_mask", "every arbor must keep equally many segments"
+    for score in ("dendrite_score", "dendrite_activity"):
+        if score in tensors and not bool(tensors[score].isfinite().all()):
+            yield score, "must be finite"
+    if "dendrite_activity" in tensors and bool((tensors["dendrite_activity"] < 0).any()):
+        yield "dendrite_activity", "must not be negative"
+
+
+def _index_faults(limits: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    for index, below in limits.items():
+        if index in tensors and not _ascending(tensors[index], below):
+            yield index, f"must ascend strictly within [0, {below})"
 
 
 def _ascending(index: Tensor, below: int) -> bool:

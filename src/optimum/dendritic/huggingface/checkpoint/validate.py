@@ -1,11 +1,11 @@
-"""What is wrong with a layout that was read from a file, held against the stock model that the same config.json builds.
+"""What is wrong with a layout that was read from a file, compared with the stock model of the same config.json.
 
 Every record must name a module of the right kind, and nothing may be wider than that module. So no number in a file
 asks for more memory than the dense model would.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -70,47 +70,78 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
 
 
 def _record_faults(module: nn.Module, record: Record, layout: Layout) -> Iterator[str]:
-    if isinstance(record, Follower):
-        if not 0 < record.channels <= (channels_of(module) or 0):
-            yield f"must have 1 to {channels_of(module) or 0} channels of {module}"
-        return
-    if isinstance(record, Stack):
-        if type(module) is not nn.ModuleList or len(module) != record.blocks:
-            yield f"is not a record of a {type(module).__name__}"
-        return
-    kinds = {Segments: is_prunable, Form: is_weight_layer, Recurrent: is_recurrent_layer}
-    if not kinds[type(record)](module):
+    if not FITS[type(record)](module):
         yield f"is not a record of a {type(module).__name__}"
-    if isinstance(record, Segments):
-        if record.activity != (IMPORTANCE[layout.config.importance].needs_activity or record.sprout > 0):
-            yield f"activity contradicts importance = {layout.config.importance!r} and sprout = {record.sprout}"
+    match record:
+        case Follower():
+            yield from _follower_faults(module, record)
+        case Stack():
+            yield from _stack_faults(module, record)
+        case Recurrent():
+            yield from _recurrent_faults(module, record)
+        case Segments():
+            yield from _segments_faults(module, record, layout)
+        case Form():
+            yield from _form_faults(module, record, layout)
+
+
+FITS: dict[type[Record], Callable[[nn.Module], bool]] = {
+    Follower: lambda module: True,  # its channels tell
+    Stack: lambda module: type(module) is nn.ModuleList,
+    Recurrent: is_recurrent_layer,
+    Segments: is_prunable,
+    Form: is_weight_layer,
+}
+
+
+def _follower_faults(module: nn.Module, record: Follower) -> Iterator[str]:
+    channels = channels_of(module) or 0
+    if not 0 < record.channels <= channels:
+        yield f"must have 1 to {channels} channels of {module}"
+
+
+def _stack_faults(module: nn.Module, record: Stack) -> Iterator[str]:
+    assert isinstance(module, nn.ModuleList)
+    if len(module) != record.blocks:
+        yield f"is not a record of a {type(module).__name__}"
+
+
+def _recurrent_faults(module: nn.Module, record: Recurrent) -> Iterator[str]:
+    assert isinstance(module, RecurrentLayer)
+    if record.hidden != module.hidden_size:
+        yield f"must have the {module.hidden_size} hidden units of the stock layer"
+
+
+def _segments_faults(module: nn.Module, record: Segments, layout: Layout) -> Iterator[str]:
+    if record.activity != (IMPORTANCE[layout.config.importance].needs_activity or record.sprout > 0):
+        yield f"activity contradicts importance = {layout.config.importance!r} and sprout = {record.sprout}"
     if isinstance(module, RecurrentLayer):
-        yield from _recurrent_faults(module, record)
+        if record != Segments(states(module), module.hidden_size):
+            yield f"must have {states(module)} arbors of {module.hidden_size} segments, without activity and sprout"
         return
-    assert isinstance(module, WeightLayer) and isinstance(record, Segments | Form)
+    yield from _sprout_faults(module, record, layout)
     inputs, outputs = widths(module)
+    if outputs % record.arbors or record.segments > inputs:
+        yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
+
+
+def _form_faults(module: nn.Module, record: Form, layout: Layout) -> Iterator[str]:
+    yield from _sprout_faults(module, record, layout)
+    inputs, outputs = widths(module)
+    if record.sprout and record.inputs != inputs:
+        yield f"a sprout reads all {inputs} inputs"
+    if record.inputs > inputs or record.outputs > outputs:
+        yield f"must not be wider than the stock layer of {inputs} inputs and {outputs} outputs"
+    if record.scatter and record.outputs != outputs:
+        yield f"rows are scattered into all {outputs} outputs"
+    if outputs % len(record.arbors) or max(record.arbors) > outputs // len(record.arbors):
+        yield f"arbors must be equal groups of {outputs} outputs"
+
+
+def _sprout_faults(module: nn.Module, record: Segments | Form, layout: Layout) -> Iterator[str]:
+    assert isinstance(module, WeightLayer)
     if record.sprout and (record.sprout != layout.config.sprout_rank or not can_sprout(module, record.sprout)):
         yield f"sprout must be 0, or sprout_rank = {layout.config.sprout_rank} where that costs less than {module}"
-    if isinstance(record, Segments):
-        if outputs % record.arbors or record.segments > inputs:
-            yield f"arbors must divide {outputs} outputs, and segments {inputs} inputs"
-    else:
-        if record.sprout and record.inputs != inputs:
-            yield f"a sprout reads all {inputs} inputs"
-        if record.inputs > inputs or record.outputs > outputs:
-            yield f"must not be wider than the stock layer of {inputs} inputs and {outputs} outputs"
-        if record.scatter and record.outputs != outputs:
-            yield f"rows are scattered into all {outputs} outputs"
-        if outputs % len(record.arbors) or max(record.arbors) > outputs // len(record.arbors):
-            yield f"arbors must be equal groups of {outputs} outputs"
-
-
-def _recurrent_faults(module: RecurrentLayer, record: Record) -> Iterator[str]:
-    arbors, hidden = states(module), module.hidden_size
-    if isinstance(record, Segments) and record != Segments(arbors, hidden):
-        yield f"must have {arbors} arbors of {hidden} segments, without activity and sprout"
-    if isinstance(record, Recurrent) and record.hidden != hidden:
-        yield f"must have the {hidden} hidden units of the stock layer"
 
 
 def _parameter_faults(model: nn.Module, name: str, shape: tuple[int, ...]) -> Iterator[str]:

@@ -120,7 +120,7 @@ class Upload:
         return self.api.model_info(self.repo_id, revision=self.revision)
 
     def _is_of_another(self, folder: Path, head: ModelInfo) -> bool:
-        """Whether what is there is a model of another type; False where its config cannot be read."""
+        """Whether the repository holds a model of another type; False where its config cannot be read."""
         if "config.json" not in [sibling.rfilename for sibling in head.siblings or ()]:
             return False
         with TemporaryDirectory() as place:

@@ -34,7 +34,7 @@ def push_to_hub(
     remote_code: bool = False,
     example_inputs: Any = None,
 ) -> CommitInfo:
-    """Push a model with its card, in one commit: whoever loads the repository sees all of it, or what was there before.
+    """Push a model with its card, in one commit, so that readers of the repository find all of it or the former state.
 
     Args:
         model: packed, or injected (mid-training, with its masks); a `PreTrainedModel`, unwrapped.
@@ -54,7 +54,7 @@ def push_to_hub(
         The commit; the newest one if the repository held all of this already.
 
     Raises:
-        DendriticError: the arguments are bad; nothing was sent.
+        DendriticError: the arguments are refused; nothing was sent.
         PushError: the Hub refused, or could not be reached in several attempts. The message says what is there now.
     """
     if not isinstance(model, PreTrainedModel):

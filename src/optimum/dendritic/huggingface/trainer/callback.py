@@ -30,8 +30,8 @@ from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
 from .resume import (
+    attach_resume_checks,
     check_length,
-    look_after_resuming,
     planned_steps,
     refuse_other_masks,
     refuse_second,
@@ -92,7 +92,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         refuse_second(DendriticCallback)
         check_engine(args.torch_compile)
         attach_hub_pushes()
-        look_after_resuming()
+        attach_resume_checks()
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inject_(model, self.config, example_inputs=self.example_inputs)
         if teacher is not None:

@@ -35,7 +35,7 @@ def around_steps_(engine: Any, model: nn.Module, due: Callable[[], bool], prune:
     Raises:
         DendriticError: the engine's optimizer is another one than that of ZeRO 1 and 2.
     """
-    if not hasattr(engine.optimizer, "scaled_global_norm"):
+    if "DeepSpeedZeroOptimizer" not in [kind.__name__ for kind in type(engine.optimizer).__mro__]:
         rule = "must be that of ZeRO 1 or 2, whose gradients and fp32 weights can be pruned"
         remedy = "Set zero_optimization.stage to 1 or 2, and leave grad_accum_dtype out."
         raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
@@ -60,17 +60,17 @@ def stock_steps_(engine: Any) -> None:
 
 
 def _prune(optimizer: Any, layers: Mapping[str, DendriticLayer], prune: Callable[[], None]) -> None:
-    """Prune, and let what returns and sprouts that may have grown start anew in the optimizer."""
+    """Prune, and reset the optimizer state of the segments that return and of the sprouts that may have changed."""
     moments = partial(_moments, optimizer)
     before = {name: layer.dendrite_mask.clone() for name, layer in layers.items()}
-    asleep = [layer for layer in layers.values() if _sleeps(layer)]
+    inactive = [layer for layer in layers.values() if _is_inactive(layer)]
     with _gradients(optimizer, layers):
         prune()
     for name, layer in layers.items():
         back = layer.dendrite_mask & ~before[name]
         if back.any():
             _blank_(layer, back, moments)
-    for layer in asleep:
+    for layer in inactive:
         _restart_(layer, moments)
 
 
@@ -105,12 +105,13 @@ def _blank_(layer: DendriticLayer, chosen: Tensor, parts: Parts) -> None:
             part.masked_fill_(~_own(parameter, kept[name]).to(part.device), 0)
 
 
-def _sleeps(layer: DendriticLayer) -> bool:
+def _is_inactive(layer: DendriticLayer) -> bool:
+    """Whether a layer has a sprout that adds nothing yet."""
     return isinstance(layer, DendriticWeight) and layer.dendrite_awake is not None and not layer.dendrite_awake
 
 
 def _restart_(layer: DendriticLayer, moments: Parts) -> None:
-    """A sprout that slept may have taken up what was pruned: so do the fp32 weights, and their moments start anew."""
+    """Copy a sprout, which may have absorbed what was pruned, to its fp32 weights, and set their moments to zero."""
     assert isinstance(layer, DendriticWeight) and layer.sprout is not None
     for parameter in layer.sprout.parameters():
         for weight in _weights(parameter):

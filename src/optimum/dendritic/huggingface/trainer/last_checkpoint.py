@@ -121,7 +121,7 @@ def _fault_of(folder: Path) -> str | None:
         empty = [each for each in (*shards, *path.glob(DIRECTORY_OF_SHARDS)) if not each.stat().st_size]
         if empty:
             return f"{path.name}/{empty[0].name} is empty"
-    structure = (fault for name in [*names, *_due(state, folder)] if (fault := _file_fault(folder / name)))
+    structure = (fault for name in [*names, *_required(state, folder)] if (fault := _file_fault(folder / name)))
     return next(structure, None) or _checksum_fault(folder)
 
 
@@ -159,8 +159,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _due(state: dict[str, Any], folder: Path) -> list[str]:
-    """The files that must stand beside the others: random states of all processes, shards of the weights."""
+def _required(state: dict[str, Any], folder: Path) -> list[str]:
+    """The files that must exist beside the others: random states of all processes, shards of the weights."""
     notes = [first(saved) or {} for saved in state.get("stateful_callbacks", {}).values()]
     due = [name for note in notes for name in note.get("attributes", {}).get("random_states", ())]
     for index in folder.glob("*.index.json"):

@@ -43,8 +43,8 @@ class Progress:
     """Adds the progress of the compression to the log and to the progress bar.
 
     Attributes:
-        console: the Trainer's callbacks that print to the console.
-        layers: the callback that logs the density of each layer.
+        console: The Trainer's callbacks that print to the console.
+        layers: The callback that logs the density of each layer.
     """
 
     console: list[TrainerCallback] = field(default_factory=list)

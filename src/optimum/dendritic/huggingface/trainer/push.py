@@ -70,8 +70,8 @@ class HubPushes(TrainerCallback):
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait for the push before, which still reads the files that this one writes; and where training goes on, for
-        which the Trainer writes no card, say what loading needs."""
+        """Wait for the push before this one, which still reads the files that this one writes. While training goes on,
+        the Trainer writes no card, so write one that says what loading needs."""
         pushes = vars(self.trainer).get("push_in_progress")
         if pushes is not None:
             pushes.wait_until_done()
@@ -81,7 +81,7 @@ class HubPushes(TrainerCallback):
             card.write_text(IN_PROGRESS)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The push that began with this checkpoint runs in the background, where its failure would be lost."""
+        """Watch the push that began with this checkpoint: in the background, its failure would be lost."""
         pushes = vars(self.trainer).get("push_in_progress")
         for job in () if pushes is None else pushes.jobs:
             if job not in self.watched:
@@ -89,7 +89,7 @@ class HubPushes(TrainerCallback):
                 job.add_done_callback(partial(_warn_if_failed, self.trainer.hub_model_id, args.hub_token))
 
     def create_model_card(self, stock: Any, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's own card first, for what its user passed and it alone knows; of it the metadata stays."""
+        """Write the Trainer's own card, then ours in its place; the metadata that the Trainer alone knows is kept."""
         trainer, model = self.trainer, _model(self.trainer)
         if self.has_card:  # the push is tried again: with another card, what has arrived would be committed twice
             return

@@ -123,9 +123,9 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def look_after_resuming() -> None:
-    """Let the Trainer whose callbacks are running look at a checkpoint's checksums before it loads it, and take over
-    what forward passes had written into the config by then (`problem_type`), for a run that has none left to do."""
+def attach_resume_checks() -> None:
+    """Let the Trainer whose callbacks are running check the checksums of a checkpoint before it loads it, and restore
+    what forward passes had written into the config (`problem_type`), for a run that has none left to do."""
     from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
 
     trainer = calling(Trainer)

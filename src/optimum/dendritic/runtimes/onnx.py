@@ -1,0 +1,41 @@
+"""ONNX: a packed or dense model as one graph that runs without torch, checked against the model before it is kept.
+
+The graph is made by the ONNX exporter of `transformers`. Gathers of packed layers become plain `Gather` nodes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .exporters import Runtime, export_to
+
+ONNX = Runtime("onnx", "ONNX graph", "model.onnx", ("onnxruntime", "onnxscript"))
+
+
+def export_onnx(
+    model: nn.Module, example_inputs: Mapping[str, Any], folder: str | Path, *, processor: Any = None
+) -> Path:
+    """Write `model.onnx` (its weights in `model.onnx.data`), `config.json` and `export.json` into `folder`.
+
+    The batch of every input may have any size, and so may the sequence of token ids and masks; images keep their
+    height and width. Causal language models are exported without a cache: token ids in, logits out. The graph is run
+    by ONNX Runtime on the example, on a larger batch and on a shorter sequence, and kept only if its outputs are those
+    of the model, within the rounding of reordered sums.
+
+    Args:
+        model: packed, loaded or stock, in float32 or float16; it is not changed.
+        example_inputs: keyword arguments of `model.forward`, each tensor `(batch, ...)`; labels are left out.
+        folder: created if it does not exist; files of these names are replaced.
+        processor: a tokenizer or image processor to save beside it.
+
+    Returns:
+        Path of `model.onnx`.
+
+    Raises:
+        DendriticError: the model is injected and not yet packed, or has a dtype that ONNX Runtime lacks; or the graph
+            has other outputs, and nothing was written.
+        ImportError: a package of the extra `onnx`, or a transformers with exporters, is missing.
+    """
+    return export_to(ONNX, model, example_inputs, folder, processor)

@@ -1,0 +1,54 @@
+"""Which packed models run where: the cases that `test_runtimes.py` proves, and that the deployment page shows.
+
+A runtime whose package is not installed is skipped, with its name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from optimum.dendritic.runtimes.executorch import export_executorch
+from optimum.dendritic.runtimes.onnx import export_onnx
+from optimum.dendritic.runtimes.openvino import export_openvino
+
+FAMILIES = {  # of `helpers.models` -> as people know them
+    "plain_cnn": "CNN",
+    "resnet_basic": "ResNet",
+    "vit": "ViT",
+    "bert": "BERT",
+    "gpt2": "GPT-2",
+    "llama": "Llama",
+    "t5": "T5",
+    "lstm": "LSTM",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A runtime that packed models are exported to.
+
+    Attributes:
+        name: the runtime, as people know it.
+        function: what exports.
+        package: the module that is skipped without.
+        refused: family -> the part of the message that says why it is not exported.
+    """
+
+    name: str
+    function: Callable[..., Path]
+    package: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+EXPORTS = {
+    "onnx": Export("ONNX Runtime", export_onnx, "onnxruntime"),
+    "openvino": Export("OpenVINO", export_openvino, "openvino"),
+    "executorch": Export("ExecuTorch (XNNPACK)", export_executorch, "executorch"),
+}
+
+
+def needed(package: str) -> None:
+    """Skip the test where a package is not installed, and name it."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
