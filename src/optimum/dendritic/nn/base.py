@@ -58,8 +58,14 @@ class DendriticLayer(nn.Module, ABC):
         """
 
     @abstractmethod
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        """What of these tensors, some of the parameters of `segmented` or others of their shapes, is zero where it is
+        pruned."""
+
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set the `chosen` tiles of the parameters of `segmented`, or of others of their shapes, to zero, in place."""
+        for part in self.pieces(tensors):
+            part.blank_(chosen)
 
     @abstractmethod
     def kept(self) -> list[Tensor]:

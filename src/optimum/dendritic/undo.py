@@ -1,0 +1,86 @@
+"""All or nothing: whatever a step is about to overwrite is noted, and put back if anything is raised.
+
+Noted is as little as will do: of a weight the tiles that are being pruned, of an optimizer's moments those that return,
+masks, scores and sprouts whole. The notes live as long as the step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .distributed.dtensor import local
+from .functional.tiles import Piece
+from .nn import DendriticLayer, DendriticStack, DendriticWeight
+from .nn.base import moments
+
+
+class Notes:
+    """What tensors held before they were overwritten; of a sharded one, what this process holds of it."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def note(self, *tensors: Tensor) -> None:
+        """All of these tensors."""
+        for part in (local(tensor.detach()) for tensor in tensors):
+            self._undo.append(partial(part.copy_, part.clone()))
+
+    def note_tiles(self, pieces: Sequence[Piece], chosen: Bool[Tensor, "arbors segments"]) -> None:
+        """Of these pieces what is part of the layer's `chosen` tiles."""
+        for part in pieces:
+            self._undo.append(partial(part.put_, chosen, part.take(chosen)))
+
+    def note_counters(self, layer: DendriticLayer) -> None:
+        """The mask, the score and what the layer has seen of its inputs."""
+        self.note(layer.dendrite_mask, layer.dendrite_score)
+        if layer.dendrite_activity is not None:
+            self.note(layer.dendrite_activity, layer.seen_here())
+
+    def note_masking(self, layer: DendriticLayer) -> None:
+        """All that setting what is pruned to zero overwrites. Weights whole: which tiles are pruned is known on the
+        device, and asking it in every step would make the host wait."""
+        self.note(*layer.segmented().values())
+        if layer.dendrite_activity is not None:
+            self.note(layer.seen_here())
+
+    def note_update(
+        self,
+        layer: DendriticLayer,
+        mask: Bool[Tensor, "arbors segments"],
+        back: Bool[Tensor, "arbors segments"],
+        optimizer: Optimizer | None,
+    ) -> None:
+        """All that an update to a new `mask`, in which the segments `back` return, overwrites in a layer and in the
+        state of the optimizer."""
+        self.note_counters(layer)
+        if isinstance(layer, DendriticStack):
+            self.note(layer.dendrite_gate)  # those that are open are set, too
+        for name, parameter in layer.segmented().items():
+            self.note_tiles(layer.pieces({name: parameter.detach()}), ~mask)
+            for moment in moments(parameter, optimizer):
+                self.note_tiles(layer.pieces({name: moment}), back)
+        if isinstance(layer, DendriticWeight) and layer.sprout is not None and layer.dendrite_awake is not None:
+            grown = list(layer.sprout.parameters())
+            self.note(layer.dendrite_awake, *grown, *(m for each in grown for m in moments(each, optimizer)))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, the last note first."""
+        for undo in reversed(self._undo):
+            undo()
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[Notes]:
+    """Notes that are put back if anything is raised, an interruption by the user, too."""
+    notes = Notes()
+    try:
+        yield notes
+    except BaseException:
+        notes.restore()
+        raise
