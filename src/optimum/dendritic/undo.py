@@ -7,11 +7,13 @@ masks, scores and sprouts whole. The notes live as long as the step.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from .distributed.dtensor import local
 from .functional.tiles import Piece
@@ -25,10 +27,22 @@ class Notes:
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
 
-    def note(self, *tensors: Tensor) -> None:
-        """All of these tensors."""
-        for part in (local(tensor.detach()) for tensor in tensors):
-            self._undo.append(partial(part.copy_, part.clone()))
+    def note(self, *tensors: Tensor) -> list[Tensor]:
+        """All of these tensors. Returns the copies."""
+        parts = [local(tensor.detach()) for tensor in tensors]
+        copies = [part.clone() for part in parts]
+        self._undo += [partial(part.copy_, copy) for part, copy in zip(parts, copies, strict=True)]
+        return copies
+
+    def note_modules(self, model: nn.Module) -> None:
+        """What its modules are and hold but for the values of their tensors: classes, flags, hooks, submodules, which
+        tensor stands where; and its config."""
+        held = [(module, type(module), vars(module)) for module in model.modules()]
+        held += [(model.config, type(model.config), vars(model.config))] if isinstance(model, PreTrainedModel) else []
+        for thing, kind, own in held:
+            before = dict(own)
+            contents = [(v, v.copy()) for v in before.values() if isinstance(v, dict | set | list)]
+            self._undo.append(partial(_become_again_, thing, kind, before, contents))
 
     def note_tiles(self, pieces: Sequence[Piece], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Of these pieces what is part of the layer's `chosen` tiles."""
@@ -45,6 +59,13 @@ class Notes:
         """All that setting what is pruned to zero overwrites. Weights whole: which tiles are pruned is known on the
         device, and asking it in every step would make the host wait."""
         self.note(*layer.segmented().values())
+        if layer.dendrite_activity is not None:
+            self.note(layer.seen_here())
+
+    def note_pruned(self, layer: DendriticLayer) -> None:
+        """The same, of a layer that most likely has zeros there already: then next to nothing."""
+        if not layer.pruned_is_zero(layer.dendrite_mask, layer.segmented()):
+            self.note(*layer.segmented().values())
         if layer.dendrite_activity is not None:
             self.note(layer.seen_here())
 
@@ -73,6 +94,17 @@ class Notes:
         """Put everything back, the last note first."""
         for undo in reversed(self._undo):
             undo()
+
+
+def _become_again_(thing: object, kind: type, before: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
+    """Give an object its class and attributes back; dicts, sets and lists among them stay the objects that they are."""
+    thing.__class__ = kind
+    own = vars(thing)
+    own.clear()
+    own.update(before)
+    for container, content in contents:
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextmanager

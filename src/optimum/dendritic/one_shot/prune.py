@@ -5,11 +5,9 @@ prune_(model, batches)  # a few hundred samples, with labels
 compress_(model)
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -19,6 +17,7 @@ from ..nn import DendriticLayer
 from ..state import injected_layout, layers_in
 from ..structure.probing import quiet
 from ..train_steps import pruning_of, update_
+from ..undo import all_or_nothing
 from .calibration import as_batches, readings, score_on_
 from .reconstruction import fitted_layers, reconstruct_, stages
 
@@ -63,7 +62,10 @@ def prune_(
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
     fitted = fitted_layers(layers)
-    with quiet(model), _all_or_nothing(layers) as before:
+    with quiet(model), all_or_nothing() as notes:
+        notes.note_modules(model)
+        tensors = _tensors(layers)
+        before = dict(zip(tensors, notes.note(*tensors.values()), strict=True))
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
         groups = stages(model, fitted, calibration[0], passes) if reconstruct else []
@@ -78,22 +80,10 @@ def prune_(
 
 
 def _tensors(layers: Mapping[str, DendriticLayer]) -> dict[str, Tensor]:
-    """Parameters and buffers of the injected layers, by full name: all that pruning changes."""
-    return {
+    """Parameters and buffers of the injected layers, by full name, and what they have seen: all that changes."""
+    seen = {f"{name}.seen": layer.seen for name, layer in layers.items() if layer.dendrite_activity is not None}
+    return seen | {
         f"{name}.{key}": value
         for name, layer in layers.items()
         for key, value in (*layer.named_parameters(), *layer.named_buffers())
     }
-
-
-@contextmanager
-def _all_or_nothing(layers: Mapping[str, DendriticLayer]) -> Iterator[dict[str, Tensor]]:
-    """Yield copies of the weights, masks and scores, and restore them after any exception, KeyboardInterrupt too."""
-    before = {name: value.detach().clone() for name, value in _tensors(layers).items()}
-    try:
-        yield before
-    except BaseException:
-        with torch.no_grad():
-            for name, value in _tensors(layers).items():
-                value.copy_(before[name])
-        raise
