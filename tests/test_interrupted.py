@@ -21,10 +21,14 @@ INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "60"))
 @pytest.mark.slow
 def test_at_random_operations_of_every_verb(tmp_path):
     assert {verb for verb, _ in CASES} == {"inject_", "score_", "update_", "mask_", "prune_", "compress_", "loading"}
-    counts = {}
-    outcomes = [interrupt(index, 0, tmp_path, counts) for index in range(INTERRUPTIONS)]
-    assert not [outcome for outcome in outcomes if outcome[1] not in ("as it was", "went on")]
-    assert sum(found == "as it was" for _, found in outcomes) > INTERRUPTIONS / 2
+    counts, said = {}, []
+    outcomes = [
+        interrupt(0, tmp_path, counts, index, lambda verb, what: said.append(f"{verb} of {what}"))
+        for index in range(INTERRUPTIONS)
+    ]
+    wrong = {what: found for what, found in zip(said, outcomes, strict=True) if found not in ("as it was", "went on")}
+    assert not wrong
+    assert outcomes.count("as it was") > INTERRUPTIONS / 2
 
 
 @pytest.mark.parametrize("kind", ["sprouts", "lstm"])

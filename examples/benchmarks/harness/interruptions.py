@@ -23,6 +23,7 @@ from optimum.dendritic import compress_, inject_, mask_, prune_, score_, update_
 from optimum.dendritic.state import layout_of
 
 from .subjects import SUBJECTS, Subject, inputs_of
+from .trials import Tell
 
 Prepared = tuple[PreTrainedModel, torch.optim.Optimizer | None, Callable[[], object]]
 
@@ -182,8 +183,8 @@ def try_loading(kind: str, folder: Path, at: int | None, error: type[BaseExcepti
     return (f"changed: {', '.join(differing[:8])}" if differing else "as it was"), mode.count
 
 
-def interrupt(index: int, seed: int, folder: Path, counts: dict[tuple[str, str], int]) -> tuple[str, str]:
-    """Case number `index` of all: its name and what came of it.
+def interrupt(seed: int, folder: Path, counts: dict[tuple[str, str], int], index: int, tell: Tell) -> str:
+    """Case number `index` of all: tells what is interrupted and where, and returns what came of it.
 
     Args:
         folder: where checkpoints are kept from case to case.
@@ -196,4 +197,5 @@ def interrupt(index: int, seed: int, folder: Path, counts: dict[tuple[str, str],
         counts[verb, kind] = attempt(None, Interrupted)[1]
     error = chance.choice([Interrupted, OutOfMemory])
     at = chance.randint(1, counts[verb, kind])
-    return f"{verb} of {kind} at {at} of {counts[verb, kind]} by {error.__name__}", attempt(at, error)[0]
+    tell(verb, f"{kind}, at {at} of {counts[verb, kind]} by {error.__name__}")
+    return attempt(at, error)[0]
