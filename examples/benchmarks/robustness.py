@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from transformers.utils import logging
 
 sys.path.append(str(hub_faults.TESTS))
 
-from hub.client import start  # noqa: E402
-from hub.server import ALICE, Hub  # noqa: E402
+from hub.client import start  # noqa: E402  # pyright: ignore[reportMissingImports]
+from hub.server import ALICE, Hub  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 CASES = {"checkpoints": 10_000, "verbs": 500, "kills": 20, "hub": 400}
 KILLS = 5  # of each of those cases: one at every kind of moment
@@ -104,7 +105,7 @@ def here(run: Run, indices: list[int]) -> Iterator[Trial]:
     for index in indices:
         told = ["", ""]
         outcome = run(index, lambda *words, told=told: told.__setitem__(slice(2), words))
-        yield Trial(index, *told, outcome)
+        yield Trial(index, told[0], told[1], outcome)
 
 
 def play(part: str, cases: int, seed: int, notes: Path) -> list[Trial]:
@@ -166,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     warnings.simplefilter("ignore")
     logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"environment": environment()}
     for part in options.parts:

@@ -11,9 +11,9 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[3] / "tests"
 sys.path.append(str(TESTS))
 
-from hub import actions  # noqa: E402
-from hub.client import Client  # noqa: E402
-from hub.server import ALICE, CUT, LOST, Hub  # noqa: E402
+from hub import actions  # noqa: E402  # pyright: ignore[reportMissingImports]
+from hub.client import Client  # noqa: E402  # pyright: ignore[reportMissingImports]
+from hub.server import ALICE, CUT, LOST, Hub  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from .trials import Tell  # noqa: E402
 

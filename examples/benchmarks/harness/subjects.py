@@ -29,16 +29,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from recurrent import RecurrentConfig, RecurrentForSequenceClassification  # noqa: E402
 
 Inputs = dict[str, Tensor]
+LABELS: dict[str, Any] = {"num_labels": 3}
 SHAPE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 
 
 def bert() -> PreTrainedModel:
-    return BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=16, num_labels=3, **SHAPE))
+    return BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=16, **LABELS, **SHAPE))
 
 
 def gpt2() -> PreTrainedModel:
-    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24}
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=1, **sizes))
+    sizes: dict[str, Any] = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_inner": 24}
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, **sizes))
 
 
 def llama() -> PreTrainedModel:
@@ -46,12 +47,12 @@ def llama() -> PreTrainedModel:
 
 
 def vit() -> PreTrainedModel:
-    return ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, num_labels=3, **SHAPE))
+    return ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **LABELS, **SHAPE))
 
 
 def resnet() -> PreTrainedModel:
     sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [2, 1]}
-    return ResNetForImageClassification(ResNetConfig(layer_type="basic", num_labels=3, **sizes))
+    return ResNetForImageClassification(ResNetConfig(layer_type="basic", **LABELS, **sizes))
 
 
 def recurrent(cell: str) -> PreTrainedModel:
