@@ -15,7 +15,7 @@ FLOORS = [  # bottom to top; the rooms of one floor do not import each other, bu
     {"layout"},
     {"functional"},
     {"nn"},
-    {"state"},
+    {"state", "undo"},
     {"structure"},
     {"stock_config", "train_steps", "inspection", "distillation", "runtimes"},
     {"inject", "one_shot", "compress"},

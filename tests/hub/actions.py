@@ -19,11 +19,12 @@ class Outcome:
     result: Any = None
     error: str = ""  # "Type: text"
     traceback: str = ""
+    chain: list[str] = field(default_factory=list)  # what it was raised from or while, as a debugger shows it
     log: list[str] = field(default_factory=list)
 
     def shown(self) -> str:
         """Everything that a user could have seen."""
-        return "\n".join([repr(self.result), self.error, self.traceback, *self.log])
+        return "\n".join([repr(self.result), self.error, self.traceback, *self.chain, *self.log])
 
 
 @contextmanager
@@ -48,6 +49,13 @@ def logged(lines: list[str]) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def chained(error: BaseException | None) -> list[str]:
+    """An error, what caused it and what it was raised while handling, whether or not a traceback shows that."""
+    if error is None:
+        return []
+    return [f"{error!r} {error}", *chained(error.__cause__), *chained(error.__context__)]
+
+
 def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
     """Do it, without the waits between attempts, and tell all about it."""
     import optimum.dendritic.huggingface.hub.retry as retry
@@ -59,6 +67,7 @@ def attempt(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
             outcome.result = action(*args, **kwargs)
         except Exception as error:
             outcome.error, outcome.traceback = f"{type(error).__name__}: {error}", traceback.format_exc()
+            outcome.chain = chained(error)
     return outcome
 
 

@@ -42,7 +42,7 @@ class Fault:
     """What happens to the next `times` requests whose "METHOD path" matches.
 
     `status` answers so instead of acting; CUT ends the connection before acting, LOST after acting, and with NONE only
-    `before` happens.
+    `before` happens. A `body` is sent with the status instead of the usual words.
     """
 
     match: str
@@ -51,6 +51,7 @@ class Fault:
     message: str = "injected fault"  # {token} echoes the one that was sent
     headers: dict[str, str] | None = None
     before: Callable[[], Any] | None = None
+    body: Any = None
 
 
 class Hub:
@@ -142,6 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             fault.before()
         if status == CUT:
             raise Cut
+        if fault is not None and fault.body is not None:
+            return self.send(status, fault.body, fault.headers)
         if fault is not None and status > 0:
             raise Refused(status, fault.message.format(token=self.token()))
         self.muted = status == LOST

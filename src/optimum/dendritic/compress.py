@@ -21,6 +21,7 @@ from .stock_config.convert import native_
 from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
 from .structure.probing import probe, quiet
 from .structure.verification import answers_alike, exchanged
+from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
 
@@ -54,10 +55,17 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     layers = layers_in(model, layout)
     inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
     reshard(model)
-    for gate in gates_in(model, layout, layers).values():
-        gate.mask_()
-    if layout.dials:
-        return native_(model, inputs, layout, layers)
+    with all_or_nothing() as notes:
+        notes.note_modules(model)
+        for gate in gates_in(model, layout, layers).values():
+            notes.note_pruned(gate)
+            gate.mask_()
+        return native_(model, inputs, layout, layers) if layout.dials else _compress_(model, layout, layers, inputs)
+
+
+def _compress_(
+    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any]
+) -> nn.Module:
     with quiet(model):
         packed, replaced = _pack_verified_(model, layout, layers, inputs)
     for name, old in replaced.items():

@@ -38,6 +38,7 @@ from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_in
 from .structure.model_costs import costs_of
 from .structure.norms import norms_of
 from .structure.targets import refuse_adapters, spared_names, target_names
+from .undo import all_or_nothing
 from .unofficial import is_compiled
 
 logger = logging.get_logger(__name__)
@@ -61,6 +62,12 @@ def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = 
             matches nothing; floors forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is
             asked of a model whose config cannot say what pruning would do. The model is then as it was.
     """
+    with all_or_nothing() as notes:
+        notes.note_modules(model)
+        return _inject_(model, config, example_inputs)
+
+
+def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> nn.Module:
     _refuse_wrapped(model)
     refuse_adapters(model)
     present = layout_of(model)

@@ -11,7 +11,7 @@ for step in range(1, max_steps + 1):
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .state import gates_in, injected_layout, layers_in
 from .structure.model_costs import costs_in
+from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
 
@@ -92,24 +93,28 @@ def score_(model: nn.Module) -> None:
 
     In a distributed training every rank calls, once the gradients are averaged (and unscaled, under a GradScaler).
     A step in which any reading is not finite, such as one that a GradScaler skips, is not scored, with a warning.
+    Whatever is raised, the scores are then as they were.
     """
     layout = injected_layout(model)
     config, layers = layout.config, layers_in(model, layout)
     gates = gates_in(model, layout, layers)
     reshard(model)
-    observing = [layer for layer in layers.values() if layer.dendrite_activity is not None]
-    for layer, seen in zip(observing, mean_over_ranks([layer.seen_here() for layer in observing]), strict=True):
-        layer.note_activity_(seen)
-    readings = {name: gate.read(config.importance) for name, gate in gates.items()}
-    found = {name: reading for name, reading in readings.items() if reading is not None}
-    if not _all_finite(found.values()):
-        logger.warning_once(  # the same words each time, or it would not be once
-            "Gradients or weights are not finite: such a step is not scored. A GradScaler skips it and goes on; "
-            "without one, lower the learning rate or look for bad samples."
-        )
-        return
-    for name, reading in found.items():
-        gates[name].note_(reading, config.importance, config.decay)
+    with all_or_nothing() as notes:
+        for layer in layers.values():
+            notes.note_counters(layer)
+        observing = [layer for layer in layers.values() if layer.dendrite_activity is not None]
+        for layer, seen in zip(observing, mean_over_ranks([layer.seen_here() for layer in observing]), strict=True):
+            layer.note_activity_(seen)
+        readings = {name: gate.read(config.importance) for name, gate in gates.items()}
+        found = {name: reading for name, reading in readings.items() if reading is not None}
+        if not _all_finite(found.values()):
+            logger.warning_once(  # the same words each time, or it would not be once
+                "Gradients or weights are not finite: such a step is not scored. A GradScaler skips it and goes on; "
+                "without one, lower the learning rate or look for bad samples."
+            )
+            return
+        for name, reading in found.items():
+            gates[name].note_(reading, config.importance, config.decay)
 
 
 @torch.no_grad()
@@ -125,6 +130,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     Inactive sprouts absorb what is pruned. The update that reaches the config's sparsity is the final one: sprouts that
     cost less than what is pruned become active in it, and learn from then on. In a distributed training every rank
     calls, and rank 0 chooses.
+    Whatever is raised, weights, masks, scores, sprouts and the optimizer's state are then as they were.
     """
     reshard(model)
     layout = injected_layout(model)
@@ -145,22 +151,29 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
     chosen = {name: mask.cpu() for name, mask in chosen.items()}
     final, returned = sparsity >= layout.config.sparsity, 0
-    for name, gate in gates.items():
-        back = (chosen[name] & ~masks[name]).to(gate.dendrite_mask.device)
-        gone = (masks[name] & ~chosen[name]).to(gate.dendrite_mask.device)  # now: masks may be views of the buffers
-        gate.dendrite_mask.copy_(chosen[name])
-        if back.any():
-            returned += int(back.sum())
-            gate.regrow_(back, optimizer)
-        alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
-        gate.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
-    for gate in gates.values():
-        gate.mask_()
-    return _pruning(chosen, costs, layout, returned)
+    pruning = _pruning(chosen, costs, layout)
+    with all_or_nothing() as notes:
+        for name, gate in gates.items():
+            new, old = (each[name].to(gate.dendrite_mask.device) for each in (chosen, masks))
+            back, gone = new & ~old, old & ~new  # now: masks may be views of the buffers
+            notes.note_update(gate, new, back, optimizer)
+            gate.dendrite_mask.copy_(new)
+            if back.any():
+                returned += int(back.sum())
+                gate.regrow_(back, optimizer)
+            alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
+            gate.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
+        for gate in gates.values():
+            gate.mask_()
+    return replace(pruning, regrown=returned)
 
 
+@torch.no_grad()
 def mask_(model: nn.Module) -> None:
-    """Set every pruned segment to zero, after the optimizer's step."""
+    """Set every pruned segment to zero, after the optimizer's step.
+
+    Whatever is raised, the weights are then as they were: while it runs, it holds a copy of the layers' weights.
+    """
     reshard(model)
     layout = injected_layout(model)
     for gate in gates_in(model, layout, layers_in(model, layout)).values():
@@ -178,9 +191,9 @@ def _masks(gates: AllGates) -> dict[str, Tensor]:
     return {name: gate.dendrite_mask.cpu() for name, gate in gates.items()}
 
 
-def _pruning(masks: Masks, costs: Costs, layout: Layout, regrown: int = 0) -> Pruning:
+def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     density = {name: mask.float().mean().item() for name, mask in masks.items()}
-    return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density, regrown)
+    return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density)
 
 
 def _ranked(

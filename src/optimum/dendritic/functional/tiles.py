@@ -58,10 +58,22 @@ class Piece:
 
     def blank_(self, chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set what is part of the layer's `chosen` tiles to zero."""
+        self.tiles.masked_fill_(over_tiles(self._own(chosen)), 0)
+
+    def take(self, chosen: Bool[Tensor, "arbors segments"]) -> Float[Tensor, "n rows inputs kernel"]:
+        """A copy of what is part of the layer's `chosen` tiles."""
+        return self.tiles.transpose(1, 2)[self._own(chosen)]
+
+    def put_(self, chosen: Bool[Tensor, "arbors segments"], taken: Float[Tensor, "n rows inputs kernel"]) -> None:
+        """Put what `take` gave back in its place."""
+        self.tiles.transpose(1, 2)[self._own(chosen)] = taken
+
+    def _own(self, chosen: Bool[Tensor, "arbors segments"]) -> Bool[Tensor, "a s"]:
+        """Of these tiles, which are part of the layer's `chosen` ones."""
         chosen = chosen if self.arbors is None else chosen[self.arbors]
-        if self.segments is not None:
-            chosen = torch.cat([chosen, chosen.new_zeros(len(chosen), 1)], 1)[:, self.segments]
-        self.tiles.masked_fill_(over_tiles(chosen), 0)
+        if self.segments is None:
+            return chosen
+        return torch.cat([chosen, chosen.new_zeros(len(chosen), 1)], 1)[:, self.segments]
 
 
 def piece(weight: Tensor, arbors: int, segments: int, transposed: bool = False) -> Piece:

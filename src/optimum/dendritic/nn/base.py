@@ -51,8 +51,14 @@ class Gates(ABC):
         """
 
     @abstractmethod
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        """What of these tensors, some of the parameters of `segmented` or others of their shapes, is zero where it is
+        pruned."""
+
     def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Set the `chosen` tiles of the parameters of `segmented`, or of others of their shapes, to zero, in place."""
+        for part in self.pieces(tensors):
+            part.blank_(chosen)
 
     def score_(self, importance: str, decay: float) -> None:
         """Take one reading of the score from the present weight and gradient; one that is not finite is dropped."""

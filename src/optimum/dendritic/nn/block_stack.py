@@ -53,9 +53,8 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
         gates = tensors[GATE]
         return [Piece(local(gates)[None, None, :, None, None], segments=held(gates))]
 
-    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for piece in self.gated(tensors):
-            piece.blank_(chosen)
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return self.gated(tensors)
 
     def kept(self) -> list[Tensor]:
         return [self.dendrite_mask[0].cpu().nonzero().flatten()]

@@ -61,9 +61,8 @@ class DendriticGroup(Gates):
             if f"{name}.weight" in tensors
         ]
 
-    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for piece in self.gated(tensors):
-            piece.blank_(chosen)
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return self.gated(tensors)
 
     def activities(self) -> list[Tensor | None]:
         layers = [layer for layer, _ in self.consumers.values()]

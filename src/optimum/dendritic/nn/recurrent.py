@@ -21,7 +21,7 @@ are left alone: were they zero as well, a unit inside the stack would have no gr
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -61,10 +61,8 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         parts = [self._rows(tensors, arbor) + self._columns(tensors, arbor) for arbor in range(states(self))]
         return [piece for part in parts for piece in part]
 
-    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for arbor in range(states(self)):
-            for piece in self._rows(tensors, arbor):
-                piece.blank_(chosen)
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return [piece for arbor in range(states(self)) for piece in self._rows(tensors, arbor)]
 
     def kept(self) -> list[Tensor]:
         """Ascending hidden units (int64) that each direction of each layer keeps, on the CPU."""

@@ -93,9 +93,8 @@ class DendriticWeight(DendriticLayer):
     def gated(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
         return [self._piece(tensors["weight"])]
 
-    def blank_(self, tensors: Mapping[str, Tensor], chosen: Bool[Tensor, "arbors segments"]) -> None:
-        for tensor in tensors.values():
-            self._piece(tensor).blank_(chosen)
+    def pieces(self, tensors: Mapping[str, Tensor]) -> list[Piece]:
+        return [self._piece(tensor) for tensor in tensors.values()]
 
     def _piece(self, like_weight: Tensor) -> Piece:
         arbors, segments = self.dendrite_mask.shape

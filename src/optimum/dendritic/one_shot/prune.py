@@ -5,11 +5,9 @@ prune_(model, batches)  # a few hundred samples, with labels
 compress_(model)
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -19,6 +17,7 @@ from ..nn import DendriticGroup, DendriticLayer, Gates
 from ..state import gates_in, injected_layout, kept_in, layers_in
 from ..structure.probing import quiet
 from ..train_steps import pruning_of, update_
+from ..undo import all_or_nothing
 from .calibration import as_batches, readings, score_on_
 from .reconstruction import fitted_layers, reconstruct_, stages
 
@@ -63,7 +62,10 @@ def prune_(
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
     fitted, gates = fitted_layers(layers), gates_in(model, layout, layers)
-    with quiet(model), _all_or_nothing(layers, gates) as before:
+    with quiet(model), all_or_nothing() as notes:
+        notes.note_modules(model)
+        tensors = _tensors(layers, gates)
+        before = dict(zip(tensors, notes.note(*tensors.values()), strict=True))
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
         groups = stages(model, fitted, calibration[0], passes) if reconstruct else []
@@ -79,25 +81,16 @@ def prune_(
 
 
 def _tensors(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> dict[str, Tensor]:
-    """Parameters and buffers of the injected layers, and the weights of other layers that read a group, by full name:
-    all that pruning changes."""
-    own = {
-        f"{name}.{key}": value
-        for name, layer in layers.items()
-        for key, value in (*layer.named_parameters(), *layer.named_buffers())
-    }
+    """Parameters and buffers of the injected layers, what they have seen, and the weights of other layers that read a
+    group, by full name: all that changes."""
+    seen = {f"{name}.seen": layer.seen for name, layer in layers.items() if layer.dendrite_activity is not None}
     grouped = [group.segmented() for group in gates.values() if isinstance(group, DendriticGroup)]
-    return own | {name: weight for weights in grouped for name, weight in weights.items()}
-
-
-@contextmanager
-def _all_or_nothing(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> Iterator[dict[str, Tensor]]:
-    """Yield copies of the weights, masks and scores, and restore them after any exception, KeyboardInterrupt too."""
-    before = {name: value.detach().clone() for name, value in _tensors(layers, gates).items()}
-    try:
-        yield before
-    except BaseException:
-        with torch.no_grad():
-            for name, value in _tensors(layers, gates).items():
-                value.copy_(before[name])
-        raise
+    return (
+        seen
+        | {name: weight for weights in grouped for name, weight in weights.items()}
+        | {
+            f"{name}.{key}": value
+            for name, layer in layers.items()
+            for key, value in (*layer.named_parameters(), *layer.named_buffers())
+        }
+    )

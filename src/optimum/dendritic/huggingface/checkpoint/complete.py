@@ -6,13 +6,26 @@ from collections.abc import Iterator, Mapping, Set
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...errors import DendriticError
 from ...layout.strict_json import bad
 from ...process_state import alone
 from ...unofficial import classes_of, optional_keys
 from .auto_class import auto_class_for
+
+
+def check_names(config: PreTrainedConfig) -> None:
+    """Whether what config.json calls the model are words: transformers looks them up, and takes nothing else.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    if not isinstance(config.model_type, str):
+        raise bad("model_type", config.model_type, "must be a word")
+    names = config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise bad("architectures", names, "must be a list of words")
 
 
 def check_complete(model: PreTrainedModel, expected: Mapping[str, Tensor], found: Set[str]) -> None:

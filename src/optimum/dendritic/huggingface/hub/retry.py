@@ -20,7 +20,9 @@ ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds, doubled after each attempt
 LONGEST_OBEYED_WAIT = 300.0  # seconds that a Hub may ask for in Retry-After
 TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}  # 409 and 412: someone else commits at the same time
-FAILURES = (HTTPError, OSError, ValueError, RuntimeError)  # of huggingface_hub and its xet client
+# of an answer of another form than its reader expects, which huggingface_hub reads without looking
+UNREADABLE = (LookupError, TypeError, AttributeError, AssertionError)
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError, *UNREADABLE)  # of huggingface_hub and its xet client
 REMEDIES = {
     400: "Correct what the Hub says about the files, and push again.",
     401: "Log in with `hf auth login`, or pass a valid token=.",
@@ -44,7 +46,8 @@ def with_retries(action: Callable[[], T], repo_id: str, token: str | bool | None
         state: returns a sentence on what is on the Hub by now, for the error.
 
     Raises:
-        PushError: `action` failed for good, or in all `ATTEMPTS`. The token is in no part of the error.
+        PushError: `action` failed for good, or in all `ATTEMPTS`. The token is in no part of the error, nor of what it
+            was caused by or raised while handling.
     """
 
     def warn(attempt: RetryCallState) -> None:
@@ -64,13 +67,20 @@ def with_retries(action: Callable[[], T], repo_id: str, token: str | bool | None
     except DendriticError:
         raise
     except FAILURES as error:
-        rule, status = f"{summary(error, token)}. {state()}", _status(error)
-        if status is None or status in TRANSIENT:  # nothing says that the repository's name is at fault
-            failed = f"the push to {repo_id} did not get through: {rule}"
-            failure = invalid("endpoint", constants.ENDPOINT, failed, _remedy(error), PushError)
-        else:
-            failure = invalid("repo_id", repo_id, rule, _remedy(error), PushError)
-        raise failure from (None if _contains_token(error, token) else error)
+        failure = _failure(error, repo_id, token, state())
+        cause = None if _contains_token(error, token) else error
+    raise failure from cause  # out here nothing is being handled, so that no context holds what the Hub said
+
+
+def _failure(error: Exception, repo_id: str, token: str | bool | None, state: str) -> DendriticError:
+    """The error for a user, of one that nothing more is tried after."""
+    rule, status = f"{summary(error, token)}. {state}", _status(error)
+    if isinstance(error, UNREADABLE):
+        rule = f"the Hub gave an answer that cannot be read: {rule}"
+    if status is None or status in TRANSIENT:  # nothing says that the repository's name is at fault
+        failed = f"the push to {repo_id} did not get through: {rule}"
+        return invalid("endpoint", constants.ENDPOINT, failed, _remedy(error), PushError)
+    return invalid("repo_id", repo_id, rule, _remedy(error), PushError)
 
 
 def summary(error: BaseException | None, token: str | bool | None) -> str:
@@ -117,7 +127,7 @@ def _wait(attempt: RetryCallState) -> float:
 def _remedy(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "Unset HF_HUB_OFFLINE to push."
-    if _http_error(error) is None:
+    if _http_error(error) is None and not isinstance(error, UNREADABLE):
         return "Correct what the message names, and push again."
     return REMEDIES.get(_status(error) or 0, AGAIN)
 
