@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from optimum.dendritic import compress_, inject_, mask_, prune_, score_, update_
+from optimum.dendritic import compress_, inject_, prune_, score_, update_
 from optimum.dendritic.state import layout_of
 
 from .subjects import SUBJECTS, Subject, inputs_of
@@ -67,12 +67,6 @@ def updating(subject: Subject) -> Prepared:
     return model, optimizer, lambda: update_(model, subject.config.sparsity, regrow=0.5, optimizer=optimizer)
 
 
-def masking(subject: Subject) -> Prepared:
-    model, optimizer = subject.trained()
-    optimizer.step()
-    return model, optimizer, lambda: mask_(model)
-
-
 def pruning(subject: Subject) -> Prepared:
     model = subject.injected()
     return model, None, lambda: prune_(model, [inputs_of(model)], rounds=2, passes=2)
@@ -88,7 +82,6 @@ VERBS: dict[str, Callable[[Subject], Prepared]] = {
     "inject_": injecting,
     "score_": scoring,
     "update_": updating,
-    "mask_": masking,
     "prune_": pruning,
     "compress_": packing,
 }

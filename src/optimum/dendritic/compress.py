@@ -76,7 +76,10 @@ def _compress_(
         for name, module in packed.modules.items()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
-    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, parameters=shapes))
+    set_layout(
+        model,
+        Layout(layout.config, {**records}, dense_cost=layout.dense_cost, parameters=shapes, numbers=packed.numbers),
+    )
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)
     shrunk = [name for name in forms if _size(packed.modules[name]) < _size(replaced[name])]
@@ -99,12 +102,12 @@ def _pack_verified_(
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
         reshard(model)
         packed = pack_modules(model, kept, groups)
-        return packed, replace_(model, packed.modules, packed.parameters)[0]
+        return packed, replace_(model, packed.modules, packed.parameters, packed.numbers)[0]
     reshard(model)
 
     def proved(groups: list[Group], keep: bool = True) -> tuple[Packed, dict[str, nn.Module]] | None:
         packed = pack_modules(model, kept, groups, alive)
-        with exchanged(model, packed.modules, packed.parameters) as exchange:
+        with exchanged(model, packed.modules, packed.parameters, packed.numbers) as exchange:
             if not answers_alike(model, inputs, expected, consumers, like=like):
                 return None
             exchange.keep = keep

@@ -39,6 +39,8 @@ class Layout:
         dense_cost: The budget's count of the dense targets.
         dials: The dials, which are empty unless only what a stock config can express is pruned.
         parameters: The shapes of parameters that stand alone and were cut, by name, once the model is packed.
+        numbers: The numbers of modules that were changed with the number of units, by the path of the attribute, once
+            the model is packed.
     """
 
     config: DendriticConfig
@@ -48,6 +50,7 @@ class Layout:
     dense_cost: int = 0
     dials: tuple[Dial, ...] = ()
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -67,7 +70,8 @@ class Layout:
         }
         dials = {"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {}
         shapes = {name: list(shape) for name, shape in self.parameters.items()}
-        return fields | dials | ({"parameters": shapes} if shapes else {})
+        numbers = {"numbers": dict(self.numbers)} if self.numbers else {}
+        return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
@@ -95,6 +99,7 @@ class Layout:
             dense_cost=fields["dense_cost"],
             dials=read(tuple[Dial, ...], fields["dials"], "dials"),
             parameters=read(dict[str, tuple[int, ...]], fields["parameters"], "parameters"),
+            numbers=read(dict[str, int], fields["numbers"], "numbers"),
         )
 
 
@@ -102,7 +107,7 @@ def _with_defaults(data: Any) -> Any:
     """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
     if not isinstance(data, dict):
         return data
-    absent = {"dials": [], "parameters": {}} | ({"groups": []} if data.get("bundles") == [] else {})
+    absent = {"dials": [], "parameters": {}, "numbers": {}} | ({"groups": []} if data.get("bundles") == [] else {})
     return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 
 

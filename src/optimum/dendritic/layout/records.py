@@ -157,6 +157,21 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number that a module keeps and reshapes or splits by, and that shrinks with the units of a group.
+
+    Attributes:
+        module: The name of the module.
+        name: The attribute.
+        value: What it is while all units are alive: a multiple of their number.
+    """
+
+    module: str
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """A dependency group: units that live or die whole, each with all that leads to it and all that reads it.
 
@@ -169,6 +184,7 @@ class Group:
             norms, which take their statistics over the channels that are left.
         parameters: Parameters that stand alone and lose entries along an axis: class tokens, positions, layer scales.
         cut: True if the tensors between them can shrink; False if removed channels must stay as zeros.
+        numbers: Numbers of modules that have to be changed with the number of units.
     """
 
     kind: str
@@ -178,6 +194,7 @@ class Group:
     passers: tuple[Member, ...] = ()
     parameters: tuple[Member, ...] = ()
     cut: bool = True
+    numbers: tuple[Number, ...] = ()
 
     @property
     def host(self) -> str:

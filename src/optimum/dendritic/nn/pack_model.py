@@ -38,10 +38,12 @@ class Packed:
     Attributes:
         modules: The packed modules, by name.
         parameters: The parameters that stand alone and have become smaller, by name.
+        numbers: The numbers of modules that have changed with them, by the path of the attribute.
     """
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,17 @@ def pack_modules(model: nn.Module, kept: Kept, groups: Iterable[Group], alive: A
     parameters = {name: shrunk_parameter(model, name, axes) for name, axes in left.entries.items()}
     modules = layers | units | between
     _tie_again(model, modules)
-    return Packed(modules, parameters)
+    return Packed(modules, parameters, numbers_left(groups, alive))
+
+
+def numbers_left(groups: Iterable[Group], alive: Alive) -> dict[str, int]:
+    """What becomes of the numbers that modules keep, by the path of the attribute, where groups are cut."""
+    return {
+        f"{number.module}.{number.name}": number.value * int(alive[group.host].sum()) // group.units
+        for group in groups
+        for number in group.numbers
+        if group.cut and bool(alive[group.host].any())
+    }
 
 
 def shrunk_parameter(model: nn.Module, name: str, axes: Mapping[int, Tensor]) -> nn.Parameter:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -57,25 +58,45 @@ def place(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[
     return undo
 
 
+def set_numbers(model: nn.Module, numbers: Mapping[str, int]) -> Callable[[], None]:
+    """Set attributes of modules, by dotted path; the function that is returned puts the old ones back."""
+    before = {path: getattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in numbers}
+
+    def put(values: Mapping[str, int]) -> None:
+        for path, value in values.items():
+            owner, _, name = path.rpartition(".")
+            setattr(model.get_submodule(owner), name, value)
+
+    put(numbers)
+    return partial(put, before)
+
+
 def replace_(
-    model: nn.Module, packed: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+    model: nn.Module,
+    packed: Mapping[str, nn.Module],
+    parameters: Mapping[str, nn.Parameter],
+    numbers: Mapping[str, int],
 ) -> tuple[dict[str, nn.Module], Callable[[], None]]:
-    """Put packed modules, and smaller parameters that stand alone, into a model, and `unshard_` the rest of it.
+    """Put packed modules, smaller parameters that stand alone and the numbers that go with them into a model, and
+    `unshard_` the rest of it.
 
     Returns:
         The modules whose places they took, and a function that puts everything back as it was.
     """
     replaced = swap(model, packed)
     enlarge = place(model, parameters)
+    recount = set_numbers(model, numbers)
     try:
         shard_again = unshard_(model)
     except BaseException:
+        recount()
         enlarge()
         swap(model, replaced)
         raise
 
     def undo() -> None:
         shard_again()
+        recount()
         enlarge()
         swap(model, replaced)
 

@@ -248,23 +248,37 @@ def _tell_failed(failed: Mapping[str, Exception]) -> None:
         )
 
 
-def _proved(groups: Sequence[Group], trial: "Trial") -> tuple[Group, ...]:
+def _proved(groups: Sequence[Group], trial: Trial) -> tuple[Group, ...]:
     """The groups, `cut` where a trial cut leaves all that arrives anywhere alone: all at once first, then those whose
-    names differ in numbers only, then each alone. Where the first of such alike groups cannot be cut alone, no other
-    one is."""
+    names differ in numbers only, then each alone. Where the first of such alike groups cannot be cut alone, it may be
+    that numbers of its modules have to change with it; else no other one is cut."""
     if not groups or trial.holds(groups):
         return tuple(groups)
     families: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         families[re.sub(r"(?<![^.])\d+(?![^.])", "*", group.host)].append(group)
-    kept: set[str] = set()
-    for family in families.values() if len(groups) > 1 else ():
-        if len(families) > 1 and trial.holds(family):
-            kept |= {group.host for group in family}
-        elif len(family) > 1 and trial.holds(family[:1]):
-            kept |= {group.host for group in family if group is family[0] or trial.holds([group])}
+    found: dict[str, Group] = {}
+    for family in families.values():
+        found |= {group.host: group for group in _cut_of_family(family, trial, alone=len(families) == 1)}
     for group in groups:
-        if group.host not in kept:
+        if group.host not in found:
             logger.info(f"{group.host} keeps a gather: the tensor that it reads cannot shrink ({group.kind})")
-    stay = [group for group in groups if group.host in kept or can_stay_wide(trial.model, group)]
-    return tuple(replace(group, cut=group.host in kept) for group in stay)
+    stay = [group for group in groups if group.host in found or can_stay_wide(trial.model, group)]
+    return tuple(found.get(group.host, replace(group, cut=False)) for group in stay)
+
+
+def _cut_of_family(family: list[Group], trial: Trial, alone: bool) -> list[Group]:
+    """Those of a family of alike groups that can be cut.
+
+    Args:
+        alone: whether there is no other family, so that all of this one together have failed.
+    """
+    if not alone and trial.holds(family):
+        return family
+    first = family[0] if len(family) > 1 and trial.holds(family[:1]) else trial.with_numbers(family[0])
+    if first is None:
+        return []
+    alike = [first, *(trial.like(group, first) for group in family[1:])]
+    if trial.holds(alike):
+        return alike
+    return [group for group in alike if group is first or trial.holds([group])]

@@ -6,7 +6,8 @@ dead in place; what the layers would make of it is no question. So a trial costs
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..layout.records import Group
+from ..layout.records import Group, Number
 from ..nn import WeightLayer, widths
-from ..nn.pack_model import Shapes, shapes_left, shrunk_parameter
+from ..nn.pack_model import Shapes, numbers_left, shapes_left, shrunk_parameter
 from ..nn.per_channel import shrink_channels
 from ..nn.surgery import shallow_copy
 from ..unofficial import answering, tensors_in
@@ -46,7 +47,7 @@ class Trial:
             with answering(_norms(self.model, left, self.tracer), _Living(left, self.tracer)):
                 expected, outputs = self._run(self.tracer.layers, {})
             parameters = {name: shrunk_parameter(self.model, name, axes) for name, axes in left.entries.items()}
-            with exchanged(self.model, _shells(self.model, left), parameters):
+            with exchanged(self.model, _shells(self.model, left), parameters, numbers_left(groups, alive)):
                 shells = {name: self.model.get_submodule(name) for name in self.tracer.layers}
                 found, answers = self._run(shells, left.outputs)
         except Exception as error:  # whatever a model raises on a tensor that has shrunk, it cannot do without
@@ -57,6 +58,32 @@ class Trial:
         wanted = [self._left(x, name, left) for name, x in expected]
         difference = outputs_differ([*outputs, *wanted], [*answers, *(x for _, x in found)])
         return difference <= max(tolerance(t.dtype) for t in [*wanted, *outputs] if t.is_floating_point())
+
+    def with_numbers(self, group: Group) -> Group | None:
+        """The group with the numbers that modules above its first consumer split and reshape by, so that it can be cut;
+        None where no one of them, nor all of one module, makes it hold."""
+        for module, inner in self._above(group.host):
+            names = [name for name, value in vars(inner).items() if _counts_units(name, value, group.units)]
+            for chosen in [[name] for name in names] + [names] * (len(names) > 1):
+                numbers = tuple(Number(module=module, name=name, value=vars(inner)[name]) for name in chosen)
+                if self.holds([replace(group, cut=True, numbers=numbers)]):
+                    return replace(group, cut=True, numbers=numbers)
+        return None
+
+    def like(self, group: Group, other: Group) -> Group:
+        """A group with the numbers that another one of the same structure needs."""
+        depths = [other.host.count(".") - number.module.count(".") for number in other.numbers]
+        modules = [group.host.rsplit(".", depth)[0] for depth in depths]
+        found = [vars(self.model.get_submodule(m)).get(n.name) for m, n in zip(modules, other.numbers, strict=True)]
+        if any(not _counts_units("", value, group.units) for value in found):
+            return group
+        parts = zip(modules, other.numbers, found, strict=True)
+        return replace(group, numbers=tuple(Number(module=m, name=n.name, value=v) for m, n, v in parts))
+
+    def _above(self, name: str) -> Iterator[tuple[str, nn.Module]]:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            yield name, self.model.get_submodule(name)
 
     def _left(self, x: Tensor, name: str, left: Shapes) -> Tensor:
         return x.index_select(channel_axis(self.tracer.layers[name]), left.arrives[name].to(x.device))
@@ -93,6 +120,11 @@ class _Living:
         keep, axis = self.left.channels[self.tracer.norms[norm]].to(x.device), self.tracer.norm_axis(norm)
         y = type(norm).forward(shrink_channels(norm, keep), x.index_select(axis, keep))
         return y.new_zeros(x.shape).index_copy(axis, keep, y)
+
+
+def _counts_units(name: str, value: Any, units: int) -> bool:
+    """Whether an attribute may say how many units there are, or how wide they are together."""
+    return type(value) is int and value >= units and value % units == 0 and not name.startswith("_")
 
 
 def _norms(model: nn.Module, left: Shapes, tracer: Tracer) -> list[nn.Module]:

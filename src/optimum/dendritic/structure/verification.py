@@ -34,11 +34,14 @@ class Exchange:
 
 @contextmanager
 def exchanged(
-    model: nn.Module, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter] | None = None
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    parameters: Mapping[str, nn.Parameter] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Exchange]:
-    """The model with other `modules` and `parameters` at their names, and whole where it was sharded. Afterwards it is
-    as it was, unless `keep` was set and nothing was raised."""
-    replaced, undo = replace_(model, modules, parameters or {})
+    """The model with other `modules`, `parameters` and `numbers` at their names, and whole where it was sharded.
+    Afterwards it is as it was, unless `keep` was set and nothing was raised."""
+    replaced, undo = replace_(model, modules, parameters or {}, numbers or {})
     exchange = Exchange(replaced)
     try:
         yield exchange

@@ -41,7 +41,8 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
     if not layout.modules:
         raise bad("quantization_config.modules", {}, "must record at least one module")
     grouped = {member.name for group in layout.groups for member in group.members}
-    owners = {name.rpartition(".")[0] for name in _parameters(layout)} - {""}
+    owners = {name.rpartition(".")[0] for name in [*_parameters(layout), *layout.numbers]} - {""}
+    owners |= {number.module for group in layout.groups for number in group.numbers}
     others = sorted((grouped | owners) - layout.modules.keys())
     names = {name: resolve(name) for name in [*layout.modules, *others]}
     if all(name == new for name, new in names.items()):
@@ -60,6 +61,7 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
             for dial in layout.dials
         ),
         parameters={new: layout.parameters[name] for name in layout.parameters if (new := _renamed(name, kept))},
+        numbers={new: layout.numbers[name] for name in layout.numbers if (new := _renamed(name, kept))},
     )
 
 
@@ -140,4 +142,5 @@ def _with_names(group: Group, names: dict[str, str]) -> Group:
         consumers=members(group.consumers),
         passers=members(group.passers),
         parameters=tuple(dataclasses.replace(member, name=name) for member, name in alone if name is not None),
+        numbers=tuple(dataclasses.replace(number, module=names[number.module]) for number in group.numbers),
     )

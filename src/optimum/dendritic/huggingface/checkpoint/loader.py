@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ...errors import CheckpointError, invalid
 from ...layout.layout import METHOD, Layout
 from ...layout.strict_json import bad
-from ...nn.surgery import place, swap
+from ...nn.surgery import place, set_numbers, swap
 from ...state import gates_in, layers_in, layout_of, set_layout
 from ...unofficial import forget_quantized_, is_dispatched, is_loaded
 from .build import build, renamed, with_cost
@@ -91,6 +91,7 @@ class DendriticLoader(HfQuantizer):
             modules, parameters = build(model, self.layout)
             swap(model, modules)
             place(model, parameters)
+            set_numbers(model, self.layout.numbers)
             self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
                 found, fused = sort_by_name(stored, renames(model, self.expected))

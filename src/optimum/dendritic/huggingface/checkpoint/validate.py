@@ -41,8 +41,11 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     for name, shape in layout.parameters.items():
         for rule in _parameter_faults(model, name, shape):
             yield f"parameters.{name}", shape, rule
-    if all(injected) and layout.parameters:
-        yield "parameters", sorted(layout.parameters), "an injected model has them in full"
+    for path, value in layout.numbers.items():
+        for rule in _number_faults(model, path, value):
+            yield f"numbers.{path}", value, rule
+    if all(injected) and (layout.parameters or layout.numbers):
+        yield "parameters", sorted([*layout.parameters, *layout.numbers]), "an injected model has them in full"
     stacks = {name for name, record in layout.modules.items() if isinstance(record, Stack)}
     unknown = layout.positions.keys() - (layout.modules.keys() - stacks)
     unplaced = layout.modules.keys() - stacks - layout.positions.keys()
@@ -154,6 +157,14 @@ def _parameter_faults(model: nn.Module, name: str, shape: tuple[int, ...]) -> It
         yield f"is not a part of a parameter of {type(model).__name__}"
 
 
+def _number_faults(model: nn.Module, path: str, value: int) -> Iterator[str]:
+    owner, _, name = path.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    stock = None if module is None or name.startswith("_") else vars(module).get(name)
+    if type(stock) is not int or not 0 < value <= stock:
+        yield f"must be at least 1 and at most what a {type(module).__name__} has there: {stock}"
+
+
 def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[str]:
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     if any(member.name not in modules for member in group.members):
@@ -176,6 +187,11 @@ def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[st
         record = layout.modules.get(member.name)
         if isinstance(record, Segments) and record.segments:
             yield f"{member.name} must have no segments of its own"
+    for number in group.numbers:
+        path = f"{number.module}.{number.name}"
+        yield from _number_faults(model, path, number.value)
+        if number.value % group.units or number.value != vars(modules[number.module])[number.name]:
+            yield f"{path} must be the stock number, a multiple of {group.units}"
     read: set[int] = set()
     for member in group.consumers:
         inputs = widths(weight_layer(model, member.name))[0]
