@@ -32,7 +32,7 @@ STAGE = "resnet.encoder.stages.0.layers.0.layer"
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
-    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, `stream` and `thin` ViT."""
+    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, ViT as `stream`, `thin`."""
     root = tmp_path_factory.mktemp("originals")
     models = {
         "injected": saved(root / "injected", "bert", "injected", arbors=2, importance="activation"),
@@ -148,7 +148,7 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("injected", segments(QUERY, "arbors", HUGE), "arbors"),
     ("injected", segments(QUERY, "arbors", 3), "arbors"),
     ("injected", segments(QUERY, "arbors", 0), "arbors"),
-    ("injected", segments(QUERY, "segments", 0), "segments"),
+    ("injected", segments(QUERY, "segments", 0), "shape"),
     ("injected", segments(QUERY, "segments", 5), "segments"),
     ("injected", segments(QUERY, "segments", 16), "shape"),
     ("injected", segments(QUERY, "activity", False), "activity"),
@@ -180,9 +180,9 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("stream", edited(lambda d: d["groups"][0]["parameters"].append(d["groups"][0]["parameters"][0])), "in common"),
     ("stream", at("groups", 0, "cut", to=False), "must be cut"),
     ("stream", at("groups", 0, "consumers", 1, "runs", 0, "count", to=17), "ascend"),
-    ("stream", at("groups", 0, "consumers", 1, "runs", to=[]), "read|runs"),
+    ("stream", at("groups", 0, "consumers", 1, "runs", to=[]), "no run"),
     ("stream", at("groups", 0, "passers", 0, "name", to="new"), "new|modules"),
-    ("stream", at("groups", 0, "passers", 0, "name", to="vit.embeddings"), "ascend|channels"),
+    ("stream", at("groups", 0, "passers", 0, "name", to="vit.embeddings"), "each channel"),
     ("stream", at("groups", 0, "passers", 0, "axis", to=9), "axis"),
     ("stream", at("groups", 0, "parameters", 0, "name", to="vit.new"), "parameter"),
     ("stream", at("groups", 0, "parameters", 0, "axis", to=3), "axis"),

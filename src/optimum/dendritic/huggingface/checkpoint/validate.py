@@ -223,6 +223,8 @@ def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
 
 def _run_faults(member: Member, length: int, units: int) -> Iterator[str]:
     start = 0
+    if not member.runs:
+        yield f"{member.name} has no run"
     for run in member.runs:
         end = run.start + run.count * run.size
         if not start <= run.start or end > length or run.unit + run.count > units:
