@@ -32,7 +32,7 @@ STAGE = "resnet.encoder.stages.0.layers.0.layer"
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
-    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, ViT as `stream`, `thin`."""
+    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, `stream`, `thin` ViT."""
     root = tmp_path_factory.mktemp("originals")
     models = {
         "injected": saved(root / "injected", "bert", "injected", arbors=2, importance="activation"),
