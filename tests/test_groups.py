@@ -1,20 +1,20 @@
 """Dependency groups with streams: one gate for a unit, costs as packed, masked is packed, saved is loaded."""
 
-import functools
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.compare import every
+from helpers.compare import assert_same, every
 from helpers.families import ALL, build, inputs_of
 from helpers.families_training import close, logits
 from helpers.models import Inputs, backward, outputs, roughen, vectors
 from helpers.models import build as build_model
 from helpers.packing import target_cost
+from helpers.trainers import StopAt, make_trainer, tensors
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from optimum.dendritic import DendriticConfig, compress_, inject_, mask_, score_, update_
+from optimum.dendritic import DendriticCallback, DendriticConfig, compress_, inject_, mask_, score_
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.units import streams
 from optimum.dendritic.layout.records import Form
@@ -105,7 +105,7 @@ def test_the_gate_of_a_unit_has_the_derivative_of_a_real_gate_on_the_stream():
     model, inputs = roughen(Gated()), vectors()
     inject_(model, DendriticConfig(sparsity=0.1, units="structured", decay=0.0), example_inputs=inputs)
     (group,) = [group for group in layout_of(model).groups if group.kind == "streams"]
-    assert [member.name for member in group.consumers] == ["up", "head"] or group.host in ("up", "head")
+    assert {member.name for member in group.consumers} == {"up", "head"}
     model.gate = torch.ones(8, requires_grad=True)
     backward(model, inputs)
     assert model.gate.grad is not None and model.gate.grad.abs().min() > 1e-4
@@ -135,18 +135,6 @@ def test_injection_changes_no_bit(name):
     assert name == "resnet_basic" or any(isinstance(module, LivingNorm) for module in model.modules())
 
 
-@functools.cache
-def half(name: str) -> tuple[PreTrainedModel, Inputs]:
-    """A structured model half of which is pruned by magnitude."""
-    model, inputs = build_model(name)
-    assert isinstance(model, PreTrainedModel)
-    config = DendriticConfig(sparsity=0.5, units="structured", importance="magnitude")
-    inject_(model, config, example_inputs=inputs)
-    score_(model)
-    update_(model, 0.5)
-    return model, inputs
-
-
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_tied_weights_stay_tied(name, tmp_path: Path):
     model, inputs = build_model(name)
@@ -161,7 +149,9 @@ def test_tied_weights_stay_tied(name, tmp_path: Path):
     model.save_pretrained(tmp_path)
     for packed in (model, type(model).from_pretrained(tmp_path)):
         table, head = packed.get_input_embeddings(), packed.get_output_embeddings()
-        assert table.weight is head.weight and table.weight.shape[1] < 16
+        assert table.weight is head.weight and (
+            table.weight.shape[1] < 16 or name == "t5"
+        )  # whose encoder is an output
         assert torch.allclose(outputs(packed, inputs), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
@@ -181,3 +171,16 @@ def test_a_body_is_loaded_from_a_model_with_a_head_and_the_other_way_round(form,
         body.save_pretrained(tmp_path / "body")
         again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "body", num_labels=3)
         assert torch.equal(again.base_model(**inputs).last_hidden_state, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 10, 16])
+def test_a_run_with_streams_that_is_resumed_ends_as_the_undisturbed_one(stop, tmp_path: Path):
+    config = DendriticConfig(sparsity=0.4, updates=5, regrow=0.5, units="structured")
+    whole = make_trainer(tmp_path / "whole", callbacks=[DendriticCallback(config)])
+    whole.train()
+    saving = {"save_strategy": "steps", "save_steps": stop}
+    make_trainer(tmp_path / "part", callbacks=[DendriticCallback(config), StopAt(stop)], **saving).train()
+    again = make_trainer(tmp_path / "part", callbacks=[DendriticCallback(config)], **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / f"part/checkpoint-{stop}"))
+    assert_same(tensors(whole.model), tensors(again.model))

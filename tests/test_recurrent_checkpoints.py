@@ -172,13 +172,14 @@ class TestCheckpoints:
     def test_records_that_name_a_module_of_another_kind(self, tmp_path):
         model = pruned(tmp_path, "packed")
         written = json.loads((tmp_path / "config.json").read_text())
-        wire = {"name": "encoder", "runs": [dict(start=0, size=1, reach=0, width=1, count=8)]}
-        bundle = dict(reader="encoder", producers=[wire], followers=[], block=1, cut=True)
+        member = {"name": "encoder", "runs": [dict(start=0, size=1, unit=0, count=8)], "axis": 0}
+        ends = {"producers": [member], "consumers": [member], "passers": [], "parameters": []}
+        group = dict(kind="neurons", units=8, cut=True, **ends)
         for change in (
             {"modules": {"classifier": written["quantization_config"]["modules"]["encoder"]}},
             {"modules": {"embedding": written["quantization_config"]["modules"]["encoder"]}},
-            {"bundles": [bundle]},
-            {"modules": {"encoder": {"segments": dict(arbors=4, segments=8, activity=False)}}, "bundles": [bundle]},
+            {"groups": [group]},
+            {"modules": {"encoder": {"segments": dict(arbors=4, segments=8, activity=False)}}, "groups": [group]},
         ):
             changed = written | {"quantization_config": written["quantization_config"] | change}
             (tmp_path / "config.json").write_text(json.dumps(changed))

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..errors import invalid
+from ..functional.codes import Reach
 from ..functional.units import connected, runs_along
 from ..layout.records import Group, Member
 from ..nn import is_recurrent_layer, is_weight_layer, widths
@@ -118,7 +120,22 @@ def _components(tracer: Tracer, reached: Mapping[str, Reached]) -> dict[str, Lab
         for module, reach in modules.items()
         if module in tracer.layers
     ]
-    return connected(relations, {name: tracer.widths[name] for name in reached} | inputs)
+    sizes = {name: tracer.widths[name] for name in reached} | inputs
+    return connected([*relations, *_tied(tracer, sizes)], sizes)
+
+
+def _tied(tracer: Tracer, sizes: Mapping[str, int]) -> list[tuple[str, str, Reach]]:
+    """The axes that are one because modules share a weight, such as the columns of an embedding and of a tied head."""
+    first: dict[tuple[int, int], str] = {}
+    relations: list[tuple[str, str, Reach]] = []
+    for name, module in (tracer.layers | tracer.tables).items():
+        rows = () if isinstance(module, nn.Embedding) else ((int(isinstance(module, Conv1D)), name),)
+        columns = (1, name) if isinstance(module, nn.Embedding) else (int(not isinstance(module, Conv1D)), f">{name}")
+        for dimension, axis in (*rows, columns):
+            if axis in sizes and (other := first.setdefault((id(module.weight), dimension), axis)) != axis:
+                every = torch.arange(sizes[axis])
+                relations.append((other, axis, Reach(every, every, width=sizes[axis])))
+    return relations
 
 
 def _closed(

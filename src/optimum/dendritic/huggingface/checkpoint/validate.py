@@ -175,6 +175,8 @@ def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[st
         yield "its producers and consumers must be layers of one weight, or embeddings that produce"
     if not group.producers or tables & {member.name for member in group.consumers}:
         yield "must be fed by layers or embeddings"
+    if len({member.name for member in group.producers}) != len(group.producers):
+        yield "no producer may be named twice"
     host = layout.modules.get(group.host)
     if not isinstance(host, Segments):
         yield "its first consumer must be a recorded layer"
@@ -206,6 +208,8 @@ def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[st
         )
         yield from _run_faults(member, channels, group.units)
     for member in group.passers:
+        if channels_of(modules[member.name]) is None:
+            yield f"the passer {member.name} has nothing for each channel"
         yield from _run_faults(member, channels_of(modules[member.name]) or 0, group.units)
         if member.axis > 8:
             yield f"{member.name} has its channels at no axis of a tensor"
@@ -235,6 +239,8 @@ def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
 
 def _run_faults(member: Member, length: int, units: int) -> Iterator[str]:
     start = 0
+    if not member.runs:
+        yield f"{member.name} has no run"
     for run in member.runs:
         end = run.start + run.count * run.size
         if not start <= run.start or end > length or run.unit + run.count > units:
