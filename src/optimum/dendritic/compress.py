@@ -76,10 +76,8 @@ def _compress_(
         for name, module in packed.modules.items()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
-    set_layout(
-        model,
-        Layout(layout.config, {**records}, dense_cost=layout.dense_cost, parameters=shapes, numbers=packed.numbers),
-    )
+    cut = {"parameters": shapes, "numbers": packed.numbers}
+    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, **cut))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)
     shrunk = [name for name in forms if _size(packed.modules[name]) < _size(replaced[name])]

@@ -43,8 +43,8 @@ def runs_along(units: Int[Tensor, " length"]) -> tuple[Run, ...]:
 
 
 def streams(groups: Iterable[Group]) -> set[str]:
-    """The hosts of groups of which something must be left: several layers read them."""
-    return {group.host for group in groups if len(group.consumers) > 1}
+    """The hosts of groups of which something must be left, since a model without them is none."""
+    return {group.host for group in groups if group.kind == "streams"}
 
 
 def living(units: Int[Tensor, " length"], alive: Bool[Tensor, " units"]) -> Bool[Tensor, " length"]:

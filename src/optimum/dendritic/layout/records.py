@@ -176,7 +176,8 @@ class Group:
     """A dependency group: units that live or die whole, each with all that leads to it and all that reads it.
 
     Attributes:
-        kind: `"heads"`, `"neurons"`, `"channels"` or, where several layers read it, `"streams"`.
+        kind: `"heads"`, `"neurons"`, `"channels"` or, where several layers read it or an embedding makes it,
+            `"streams"`.
         units: How many units it has.
         producers: Layers that lose rows and embeddings that lose columns.
         consumers: Layers that lose inputs. The first one holds the mask of the group.

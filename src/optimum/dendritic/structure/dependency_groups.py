@@ -204,7 +204,8 @@ def _group(
     lead = [tracer.layers[name] for name in producers if name in tracer.layers]
     wide = any(run.size > 1 for name in producers for run in runs_along(members[name]))
     convolved = any(isinstance(layer, nn.Conv2d) for layer in lead)
-    kind = "streams" if len(consumers) > 1 else "channels" if convolved else "heads" if wide else "neurons"
+    looked_up = any(name in tracer.tables for name in producers)
+    kind = "streams" if len(consumers) > 1 or looked_up else "channels" if convolved else "heads" if wide else "neurons"
     axes = [tracer.axes[key] for key in members if key in tracer.axes]
     return Group(
         kind=kind,

@@ -74,7 +74,8 @@ class Trial:
         """A group with the numbers that another one of the same structure needs."""
         depths = [other.host.count(".") - number.module.count(".") for number in other.numbers]
         modules = [group.host.rsplit(".", depth)[0] for depth in depths]
-        found = [vars(self.model.get_submodule(m)).get(n.name) for m, n in zip(modules, other.numbers, strict=True)]
+        pairs = zip(modules, other.numbers, strict=True)
+        found: list[Any] = [vars(self.model.get_submodule(module)).get(number.name) for module, number in pairs]
         if any(not _counts_units("", value, group.units) for value in found):
             return group
         parts = zip(modules, other.numbers, found, strict=True)
