@@ -32,7 +32,8 @@ from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
 from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
-from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
+from .structure.example_inputs import as_mapping
+from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.targets import refuse_adapters, target_names
 from .undo import all_or_nothing
@@ -41,23 +42,27 @@ from .unofficial import is_compiled
 logger = logging.get_logger(__name__)
 
 
-def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None) -> nn.Module:
+def inject_(
+    model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None, layer_by_layer: bool = False
+) -> nn.Module:
     """Replace the target layers by layers with dendritic segments, in place.
 
     Args:
         model: any module; not yet wrapped for training. Wrapping, optimizers and compilation come after.
         config: what to prune and how far.
         example_inputs: keyword arguments of `model.forward` with one sample or more, from which the wiring is traced.
-            Default: made from the config of a `PreTrainedModel`. Where the forward pass cannot be traced, a warning is
-            logged and nothing is cut across layers.
+            Default: made from the config of a `PreTrainedModel`.
+        layer_by_layer: whether to prune a model whose forward pass cannot be traced all the same. Each layer of it is
+            then packed alone, nothing is cut across layers, and nothing can prove that the packed model answers alike.
 
     Returns:
         `model`.
 
     Raises:
         DendriticError: `model` is wrapped, has adapters, is injected with another config, or is packed; a pattern
-            matches nothing; floors forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is
-            asked of a model whose config cannot say what pruning would do. The model is then as it was.
+            matches nothing; floors forbid the sparsity; no inputs can be made; the forward pass cannot be traced; MACs
+            cannot be counted; `native` is asked of a model whose config cannot say what pruning would do. The model is
+            then as it was.
     """
     with all_or_nothing() as notes:
         notes.note_modules(model)
@@ -74,13 +79,19 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> 
         state = "packed" if present.packed else "injected with another config"
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     targets = target_names(model, config)
-    inputs = _inputs(model, example_inputs)
-    wiring = trace_wiring(model, inputs, targets=targets) if targets else Wiring()
+    inputs = _inputs(model, example_inputs, layer_by_layer)
+    wiring = Wiring() if inputs is None else trace_wiring(model, inputs, targets=targets)
+    if not wiring.positions and not layer_by_layer:
+        rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
+        remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
+        raise invalid("model", type(model).__name__, rule, remedy)
     if config.budget == "macs" and not wiring.positions:
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
-    dials = find_dials(model, as_mapping(model, inputs), config, targets, wiring.bundles) if config.native else ()
+    dials = ()
+    if config.native and inputs is not None:
+        dials = find_dials(model, as_mapping(model, inputs), config, targets, wiring.bundles)
     turned = {member for dial in dials for member in dial.members}
     bundles = tuple(b for b in wiring.bundles if not config.native or b.reader in turned)
     readers = {bundle.reader: bundle for bundle in bundles}
@@ -152,12 +163,14 @@ def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:
     return "it would cost more than the layer"
 
 
-def _inputs(model: nn.Module, example_inputs: Any) -> Any:
+def _inputs(model: nn.Module, example_inputs: Any, layer_by_layer: bool) -> Any:
     if example_inputs is not None:
         return example_inputs
     try:
         return example_inputs_for(model, image_size=TRACING_IMAGE_SIZE)
     except DendriticError as error:
+        if layer_by_layer:
+            return None
         raise DendriticError(f"The wiring cannot be traced without inputs: {error}") from None
 
 

@@ -37,10 +37,12 @@ class Wiring:
         bundles: The exclusive bundles, in order of their readers.
         positions: For each layer that is called, the products per sample of each of its weights (1 for a vector,
             tokens, time steps or pixels otherwise), hence `macs = positions * weight.numel()`.
+        fault: Why the forward pass could not be traced; empty where it could.
     """
 
     bundles: tuple[Bundle, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
+    fault: str = ""
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def trace_wiring(model: nn.Module, example_inputs: Any, *, targets: Sequence[str
             positions = tracer.positions()
         except Exception as error:  # any model may fail in any way; without a trace nothing is cut
             logger.warning(f"The wiring could not be traced, so no channels are cut: {type(error).__name__}: {error}")
-            return Wiring()
+            return Wiring(fault=f"{type(error).__name__}: {error}")
         bundles = _bundles(tracer, {name: layer for name, layer in layers.items() if name in positions})
         return Wiring(tuple(_proved(model, repeat_first(inputs, 2), bundles, layers)), positions)
 

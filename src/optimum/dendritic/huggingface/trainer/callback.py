@@ -21,11 +21,13 @@ from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
 from ...state import layout_of
+from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
+from .first_batch import example_inputs_of_trainer
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
@@ -49,8 +51,11 @@ class DendriticCallback(TrainerCallback, ExportableState):
         config: what to prune, how far and when (or its dict form).
         teacher: what `config.distillation` learns from: a model, a folder or an id on the Hub. Default: a copy of the
             model as it is handed to the Trainer, so hand in one that knows the task.
-        example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made from the model's
-            config.
+        example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made of the first
+            samples of the Trainer's training data, or from the model's config.
+        layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
+
+    Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
     Raises:
         DendriticError: from the Trainer's constructor or from `train()`, when the model or the arguments would break
@@ -63,6 +68,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         teacher: Teacher | None = None,
         *,
         example_inputs: Any = None,
+        layer_by_layer: bool = False,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -72,6 +78,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
+        self.layer_by_layer = layer_by_layer
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
@@ -93,8 +100,10 @@ class DendriticCallback(TrainerCallback, ExportableState):
         check_engine(args.torch_compile)
         attach_hub_pushes()
         attach_resume_checks()
+        wrapper, model = model, inner_model(model)
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
-        inject_(model, self.config, example_inputs=self.example_inputs)
+        inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
+        inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer)
         if teacher is not None:
             distill_(model, teacher, weight=self.config.distillation)
         if isinstance(model, PreTrainedModel):
@@ -105,6 +114,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         refuse_second(DendriticCallback)
+        model = inner_model(model)
         layout = layout_of(model)
         if layout is None:
             raise self._not_injected(model)
@@ -133,7 +143,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        distillation = distillation_of(model)
+        distillation = distillation_of(inner_model(model))
         if distillation is not None:
             distillation.active = not self._scores(state.global_step + 1)
 
@@ -141,13 +151,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if self.engine is None:
-            self._prune(model, state, kwargs["optimizer"])
+            self._prune(inner_model(model), state, kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if self.plan and self.engine is None:
-            mask_(model)
+            mask_(inner_model(model))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -166,7 +176,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            self.progress.log(pruning_of(model), self.regrown, self.plan, logs, state)
+            self.progress.log(pruning_of(inner_model(model)), self.regrown, self.plan, logs, state)
 
     def on_evaluate(
         self,
@@ -177,6 +187,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         metrics: dict[str, Any],
         **kwargs: Any,
     ) -> None:
+        model = inner_model(model)
         layout = layout_of(model)
         if layout is not None:
             sparsity = None if layout.packed else pruning_of(model).sparsity
@@ -202,15 +213,20 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 "model is not packed. Resume the training, or call compress_(model) to pack it as it is."
             )
             return
+        wrapper, model = model, inner_model(model)
         distillation = distillation_of(model)
         if distillation is not None:
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         masked = fingerprint(model)
-        compress_(model, self.example_inputs)
+        compress_(model, self._inputs(model, wrapper))
         transfer_scores(model, masked)
         save_full_state_dict()
         self.plan = {}
+
+    def _inputs(self, model: nn.Module, wrapper: nn.Module) -> Any:
+        """What the model is traced and proved with; None where it is to be made from the config."""
+        return self.example_inputs or example_inputs_of_trainer(model, wrapper)
 
     def _due(self, state: TrainerState) -> bool:
         """Whether this step scores or updates."""
