@@ -78,8 +78,8 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> 
     if present is not None:
         state = "packed" if present.packed else "injected with another config"
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
-    targets = target_names(model, config)
     inputs = _inputs(model, example_inputs, layer_by_layer)
+    targets = target_names(model, config, inputs)
     wiring = Wiring() if inputs is None else trace_wiring(model, inputs, targets=targets)
     if not wiring.positions and not layer_by_layer:
         rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
