@@ -66,10 +66,10 @@ def inject_(
     """
     with all_or_nothing() as notes:
         notes.note_modules(model)
-        return _inject_(model, config, example_inputs)
+        return _inject_(model, config, example_inputs, layer_by_layer)
 
 
-def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> nn.Module:
+def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool) -> nn.Module:
     _refuse_wrapped(model)
     refuse_adapters(model)
     present = layout_of(model)

@@ -47,6 +47,9 @@ logger = logging.get_logger(__name__)
 class DendriticCallback(TrainerCallback, ExportableState):
     """Compresses the Trainer's model while it trains; `trainer.train()` ends with `trainer.model` packed.
 
+    A model that is packed with the same config already is left as it is, so that a script can evaluate and fine-tune
+    what it has made.
+
     Args:
         config: what to prune, how far and when (or its dict form).
         teacher: what `config.distillation` learns from: a model, a folder or an id on the Hub. Default: a copy of the
@@ -101,6 +104,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         attach_hub_pushes()
         attach_resume_checks()
         wrapper, model = model, inner_model(model)
+        if self._is_done(model):
+            return
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
         inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer)
@@ -118,6 +123,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         layout = layout_of(model)
         if layout is None:
             raise self._not_injected(model)
+        if self._is_done(model):
+            return
         if layout.config != self.config:
             rule = "differs from the config that the model was injected with"
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
@@ -223,6 +230,24 @@ class DendriticCallback(TrainerCallback, ExportableState):
         transfer_scores(model, masked)
         save_full_state_dict()
         self.plan = {}
+
+    def _is_done(self, model: nn.Module) -> bool:
+        """Whether the model is what this config makes of a dense one: it is trained, evaluated and saved as any other.
+
+        Raises:
+            DendriticError: it was packed with another config.
+        """
+        layout = layout_of(model)
+        if layout is None or not layout.packed:
+            return False
+        if layout.config != self.config:
+            former = layout.config.to_dict()
+            changed = {k: v for k, v in self.config.to_dict().items() if v != former[k]}
+            rule = f"the model is packed already, with { ({k: former[k] for k in changed}) }, and is not packed twice"
+            remedy = "Start from the dense model, or leave the callback out to train the packed one as it is."
+            raise invalid("config", changed, rule, remedy)
+        logger.info(f"{type(model).__name__} is packed with this config already: DendriticCallback leaves it as it is.")
+        return True
 
     def _inputs(self, model: nn.Module, wrapper: nn.Module) -> Any:
         """What the model is traced and proved with; None where it is to be made from the config."""
