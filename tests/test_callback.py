@@ -10,6 +10,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.utils import logging
 
 from optimum.dendritic import (
     DendriticCallback,
@@ -181,6 +182,46 @@ class TestRefusals:
     def test_another_config_than_the_model_was_injected_with(self, tmp_path):
         with pytest.raises(DendriticError, match="injected with another config"):
             make_trainer(tmp_path, model=inject_(make_model(), DendriticConfig(sparsity=0.3)))
+
+
+class TestAPackedModel:
+    """What a script with the callback does with its own output."""
+
+    @staticmethod
+    def packed(folder) -> nn.Module:
+        model = inject_(make_model(), CONFIG)
+        update_(model, CONFIG.sparsity)
+        compress_(model).save_pretrained(folder)
+        return AutoModelForImageClassification.from_pretrained(folder)
+
+    @pytest.mark.slow
+    def test_is_evaluated_and_trained_as_it_is(self, tmp_path):
+        model = self.packed(tmp_path / "small")
+        trainer = make_trainer(tmp_path, model=model)
+        layout, shapes = layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()}
+        assert trainer.evaluate()["eval_loss"] > 0
+        plain = make_trainer(tmp_path, [], model=self.packed(tmp_path / "small"))
+        trainer.train()
+        plain.train()
+        assert_same(tensors(trainer.model), tensors(plain.model))
+        assert layout_of(model) == layout and shapes == {n: t.shape for n, t in trainer.model.state_dict().items()}
+        assert not any("sparsity" in log for log in trainer.state.log_history)
+        trainer.save_model()
+        assert layout_of(AutoModelForImageClassification.from_pretrained(tmp_path)) == layout
+
+    def test_is_not_pruned_a_second_time(self, tmp_path):
+        again = DendriticCallback(DendriticConfig(sparsity=0.8, updates=5, regrow=0.5))
+        with pytest.raises(DendriticError, match=r"'sparsity': 0.8.*packed already, with {'sparsity': 0.5}.*dense"):
+            make_trainer(tmp_path, [again], model=self.packed(tmp_path / "small"))
+
+    def test_says_that_the_callback_has_nothing_to_do(self, tmp_path, caplog):
+        caplog.set_level("INFO", logger="optimum.dendritic")
+        logging.enable_propagation()
+        try:
+            make_trainer(tmp_path, model=self.packed(tmp_path / "small"))
+        finally:
+            logging.disable_propagation()
+        assert "packed with this config already" in caplog.text
 
 
 class TestTheEnd:

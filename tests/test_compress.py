@@ -328,7 +328,8 @@ def test_a_model_that_does_not_run_on_the_inputs_is_packed_layer_by_layer(caplog
             return self.down(torch.relu(self.up(x)))
 
     model, inputs = Picky(), {"x": torch.randn(3, 8)}
-    inject_(model, DendriticConfig(sparsity=0.5, segment_size=2, target_modules=["up", "down"]), example_inputs=inputs)
+    config = DendriticConfig(sparsity=0.5, segment_size=2, target_modules=["up", "down"])
+    inject_(model, config, example_inputs=inputs, layer_by_layer=True)
     update_(model, 0.5)
     expected = model(**inputs, secret=1)
     compress_(model, inputs)

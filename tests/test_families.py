@@ -91,9 +91,7 @@ def test_trainer(name, tmp_path):
         disable_tqdm=True,
     )
     model = build(family)
-    told = model.main_input_name in ("input_ids", "pixel_values")  # speech features have no shape that a config tells
-    callback = DendriticCallback(PRUNING, example_inputs=None if told else inputs_of(family))
-    trainer = hf.Trainer(model, arguments, train_dataset=samples, callbacks=[callback])
+    trainer = hf.Trainer(model, arguments, train_dataset=samples, callbacks=[DendriticCallback(PRUNING)])
     before = injected_layout(trainer.model)
     trainer.train()
     assert layout_of(trainer.model).packed and within_budget(trainer.model, before)

@@ -174,17 +174,20 @@ def test_a_shared_module_is_injected_everywhere_and_once():
     assert model.a is model.b[0] and isinstance(model.a, DendriticLayer) and list(dendritic_layers(model)) == ["a"]
 
 
-def test_an_untraceable_model_is_still_injected_without_cuts_but_not_for_macs():
+def test_an_untraceable_model_is_injected_without_cuts_if_that_is_asked_for_but_not_for_macs():
     class Demanding(PlainCNN):
         def forward(self, x, needed):
             return super().forward(x)
 
-    model = inject_(Demanding(), DendriticConfig(sparsity=0.3), example_inputs=pixels())
+    model = inject_(Demanding(), DendriticConfig(sparsity=0.3), example_inputs=pixels(), layer_by_layer=True)
     assert layout_of(model).groups == () and set(dendritic_layers(model)) == {"conv1", "conv2", "fc1"}
     model = Demanding()
     before = snapshot(model)
     with pytest.raises(DendriticError, match="budget = 'macs'"):
-        inject_(model, DendriticConfig(budget="macs"), example_inputs=pixels())
+        inject_(model, DendriticConfig(budget="macs"), example_inputs=pixels(), layer_by_layer=True)
+    assert same(before, snapshot(model))
+    with pytest.raises(DendriticError, match="could not be traced .*missing 1 required.*layer_by_layer=True"):
+        inject_(model, DendriticConfig(sparsity=0.3), example_inputs=pixels())
     assert same(before, snapshot(model))
 
 

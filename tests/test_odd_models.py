@@ -157,7 +157,12 @@ class TestAForwardThatRaises:
 
     def test_in_eval_mode(self, told):
         model, inputs = roughen(FailsInEval()), vectors()
-        inject_(model, CONFIG, example_inputs=inputs)
+        with pytest.raises(
+            DendriticError, match="could not be traced .RuntimeError: only trained.*layer_by_layer=True"
+        ):
+            inject_(model, CONFIG, example_inputs=inputs)
+        assert layout_of(model) is None
+        inject_(model, CONFIG, example_inputs=inputs, layer_by_layer=True)
         assert "could not be traced, so no channels are cut: RuntimeError: only trained" in told()
         assert not layout_of(model).groups
         train(model, inputs)

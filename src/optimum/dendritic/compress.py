@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .distributed.dtensor import reshard
-from .errors import invalid
+from .errors import DendriticError, invalid
 from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
 from .layout.records import Follower, Form, Group, Record, Recurrent
@@ -18,7 +18,8 @@ from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, 
 from .nn.surgery import replace_
 from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
 from .stock_config.convert import native_
-from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
+from .structure.example_inputs import as_mapping
+from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.probing import probe, quiet
 from .structure.verification import answers_alike, exchanged
 from .undo import all_or_nothing
@@ -53,7 +54,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    inputs = as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
+    inputs = _inputs(model, layout, example_inputs)
     reshard(model)
     with all_or_nothing() as notes:
         notes.note_modules(model)
@@ -85,6 +86,16 @@ def _compress_(
     return model
 
 
+def _inputs(model: nn.Module, layout: Layout, example_inputs: Any) -> dict[str, Any]:
+    """Nothing for a model that could not be traced when it was injected, if nothing is given or can be made."""
+    try:
+        return as_mapping(model, example_inputs or example_inputs_for(model, image_size=TRACING_IMAGE_SIZE))
+    except DendriticError:
+        if layout.positions or example_inputs:
+            raise
+        return {}
+
+
 def _pack_verified_(
     model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any]
 ) -> tuple[Packed, dict[str, nn.Module]]:
@@ -95,7 +106,7 @@ def _pack_verified_(
     try:
         expected = probe(model, inputs, consumers)
     except Exception as error:
-        if groups:  # they were traced, so the model can run, and cutting them unverified is not an option
+        if layout.positions:  # it was traced, so it can run, and packing unproved is not an option
             raise
         logger.warning(f"Packed without verification, the model does not run on the example inputs: {error}")
         reshard(model)

@@ -34,7 +34,8 @@ from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
 from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
-from .structure.example_inputs import TRACING_IMAGE_SIZE, as_mapping, example_inputs_for
+from .structure.example_inputs import as_mapping
+from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.norms import norms_of
 from .structure.targets import refuse_adapters, spared_names, target_names
@@ -44,30 +45,34 @@ from .unofficial import is_compiled
 logger = logging.get_logger(__name__)
 
 
-def inject_(model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None) -> nn.Module:
+def inject_(
+    model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None, layer_by_layer: bool = False
+) -> nn.Module:
     """Replace the target layers by layers with dendritic segments, in place.
 
     Args:
         model: any module; not yet wrapped for training. Wrapping, optimizers and compilation come after.
         config: what to prune and how far.
         example_inputs: keyword arguments of `model.forward` with one sample or more, from which the wiring is traced.
-            Default: made from the config of a `PreTrainedModel`. Where the forward pass cannot be traced, a warning is
-            logged and nothing is cut across layers.
+            Default: made from the config of a `PreTrainedModel`.
+        layer_by_layer: whether to prune a model whose forward pass cannot be traced all the same. Each layer of it is
+            then packed alone, nothing is cut across layers, and nothing can prove that the packed model answers alike.
 
     Returns:
         `model`.
 
     Raises:
         DendriticError: `model` is wrapped, has adapters, is injected with another config, or is packed; a pattern
-            matches nothing; floors forbid the sparsity; no inputs can be made; MACs cannot be counted; `native` is
-            asked of a model whose config cannot say what pruning would do. The model is then as it was.
+            matches nothing; floors forbid the sparsity; no inputs can be made; the forward pass cannot be traced; MACs
+            cannot be counted; `native` is asked of a model whose config cannot say what pruning would do. The model is
+            then as it was.
     """
     with all_or_nothing() as notes:
         notes.note_modules(model)
-        return _inject_(model, config, example_inputs)
+        return _inject_(model, config, example_inputs, layer_by_layer)
 
 
-def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> nn.Module:
+def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool) -> nn.Module:
     _refuse_wrapped(model)
     refuse_adapters(model)
     present = layout_of(model)
@@ -76,17 +81,23 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any) -> 
     if present is not None:
         state = "packed" if present.packed else "injected with another config"
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
-    targets = target_names(model, config)
-    inputs = _inputs(model, example_inputs)
+    inputs = _inputs(model, example_inputs, layer_by_layer)
+    targets = target_names(model, config, inputs)
     wiring = Wiring()
-    if targets:
+    if inputs is not None:
         wiring = trace_wiring(model, inputs, targets=targets, spared=spared_names(model, config, targets))
+    if not wiring.positions and not layer_by_layer:
+        rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
+        remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
+        raise invalid("model", type(model).__name__, rule, remedy)
     if config.budget == "macs" and not wiring.positions:
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
     groups = tuple(group for group in wiring.groups if _may_go(group, config))
-    dials = find_dials(model, as_mapping(model, inputs), config, targets, groups) if config.native else ()
+    dials = ()
+    if config.native and inputs is not None:
+        dials = find_dials(model, as_mapping(model, inputs), config, targets, groups)
     turned = {member for dial in dials for member in dial.members}
     groups = tuple(group for group in groups if not config.native or group.host in turned)
     reads = {member.name: group for group in groups for member in group.consumers}
@@ -171,12 +182,14 @@ def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:
     return "it would cost more than the layer"
 
 
-def _inputs(model: nn.Module, example_inputs: Any) -> Any:
+def _inputs(model: nn.Module, example_inputs: Any, layer_by_layer: bool) -> Any:
     if example_inputs is not None:
         return example_inputs
     try:
         return example_inputs_for(model, image_size=TRACING_IMAGE_SIZE)
     except DendriticError as error:
+        if layer_by_layer:
+            return None
         raise DendriticError(f"The wiring cannot be traced without inputs: {error}") from None
 
 

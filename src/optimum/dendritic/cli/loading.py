@@ -14,7 +14,8 @@ from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from ..efficiency.batch import Batch
 from ..errors import invalid
 from ..huggingface.checkpoint.auto_class import load
-from ..structure.example_inputs import example_inputs_for, longest_text, of_length
+from ..structure.example_inputs import of_length
+from ..structure.made_inputs import example_inputs_for, longest_text
 
 
 def check_json(args: Namespace) -> None:

@@ -16,6 +16,7 @@ from .injected import can_sprout as can_sprout
 from .injected import inject_layer as inject_layer
 from .injected import is_prunable as is_prunable
 from .injected import is_weight_layer as is_weight_layer
+from .injected import own_type as own_type
 from .injected import prunable_layer as prunable_layer
 from .injected import stock_type as stock_type
 from .injected import weight_layer as weight_layer

@@ -16,7 +16,7 @@ from ..errors import invalid
 from ..layout.records import Form
 from ..unofficial import children_of, convolve
 from .base import drop_own_buffers
-from .injected import stock_type
+from .injected import own_type, stock_type
 from .sprout import Sprout, empty_sprout
 from .surgery import shallow_copy
 from .weight import DendriticWeight, WeightLayer
@@ -191,7 +191,7 @@ def _build(
     sprout: Sprout | None,
 ) -> nn.Module:
     stock = stock_type(layer)
-    packed = shallow_copy(layer, stock if form.plain else PACKED[stock])
+    packed = shallow_copy(layer, own_type(layer) if form.plain else PACKED[stock])
     drop_own_buffers(packed)
     children_of(packed).pop("sprout", None)
     packed.register_parameter("weight", nn.Parameter(weight, requires_grad=layer.weight.requires_grad))

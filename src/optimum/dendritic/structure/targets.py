@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import regex
 from torch import nn
@@ -15,25 +16,31 @@ from transformers.utils import logging
 from ..config import DendriticConfig
 from ..errors import DendriticError, invalid
 from ..nn import INJECTED, is_prunable, is_weight_layer, weight_names
+from .heads import output_layers
 
 logger = logging.get_logger(__name__)
 
+READ_THEIR_PARTS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 SECONDS = 5.0  # for a regular expression and all names of a model
 
 
-def target_names(model: nn.Module, config: DendriticConfig) -> list[str]:
+def target_names(model: nn.Module, config: DendriticConfig, example_inputs: Any = None) -> list[str]:
     """Names of the modules to inject, in the model's order.
 
-    Prunable are modules of exactly the types Linear, Conv2d (one group), Conv1D, LSTM and GRU (no projection) whose
+    Prunable are modules that compute as Linear, Conv2d (one group), Conv1D, LSTM and GRU (no projection) and whose
     parameters are trained and belong to them alone. By default all of them in the body: not the head, which is what
-    stands outside `model.base_model`, or the last of them if there is no such part.
+    stands outside `model.base_model` and what makes the model's outputs.
+
+    Args:
+        example_inputs: with which it is found out what makes the outputs. Where that cannot be traced, it is taken for
+            the last layer of a model that has no part outside `model.base_model`.
 
     Raises:
         DendriticError: a pattern matches no prunable module, or nothing is left to prune.
     """
     prunable = _prunable(model)
     if config.target_modules is None:
-        chosen = _body(model, prunable)
+        chosen = _body(model, prunable, example_inputs)
     else:
         chosen = _matching("target_modules", config.target_modules, prunable)
     if config.exclude_modules is not None:
@@ -71,17 +78,18 @@ def spared_names(model: nn.Module, config: DendriticConfig, targets: Collection[
 def _prunable(model: nn.Module) -> list[str]:
     named = partial(nn.Module.named_parameters, recurse=False, remove_duplicate=False)
     owners = Counter(id(p) for m in model.modules() for _, p in named(m))
-    fused = {id(child) for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) for child in m.children()}
+    fused = {id(child): m for m in model.modules() if isinstance(m, READ_THEIR_PARTS) for child in m.children()}
     names = []
     for name, module in model.named_modules():
-        if not name or type(module) not in INJECTED:
+        if not name or not isinstance(module, tuple(INJECTED)):
             continue
         if isinstance(module, nn.RNNBase) and module.proj_size > 0:
             logger.info(f"{name} is left alone: it projects its hidden state (proj_size > 0)")
         elif not is_prunable(module):
-            continue
+            if type(module) not in INJECTED:
+                logger.info(f"{name} is left alone: a {type(module).__name__} does not compute as its stock class")
         elif id(module) in fused:
-            logger.info(f"{name} is left alone: nn.TransformerEncoderLayer reads its weight itself in evaluation")
+            logger.info(f"{name} is left alone: {type(fused[id(module)]).__name__} may read its weight itself")
         elif not _matrices(module) <= dict(named(module)).keys():
             logger.info(f"{name} is left alone: its weight is computed (weight or spectral norm, torch.nn.utils.prune)")
         elif any(owners[id(p)] > 1 for p in module.parameters()):
@@ -99,13 +107,16 @@ def _matrices(module: nn.Module) -> set[str]:
     return {name for group in names for name in group}
 
 
-def _body(model: nn.Module, prunable: list[str]) -> list[str]:
-    if isinstance(model, PreTrainedModel) and model.base_model is not model:
-        return [name for name in prunable if name.startswith(f"{model.base_model_prefix}.")]
-    if isinstance(model, PreTrainedModel) and type(model).__name__.endswith("Model"):
+def _body(model: nn.Module, prunable: list[str], example_inputs: Any) -> list[str]:
+    if isinstance(model, PreTrainedModel) and model.base_model is model and type(model).__name__.endswith("Model"):
         return prunable  # a bare encoder: it has no head
-    head = [name for name, module in model.named_modules() if is_prunable(module)][-1:]
-    return [name for name in prunable if name not in head] or prunable  # a tied head is not prunable, yet the head
+    split = isinstance(model, PreTrainedModel) and model.base_model is not model
+    if isinstance(model, PreTrainedModel) and split:
+        prunable = [name for name in prunable if name.startswith(f"{model.base_model_prefix}.")]
+    heads = None if example_inputs is None else output_layers(model, example_inputs)
+    if heads is None:
+        heads = [] if split else [name for name, module in model.named_modules() if is_prunable(module)][-1:]
+    return [name for name in prunable if name not in heads] or prunable  # a tied head is not prunable, yet the head
 
 
 def _matching(field: str, patterns: str | Collection[str], names: list[str]) -> list[str]:

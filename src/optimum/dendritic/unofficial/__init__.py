@@ -3,6 +3,7 @@
 `table.py` lists it, with the reasons.
 """
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,6 +158,14 @@ def forget_quantized_(config: Any) -> None:
 def forget_capturing_(model: nn.Module) -> None:
     """Let transformers set its hooks for hidden states again, on submodules that are new."""
     vars(model).pop("_output_capturing_hooks_installed", None)
+
+
+def used_columns(trainer: Any, dataset: Any, collate: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
+    """A dataset and a collator that drop the columns which the Trainer drops, which takes no note of the question."""
+    trainer = copy.copy(trainer)
+    if "datasets" in sys.modules and isinstance(dataset, sys.modules["datasets"].Dataset):
+        return trainer._remove_unused_columns(dataset, "training"), collate
+    return dataset, trainer._get_collator_with_removed_columns(collate, "training")
 
 
 def trained_by_zero(parameter: Any) -> bool:

@@ -101,6 +101,12 @@ PRIVATE = {
         "an event of TrainerCallback before a checkpoint is loaded",
         modules=("huggingface.trainer.resume",),
     ),
+    "_remove_unused_columns": Use(
+        "transformers", "example inputs are made of the columns that a model takes", "a public name for it"
+    ),
+    "_get_collator_with_removed_columns": Use(
+        "transformers", "example inputs are made of the columns that a model takes", "a public name for it"
+    ),
     "_original_forward": Use(
         "accelerate",
         "packing is proved in full precision",

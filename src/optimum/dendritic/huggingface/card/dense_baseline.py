@@ -14,7 +14,8 @@ from transformers.utils import logging
 from ...efficiency import EfficiencyReport, measure
 from ...process_state import kept_random_state
 from ...state import layout_of
-from ...structure.example_inputs import example_inputs_for, longest_text, of_length
+from ...structure.example_inputs import of_length
+from ...structure.made_inputs import example_inputs_for, longest_text
 
 logger = logging.get_logger(__name__)
 

@@ -46,10 +46,10 @@ def rename_on_load_state_dict(model: PreTrainedModel) -> None:
 
 def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
     rename = renames(model, model.state_dict())
-    for key in list(state_dict):
+    for key in [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]:
         names, made = rename(key)
         if names != (key,) and not made:
-            state_dict[names[0]] = state_dict.pop(key)
+            state_dict[prefix + names[0]] = state_dict.pop(prefix + key)
 
 
 def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:

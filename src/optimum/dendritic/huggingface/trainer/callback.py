@@ -21,11 +21,13 @@ from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
 from ...state import layout_of
+from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
+from .first_batch import example_inputs_of_trainer
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
@@ -45,12 +47,18 @@ logger = logging.get_logger(__name__)
 class DendriticCallback(TrainerCallback, ExportableState):
     """Compresses the Trainer's model while it trains; `trainer.train()` ends with `trainer.model` packed.
 
+    A model that is packed with the same config already is left as it is, so that a script can evaluate and fine-tune
+    what it has made.
+
     Args:
         config: what to prune, how far and when (or its dict form).
         teacher: what `config.distillation` learns from: a model, a folder or an id on the Hub. Default: a copy of the
             model as it is handed to the Trainer, so hand in one that knows the task.
-        example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made from the model's
-            config.
+        example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made of the first
+            samples of the Trainer's training data, or from the model's config.
+        layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
+
+    Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
     Raises:
         DendriticError: from the Trainer's constructor or from `train()`, when the model or the arguments would break
@@ -63,6 +71,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         teacher: Teacher | None = None,
         *,
         example_inputs: Any = None,
+        layer_by_layer: bool = False,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -72,6 +81,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
+        self.layer_by_layer = layer_by_layer
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
@@ -93,8 +103,12 @@ class DendriticCallback(TrainerCallback, ExportableState):
         check_engine(args.torch_compile)
         attach_hub_pushes()
         attach_resume_checks()
+        wrapper, model = model, inner_model(model)
+        if self._is_done(model):
+            return
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
-        inject_(model, self.config, example_inputs=self.example_inputs)
+        inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
+        inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer)
         if teacher is not None:
             distill_(model, teacher, weight=self.config.distillation)
         if isinstance(model, PreTrainedModel):
@@ -105,9 +119,12 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         refuse_second(DendriticCallback)
+        model = inner_model(model)
         layout = layout_of(model)
         if layout is None:
             raise self._not_injected(model)
+        if self._is_done(model):
+            return
         if layout.config != self.config:
             rule = "differs from the config that the model was injected with"
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
@@ -133,7 +150,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        distillation = distillation_of(model)
+        distillation = distillation_of(inner_model(model))
         if distillation is not None:
             distillation.active = not self._scores(state.global_step + 1)
 
@@ -141,13 +158,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if self.engine is None:
-            self._prune(model, state, kwargs["optimizer"])
+            self._prune(inner_model(model), state, kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if self.plan and self.engine is None:
-            mask_(model)
+            mask_(inner_model(model))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -166,7 +183,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            self.progress.log(pruning_of(model), self.regrown, self.plan, logs, state)
+            self.progress.log(pruning_of(inner_model(model)), self.regrown, self.plan, logs, state)
 
     def on_evaluate(
         self,
@@ -177,6 +194,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         metrics: dict[str, Any],
         **kwargs: Any,
     ) -> None:
+        model = inner_model(model)
         layout = layout_of(model)
         if layout is not None:
             sparsity = None if layout.packed else pruning_of(model).sparsity
@@ -202,15 +220,38 @@ class DendriticCallback(TrainerCallback, ExportableState):
                 "model is not packed. Resume the training, or call compress_(model) to pack it as it is."
             )
             return
+        wrapper, model = model, inner_model(model)
         distillation = distillation_of(model)
         if distillation is not None:
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         masked = fingerprint(model)
-        compress_(model, self.example_inputs)
+        compress_(model, self._inputs(model, wrapper))
         transfer_scores(model, masked)
         save_full_state_dict()
         self.plan = {}
+
+    def _is_done(self, model: nn.Module) -> bool:
+        """Whether the model is what this config makes of a dense one: it is trained, evaluated and saved as any other.
+
+        Raises:
+            DendriticError: it was packed with another config.
+        """
+        layout = layout_of(model)
+        if layout is None or not layout.packed:
+            return False
+        if layout.config != self.config:
+            former = layout.config.to_dict()
+            changed = {k: v for k, v in self.config.to_dict().items() if v != former[k]}
+            rule = f"the model is packed already, with { ({k: former[k] for k in changed}) }, and is not packed twice"
+            remedy = "Start from the dense model, or leave the callback out to train the packed one as it is."
+            raise invalid("config", changed, rule, remedy)
+        logger.info(f"{type(model).__name__} is packed with this config already: DendriticCallback leaves it as it is.")
+        return True
+
+    def _inputs(self, model: nn.Module, wrapper: nn.Module) -> Any:
+        """What the model is traced and proved with; None where it is to be made from the config."""
+        return self.example_inputs or example_inputs_of_trainer(model, wrapper)
 
     def _due(self, state: TrainerState) -> bool:
         """Whether this step scores or updates."""

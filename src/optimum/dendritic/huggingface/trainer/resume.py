@@ -165,6 +165,7 @@ def refuse_other_masks(model: nn.Module) -> None:
 
 def _check_masks(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
     layout, own = layout_of(model), model.state_dict()
+    state_dict = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
     masks = {name: mask for name, mask in state_dict.items() if name.endswith("dendrite_mask")}
     for name, mask in masks.items() if layout is not None else ():
         field, shape = f"checkpoint {name}", tuple(mask.shape)
