@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from optimum.dendritic import DendriticConfig
 from optimum.dendritic.functional.importance import IMPORTANCE, with_dying_rows
 from optimum.dendritic.functional.tiles import piece
-from optimum.dendritic.nn import DendriticLayer
+from optimum.dendritic.nn import Gates
 from optimum.dendritic.nn.weight import DendriticWeight, widths
-from optimum.dendritic.state import injected_layout, layers_in
+from optimum.dendritic.state import gates_in, injected_layout, layers_in
 from optimum.dendritic.structure.model_costs import costs_in
 from optimum.dendritic.train_steps import update_plan
 
@@ -58,32 +58,34 @@ def shrink_(model: nn.Module, strength: float) -> None:
     of other layers that die with them."""
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    norms = {name: layer.reading(IMPORTANCE["magnitude"], layer.segmented()) for name, layer in layers.items()}
-    dying = {name: found for name, cost in costs_in(layers, layout).items() if (found := cost.dying_rows())}
-    for name, (reader, reached) in dying.items():
-        norms[reader] = with_dying_rows(norms[reader].cpu(), layers[name].row_norms().cpu(), reached)
+    gates = gates_in(model, layout, layers)
+    norms = {name: gate.reading(IMPORTANCE["magnitude"], gate.segmented()) for name, gate in gates.items()}
+    dying = [(n, link) for n, cost in costs_in(model, layers, layout).items() for link in cost.dying_rows()]
+    for name, link in dying:
+        norms[link.host] = with_dying_rows(norms[link.host].cpu(), layers[name].row_norms().cpu(), link.segments)
     own = {
-        name: factors(norms[name].sqrt().to(layer.dendrite_mask.device), layer.dendrite_mask)
-        for name, layer in layers.items()
-        if layer.dendrite_mask.any()
+        name: factors(norms[name].sqrt().to(gate.dendrite_mask.device), gate.dendrite_mask)
+        for name, gate in gates.items()
+        if gate.dendrite_mask.any()
     }
     for name, factor in own.items():
-        _add_to_tiles(layers[name], strength * factor)
-    for name, (reader, reached) in dying.items():
+        _add_to_tiles(gates[name], strength * factor)
+    for name, link in dying:
         layer = layers[name]
-        if reader in own and isinstance(layer, DendriticWeight):
-            per_row = own[reader].mean(0)[reached.clamp(min=0)] * (reached >= 0).to(own[reader].device)
-            _add_to_rows(layer, strength * per_row)
+        if link.host in own and isinstance(layer, DendriticWeight):
+            segments = link.segments.to(own[link.host].device)
+            _add_to_rows(layer, strength * own[link.host].mean(0)[segments.clamp(min=0)] * (segments >= 0))
 
 
-def _add_to_tiles(layer: DendriticLayer, factor: Float[Tensor, "arbors segments"]) -> None:
+def _add_to_tiles(layer: Gates, factor: Float[Tensor, "arbors segments"]) -> None:
     parameters = layer.segmented()
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if len(gradients) < len(parameters):
         return
     for weights, gradient in zip(layer.gated(parameters), layer.gated(gradients), strict=True):
         part = factor if weights.arbors is None else factor[weights.arbors]
-        part = part if weights.segments is None else part[:, weights.segments]
+        if weights.segments is not None:  # what is part of no unit is not shrunk
+            part = torch.cat([part, part.new_zeros(len(part), 1)], 1)[:, weights.segments]
         gradient.tiles.add_(weights.tiles * part[:, None, :, None, None])
 
 

@@ -14,6 +14,7 @@ from .schedules import SCHEDULES
 
 VERSION = 1
 BUDGETS = ("params", "macs")
+SCOPES = ("targets", "model")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 UNITS = ("heads", "neurons", "channels", "streams", "inputs")
 PRESETS: dict[str, tuple[str, ...]] = {  # of units
@@ -50,6 +51,8 @@ class DendriticConfig:
     Args:
         sparsity: fraction of the budget that the target modules lose, in [0, 1).
         budget: what is counted: `"params"` (weights and biases) or `"macs"` (multiply-accumulates of one sample).
+        scope: of what `sparsity` is a fraction: `"targets"`, the layers that are pruned, or `"model"`, the whole model
+            with its embeddings, norms and head.
         target_modules: names or name suffixes (a list), or one regular expression for the full name (a string).
             Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
@@ -84,6 +87,7 @@ class DendriticConfig:
 
     sparsity: float = 0.6
     budget: str = "params"
+    scope: str = "targets"
     target_modules: str | Collection[str] | None = None
     exclude_modules: str | Collection[str] | None = None
     units: str | Collection[str] = "fine"
@@ -119,6 +123,7 @@ class DendriticConfig:
             _check_integer(field, getattr(self, field), at_least=0)
         object.__setattr__(self, "units", _units(self.units))
         _check_choice("budget", self.budget, BUDGETS)
+        _check_choice("scope", self.scope, SCOPES)
         _check_choice("importance", self.importance, IMPORTANCES)
         _check_choice("schedule", self.schedule, tuple(SCHEDULES))
         if not isinstance(self.native, bool):

@@ -94,6 +94,8 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
+    counted = set(wiring.positions) if config.scope == "model" else set(targets)
+    positions = {name: count for name, count in wiring.positions.items() if name in counted}
     groups = tuple(group for group in wiring.groups if _may_go(group, config))
     dials = ()
     if config.native and inputs is not None:
@@ -107,7 +109,7 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = costs_of(replacements, groups, positions=wiring.positions, config=config, stacks=stacks)
+    costs = costs_of(model, replacements, groups, positions=positions, config=config, stacks=stacks)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items() if layer.dendrite_mask.numel()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
@@ -124,7 +126,7 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         config=config,
         modules=records,
         groups=groups,
-        positions=wiring.positions,
+        positions=positions,
         dense_cost=dense_cost,
         dials=dials,
     )

@@ -136,7 +136,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     layout = injected_layout(model)
     layers = layers_in(model, layout)
     gates = gates_in(model, layout, layers)
-    costs, masks, rule = costs_in(layers, layout), _masks(gates), IMPORTANCE[layout.config.importance]
+    costs, masks, rule = costs_in(model, layers, layout), _masks(gates), IMPORTANCE[layout.config.importance]
     scores = _ranked(gates, layers, masks, costs, rule)
     if all(bool(mask.all()) for mask in masks.values()):
         _tell_unscored(gates, rule)
@@ -184,7 +184,7 @@ def pruning_of(model: nn.Module) -> Pruning:
     """How much of an injected model is pruned at present."""
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    return _pruning(_masks(gates_in(model, layout, layers)), costs_in(layers, layout), layout)
+    return _pruning(_masks(gates_in(model, layout, layers)), costs_in(model, layers, layout), layout)
 
 
 def _masks(gates: AllGates) -> dict[str, Tensor]:

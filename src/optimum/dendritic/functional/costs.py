@@ -4,6 +4,7 @@ A cost is counted exactly as in the packed model. What a layer costs may depend 
 lead to pruned inputs die.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
@@ -157,35 +158,29 @@ class LayerCost(Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntriesCost(Cost):
-    """What a module that multiplies nothing costs: an embedding, a norm, a parameter that stands alone.
+class TensorCost(Cost):
+    """What a tensor costs that is no target: an embedding, a norm, the head.
 
     Attributes:
-        each: Cost of one entry along its axis.
-        follows: Which unit of a group each entry dies with, along each axis that shrinks.
+        each: The cost of one entry of each axis that shrinks, which is that of all there is along the others.
+        links: Which units of groups the entries die with, of each axis that shrinks.
     """
 
     each: int
-    follows: Link
+    links: tuple[Link, ...] = ()
 
     def cost(self, masks: Masks, name: str) -> int:
-        return self.each * int(self.follows.alive(masks).sum())
+        return self.each * math.prod(self._lengths(masks))
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        return {self.follows.host: self.each * self.follows.per_segment(masks)}
+        lengths, saved = self._lengths(masks), dict[str, float]()
+        for axis, link in enumerate(self.links):
+            others = math.prod(length for index, length in enumerate(lengths) if index != axis)
+            saved[link.host] = saved.get(link.host, 0.0) + self.each * others * link.per_segment(masks)
+        return saved
 
-
-@dataclass(frozen=True)
-class FixedCost(Cost):
-    """What a module costs that nothing is pruned of."""
-
-    total: int
-
-    def cost(self, masks: Masks, name: str) -> int:
-        return self.total
-
-    def saved(self, masks: Masks, name: str) -> dict[str, float]:
-        return {}
+    def _lengths(self, masks: Masks) -> list[int]:
+        return [int(link.alive(masks).sum()) for link in self.links]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Wiring:
 
     Attributes:
         groups: The dependency groups, in order of their first consumers.
-        positions: For each target that is called, the products per sample of each of its weights (1 for a vector,
+        positions: For each layer that is called, the products per sample of each of its weights (1 for a vector,
             tokens, time steps or pixels otherwise), hence `macs = positions * weight.numel()`.
         fault: Why the forward pass could not be traced; empty where it could.
     """
@@ -92,7 +92,6 @@ def trace_wiring(
             logger.warning(f"The wiring could not be traced, so no channels are cut: {type(error).__name__}: {error}")
             return Wiring(fault=f"{type(error).__name__}: {error}")
         groups = _groups(tracer, [name for name in positions if name in wanted], spared)
-        positions = {name: count for name, count in positions.items() if name in wanted}
         return Wiring(_proved(groups, Trial(tracer)), positions)
 
 

@@ -14,21 +14,23 @@ from ..layout.layout import Layout
 from ..layout.records import Group
 from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, widths
 from ..state import injected_layout, layers_in, split_stacks
+from .rest_costs import costs_of_rest
 
 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:
     """What each injected layer of `model` costs, in units of its config's budget."""
     layout = injected_layout(model)
-    return costs_in(layers_in(model, layout), layout)
+    return costs_in(model, layers_in(model, layout), layout)
 
 
-def costs_in(layers: dict[str, DendriticLayer], layout: Layout) -> dict[str, Cost]:
+def costs_in(model: nn.Module, layers: dict[str, DendriticLayer], layout: Layout) -> dict[str, Cost]:
     """What the `layers` of an injected model cost, as `layer_costs`."""
     stacks = split_stacks(layers)[0]
-    return costs_of(layers, layout.groups, positions=layout.positions, config=layout.config, stacks=stacks)
+    return costs_of(model, layers, layout.groups, positions=layout.positions, config=layout.config, stacks=stacks)
 
 
 def costs_of(
+    model: nn.Module,
     layers: dict[str, DendriticLayer],
     groups: tuple[Group, ...],
     *,
@@ -36,9 +38,11 @@ def costs_of(
     config: DendriticConfig,
     stacks: Collection[str],
 ) -> dict[str, Cost]:
-    """What each of `layers` and `stacks` costs, in units of the config's budget.
+    """What each of `layers` and `stacks` costs, in units of the config's budget; and with the scope `"model"` what
+    everything else in the model costs.
 
     Args:
+        model: the model that the layers are of, or will be of.
         groups: which rows and inputs of the layers die together.
         positions: how often each layer multiplies in one sample; needed for MACs alone.
         stacks: names of the stacks of blocks, which may or may not be among `layers`.
@@ -58,6 +62,8 @@ def costs_of(
             block=int(name.removeprefix(f"{stack}.").split(".")[0]) if stack else 0,
         )
         costs[name] = _cost(layer, place)
+    if config.scope == "model":
+        costs |= costs_of_rest(model, layers, groups, positions=positions if macs else None)
     return costs
 
 

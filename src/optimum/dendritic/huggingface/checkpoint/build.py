@@ -96,7 +96,7 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
     layers = layers_in(model, layout)
     masks = {name: layer.dendrite_mask for name, layer in layers.items() if layer.dendrite_mask.numel()}
     dense = {name: torch.ones_like(mask, device="cpu") for name, mask in masks.items()}
-    cost = total_cost(dense, costs_in(layers, layout))
+    cost = total_cost(dense, costs_in(model, layers, layout))
     if trusted and cost != layout.dense_cost:
         raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
     return dataclasses.replace(layout, dense_cost=cost)

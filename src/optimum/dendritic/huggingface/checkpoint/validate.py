@@ -47,10 +47,12 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     if all(injected) and (layout.parameters or layout.numbers):
         yield "parameters", sorted([*layout.parameters, *layout.numbers]), "an injected model has them in full"
     stacks = {name for name, record in layout.modules.items() if isinstance(record, Stack)}
-    unknown = layout.positions.keys() - (layout.modules.keys() - stacks)
+    called = {name for name, module in model.named_modules() if is_prunable(module)}
+    counted = called if layout.config.scope == "model" else layout.modules.keys() - stacks
+    unknown = layout.positions.keys() - counted
     unplaced = layout.modules.keys() - stacks - layout.positions.keys()
     if unknown or (unplaced and all(injected) and layout.config.budget == "macs"):
-        yield "positions", sorted(unknown or unplaced), "must belong to the recorded modules, one to each"
+        yield "positions", sorted(unknown or unplaced), "must belong to the layers that are counted, one to each"
     for side in ("consumers", "passers", "parameters"):
         ends = [(member.name, member.axis) for group in layout.groups for member in getattr(group, side)]
         if len(ends) != len(set(ends)):
