@@ -165,9 +165,7 @@ def test_anything_that_was_never_written_is_refused(path, value):
         Layout.from_dict(data)
 
 
-@pytest.mark.parametrize(
-    "field", sorted(GOOD.keys() - {"parameters"})
-)  # as the dials, they are written where there are some
+@pytest.mark.parametrize("field", sorted(GOOD.keys() - {"parameters"}))  # which are written where there are some
 def test_a_missing_field_is_refused(field):
     with pytest.raises(CheckpointError):
         Layout.from_dict({key: value for key, value in GOOD.items() if key != field})

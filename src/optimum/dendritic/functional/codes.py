@@ -50,6 +50,17 @@ class Reach:
         pairs = torch.arange(int(count.sum())) + start.repeat_interleave(count)
         return reach_of(self.inputs.repeat_interleave(count), onward.inputs[pairs], onward.width)
 
+    def spread(self, marked: Bool[Tensor, "samples channels"]) -> Bool[Tensor, "samples inputs"]:
+        """The inputs that some of the `marked` channels reach.
+
+        >>> reach = Reach(torch.tensor([0, 1]), torch.tensor([2, 0]), width=3)
+        >>> reach.spread(torch.tensor([[True, False]])).int().tolist()
+        [[0, 0, 1]]
+        """
+        found = torch.zeros(len(marked), self.width, dtype=torch.uint8)
+        index = self.inputs.expand(len(marked), -1)
+        return found.scatter_reduce_(1, index, marked[:, self.channels].to(torch.uint8), "amax").bool()
+
     def __or__(self, other: "Reach") -> "Reach":
         """The pairs of both."""
         pairs = torch.cat([self.channels, other.channels]), torch.cat([self.inputs, other.inputs])

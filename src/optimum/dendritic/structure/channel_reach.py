@@ -3,7 +3,8 @@
 The samples of one pass serve several producers at once. In the first passes sample `p` marks all channels of producer
 `p`, which tells who reaches whom; producers that reach no common module then share the samples that mark their code
 words (`functional.codes`). Where several channels arrive together (all channels of a query reach a whole head), further
-samples mark each channel, or each small block of channels, alone.
+samples mark each channel, or each small block of channels, alone. Of the many producers that write to one residual
+stream only the first is read in full; a few samples show that the others reach the same.
 """
 
 import math
@@ -19,6 +20,7 @@ from .nan_tracing import Seen, Tangled, Tracer, Words
 EXACT = 256  # up to so many channels each is marked alone, where several arrive together
 BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it
 SAMPLES = 64  # largest batch of one tracing pass
+PROOFS = 4  # samples that show whether a producer reaches what another one reaches
 
 Touched = Mapping[str, Set[str]]
 Reached = dict[str, Reach]
@@ -53,9 +55,57 @@ def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict
     census, failed = _read(tracer, everything, None, samples)
     told = {*tracer.layers, *tracer.followers.values(), *tracer.norms.values()}
     touched = {name: seen.keys() & told for name, seen in census.items()}
-    words = {name: code(widths[name]) for name, modules in touched.items() if modules}
+    leads = _leads(touched, widths)
+    found, unread = _decoded(tracer, [name for name in touched if name not in leads], touched, samples)
+    alike = _alike(tracer, {name: found[lead] for name, lead in leads.items() if lead in found}, touched, samples)
+    others, unread_others = _decoded(tracer, [name for name in leads if name not in alike], touched, samples)
+    found |= alike | others
+    failed |= unread | unread_others
+    for name, seen in census.items():
+        if name in found:
+            found[name] |= {sink: _all(widths[name]) for sink in seen.keys() - told}
+    return {name: found[name] for name in producers if name in found}, failed
+
+
+def _leads(touched: Touched, widths: Mapping[str, int]) -> dict[str, str]:
+    """For each producer the one that may tell what it reaches: the one of equally many channels that reaches the most
+    modules, if all that it reaches are among them. So the writers of a residual stream are told by its first one."""
+    first: dict[int, str] = {}
+    for name in sorted(touched, key=lambda name: -len(touched[name])):
+        first.setdefault(widths[name], name)
+    pairs = {name: first[widths[name]] for name in touched if touched[name]}
+    return {name: lead for name, lead in pairs.items() if name != lead and touched[name] <= touched[lead]}
+
+
+def _alike(tracer: Tracer, leads: Mapping[str, Reached], touched: Touched, samples: int) -> dict[str, Reached]:
+    """Those producers that reach the same inputs by the same channels as their leads do: a few samples that mark a
+    random half of the channels show exactly what follows from that.
+
+    Args:
+        leads: what the lead of each producer reaches.
+    """
+    generator = torch.Generator().manual_seed(0)
+    words = {name: torch.rand(PROOFS, tracer.widths[name], generator=generator) < 0.5 for name in leads}
+    seen, _ = _read(tracer, words, touched, samples)
+    same: dict[str, Reached] = {}
+    for name, marks in seen.items():
+        reached = {module: leads[name][module] for module in touched[name] if module in leads[name]}
+        expected = {module: reach.spread(words[name]) for module, reach in reached.items()}
+        if reached.keys() == touched[name] and all(
+            torch.equal(expected[m], marks.get(m, torch.zeros_like(expected[m]))) for m in expected
+        ):
+            same[name] = reached
+    return same
+
+
+def _decoded(
+    tracer: Tracer, producers: Sequence[str], touched: Touched, samples: int
+) -> tuple[dict[str, Reached], dict[str, Exception]]:
+    """What the code words of the channels show."""
+    widths = tracer.widths
+    words = {name: code(widths[name]) for name in producers if touched[name]}
     seen, unread = _read(tracer, words, touched, samples)
-    found = {name: {sink: _all(widths[name]) for sink in seen.keys() - told} for name, seen in census.items()}
+    found: dict[str, Reached] = {name: {} for name in producers}
     unclear: dict[str, dict[str, Tensor]] = {}  # producer -> module -> its inputs that several channels reach
     for name, marks in seen.items():
         for module, columns in marks.items():
@@ -76,8 +126,8 @@ def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict
                 pairs &= marks[module][:, several].repeat_interleave(size, 0)
             channels, columns = pairs.nonzero().unbind(1)
             found[name][module] |= reach_of(channels, several[columns], found[name][module].width)
-    failed |= unread | unresolved | tangled
-    return {name: found[name] for name in producers if name not in failed}, failed
+    failed = unread | unresolved | tangled
+    return {name: reached for name, reached in found.items() if name not in failed}, failed
 
 
 def _all(channels: int) -> Reach:
