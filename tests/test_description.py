@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from helpers.checkpoints import saved
-from helpers.models import build
+from helpers.models import FixedHeads, build, roughen, vectors
 from optimum.utils import logging as optimum_logging
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -32,11 +32,24 @@ def test_every_state_of_a_layer_has_its_words():
     halve(model)
     assert describe(model)["transformer.h.0.attn.c_attn"] == "injected: 2 of 4 segments"
     words = describe(compress_(model, inputs))
-    assert words["transformer.h.0.attn.c_attn"] == "gather, scatter: 8 of 16 -> 24 of 48"
-    assert words["transformer.h.0.attn.c_proj"] == "gather: 8 of 16 -> 16"
+    assert words["transformer.h.0.attn.c_attn"] == "gather: 8 of 16 -> 24"
+    assert words["transformer.h.0.attn.c_proj"] == "plain: 8 -> 16"
     assert words["transformer.h.0.mlp.c_fc"] == "gather: 8 of 16 -> 12"
     assert words["transformer.h.0.mlp.c_proj"] == "plain: 12 -> 16"
     assert words["lm_head"] == DENSE and len(words) == 9
+
+
+def test_heads_that_cannot_go_leave_zeros():
+    model = compress_(halved_heads(), vectors())
+    words = describe(model)
+    assert words["fused"] == "gather, scatter: 8 of 16 -> 24 of 48" and words["out"] == "gather: 8 of 16 -> 16"
+
+
+def halved_heads() -> nn.Module:
+    model = roughen(FixedHeads())
+    inject_(model, DendriticConfig(sparsity=0.0, segment_size=4), example_inputs=vectors())
+    halve(model)
+    return model
 
 
 def test_arbors_and_followers_are_told():
@@ -79,20 +92,17 @@ def logged(caplog):
 
 
 def test_packing_logs_what_became_of_each_layer_and_why(logged):
-    model, inputs = build("gpt2")
-    inject_(model, DendriticConfig(sparsity=0.0, segment_size=4), example_inputs=inputs)
-    halve(model)
-    dendritic_layers(model)["transformer.h.0.mlp.c_fc"].dendrite_mask.fill_(True)
-    dendritic_layers(model)["transformer.h.0.mlp.c_proj"].dendrite_mask.fill_(True)
-    compress_(model, inputs)
+    model = halved_heads()
+    dendritic_layers(model)["stem"].dendrite_mask.fill_(True)
+    compress_(model, vectors())
     (text,) = [record.getMessage() for record in logged.records if record.getMessage().startswith("Packed")]
     assert text.splitlines() == [
-        "Packed GPT2LMHeadModel: 1 plain and smaller, 5 with a gather, 2 with a scatter, 2 as large as before",
-        "  gather, from a tensor that is not theirs alone: transformer.h.*.attn.c_attn (2), transformer.h.1.mlp.c_fc",
-        "  gather, from a tensor that cannot shrink (split, reshaped, added): transformer.h.*.attn.c_proj (2)",
-        "  scatter, into a tensor that cannot shrink: transformer.h.*.attn.c_attn (2)",
-        "  as large as before: transformer.h.0.mlp.c_fc, transformer.h.0.mlp.c_proj",
-        "  no target: lm_head",
+        "Packed FixedHeads: 0 plain and smaller, 2 with a gather, 1 with a scatter, 1 as large as before",
+        "  gather, from a tensor that is not theirs alone: fused",
+        "  gather, from a tensor that cannot shrink (split, reshaped, added): out",
+        "  scatter, into a tensor that cannot shrink: fused",
+        "  as large as before: stem",
+        "  no target: head",
     ]
 
 

@@ -30,7 +30,7 @@ MADE = {
             hf.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, decoder_start_token_id=0)
         ),
         {"input_ids": (1, 4), "decoder_input_ids": (1, 4)},
-        2,
+        3,
     ),
     "wav2vec2": (
         lambda: hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**TEXT, **WAVES, classifier_proj_size=16)),
@@ -49,7 +49,7 @@ MADE = {
             hf.WhisperConfig(**SMALL_DECODERS, **SPEECH, vocab_size=50, pad_token_id=2, bos_token_id=0, eos_token_id=1)
         ),
         {"input_features": (1, 8, 32), "decoder_input_ids": (1, 4)},
-        2,
+        5,
     ),
     "CLIP vision": (lambda: hf.CLIPForImageClassification(CLIP), {"pixel_values": (1, 3, 32, 32)}, 4),
     "CLIP": (lambda: hf.CLIPModel(CLIP), {"input_ids": (1, 4), "pixel_values": (1, 3, 32, 32)}, None),
@@ -88,7 +88,7 @@ class TestBatches:
         found = inputs_from_batch(model, model, {"input_ids": ids, "labels": labels})
         assert found.keys() == {"input_ids", "decoder_input_ids"} and bool((found["decoder_input_ids"] >= 0).all())
         inject_(model, PRUNING, example_inputs={"input_ids": ids, "labels": labels})
-        assert sum(group.cut for group in layout_of(model).groups) == 2
+        assert sum(group.cut for group in layout_of(model).groups) == 3
 
     def test_labels_of_one_class_are_left_out(self):
         model = MADE["T5"][0]()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, prune_
 from optimum.dendritic.config import IMPORTANCES
 from optimum.dendritic.one_shot.calibration import score_on_
-from optimum.dendritic.state import dendritic_layers
+from optimum.dendritic.state import dendritic_layers, gates_in, injected_layout
 from optimum.dendritic.structure.probing import quiet
 from optimum.dendritic.train_steps import pruning_of
 
@@ -131,12 +131,16 @@ def test_an_iterator_does_as_well_as_a_list():
     assert equal(state(first), state(second))
 
 
+def gates_of(model):
+    return gates_in(model, injected_layout(model), dendritic_layers(model))
+
+
 def test_the_score_is_the_mean_over_batches():
     model, batches = prepared()
     readings = []
     for chosen in ([batches[0]], [batches[1]], batches):
         with quiet(model):
-            score_on_(model, dendritic_layers(model), "dendritic", chosen)
+            score_on_(model, dendritic_layers(model), gates_of(model), "dendritic", chosen)
         readings.append([layer.dendrite_score.clone() for layer in dendritic_layers(model).values()])
     for first, second, both in zip(*readings, strict=True):
         assert torch.allclose(both, (first + second) / 2, rtol=1e-4)
@@ -146,7 +150,7 @@ def test_activity_is_the_mean_square_of_the_inputs():
     model, batches = prepared("plain_cnn", importance="activation")
     inputs = {"x": torch.randn(3, 3, 8, 8)}
     with quiet(model):
-        score_on_(model, dendritic_layers(model), "activation", [inputs])
+        score_on_(model, dendritic_layers(model), gates_of(model), "activation", [inputs])
     activity = dendritic_layers(model)["conv1"].dendrite_activity
     assert torch.allclose(activity, inputs["x"].square().mean((0, 2, 3)), atol=1e-5)
 
@@ -166,7 +170,7 @@ def test_a_batch_whose_gradients_are_not_finite_does_not_count():
     bad = {"x": torch.full_like(inputs["x"], torch.inf)}
     scores = []
     for batches in ([inputs], [inputs, bad]):
-        score_on_(whole, dendritic_layers(whole), "dendritic", batches)
+        score_on_(whole, dendritic_layers(whole), gates_of(whole), "dendritic", batches)
         scores.append(torch.cat([layer.dendrite_score.flatten() for layer in dendritic_layers(whole).values()]))
     assert torch.equal(*scores)
     with pytest.raises(DendriticError, match="not finite, on every batch"):

@@ -20,7 +20,7 @@ from optimum.dendritic.one_shot.reconstruction import (
     reconstruct_,
     stages,
 )
-from optimum.dendritic.state import dendritic_layers
+from optimum.dendritic.state import dendritic_layers, injected_layout, kept_in
 
 
 class Lone(nn.Module):
@@ -65,6 +65,10 @@ def pruned(kind: str, arbors: int = 1) -> tuple[Lone, dict[str, Tensor], Tensor]
     return model, dense, x
 
 
+def columns_of(layer: DendriticLayer) -> list[Tensor]:
+    return [kept_columns(layer, inputs) for inputs in layer.kept()]
+
+
 def layer_of(model: Lone) -> DendriticLayer:
     return dendritic_layers(model)["layer"]
 
@@ -72,7 +76,11 @@ def layer_of(model: Lone) -> DendriticLayer:
 def fit(model: nn.Module, dense: dict[str, Tensor], *batches: dict[str, Tensor], damping: float = 0.0) -> None:
     layers = fitted_layers(dendritic_layers(model))
     groups = stages(model, layers, batches[0], passes=100)
-    reconstruct_(model, layers, dense, batches, groups, damping=damping)
+    reconstruct_(model, layers, kept_inputs(model), dense, batches, groups, damping=damping)
+
+
+def kept_inputs(model: nn.Module) -> dict[str, list[Tensor]]:
+    return kept_in(model, injected_layout(model), dendritic_layers(model))[0]
 
 
 def wanted(model: nn.Module, dense: dict[str, Tensor], **batch: Tensor) -> Tensor:
@@ -86,7 +94,7 @@ def test_it_is_the_optimum_that_lstsq_finds(kind, arbors):
     layer, answer = layer_of(model), wanted(model, dense, x=x)
     fit(model, dense, {"x": x[:2]}, {"x": x[2:]})
     rows, expected = layer.factors(x), layer.products(answer).chunk(arbors, 1)
-    for arbor, kept in enumerate(kept_columns(layer)):
+    for arbor, kept in enumerate(columns_of(layer)):
         design = rows[:, kept]
         if layer.bias is not None:
             design = torch.cat([design, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
@@ -111,7 +119,7 @@ def test_it_is_never_worse_than_the_pruned_layer(kind, arbors, damping):
 @pytest.mark.parametrize("kind", ["linear", "linear, no bias", "conv1d"])
 def test_inputs_that_depend_on_kept_ones_cost_nothing(kind):
     model, dense, x = pruned(kind)
-    kept = kept_columns(layer_of(model))[0]
+    kept = columns_of(layer_of(model))[0]
     lost = [i for i in range(12) if i not in kept]
     offset = 0.0 if "no bias" in kind else 1.7
     x[..., lost] = x[..., kept] @ drawn(len(kept), len(lost), seed=3) + offset
@@ -182,7 +190,7 @@ def test_a_model_that_runs_otherwise_when_pruned_is_refused():
     model.first.mask_()
     with pytest.raises(DendriticError, match=r"calls second otherwise once it is pruned.*reconstruct=False"):
         layers = fitted_layers(dendritic_layers(model))
-        reconstruct_(model, layers, dense, [{"x": x}], [["first"], ["second"]], damping=0.0)
+        reconstruct_(model, layers, kept_inputs(model), dense, [{"x": x}], [["first"], ["second"]], damping=0.0)
 
 
 class TestStages:

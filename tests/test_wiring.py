@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum.dendritic import DendriticError, Wiring, trace_wiring
 from optimum.dendritic.functional.units import living, runs_along, units_along
-from optimum.dendritic.layout.records import Group, Run
+from optimum.dendritic.layout.records import Group, Number, Run
 from optimum.dendritic.structure.channel_reach import channel_reach
 from optimum.dendritic.structure.nan_tracing import Tracer
 from optimum.dendritic.structure.probing import quiet
@@ -68,10 +68,11 @@ def runs(*numbers: tuple[int, int, int, int]) -> tuple[Run, ...]:
     return tuple(Run(**dict(zip(("start", "size", "unit", "count"), each, strict=True))) for each in numbers)
 
 
-def test_gpt2_splits_one_tensor_into_heads_which_cannot_shrink():
+def test_gpt2_splits_one_tensor_into_heads_by_a_number_that_shrinks_with_them():
     found = trace("gpt2")
     group = found["transformer.h.0.attn.c_proj"]
-    assert feeds(group) == (["transformer.h.0.attn.c_attn"], [], "heads", 4, False)
+    assert feeds(group) == (["transformer.h.0.attn.c_attn"], [], "heads", 4, True)
+    assert group.numbers == (Number(module="transformer.h.0.attn", name="split_size", value=16),)
     assert group.producers[0].runs == runs((0, 4, 0, 4), (16, 4, 0, 4), (32, 4, 0, 4))
     assert feeds(found["transformer.h.0.mlp.c_proj"]) == (["transformer.h.0.mlp.c_fc"], [], "neurons", 1, True)
 
@@ -267,7 +268,7 @@ class Raises(nn.Module):
 
 def test_a_model_that_cannot_run_gives_an_empty_wiring_and_a_warning(caplog):
     model = Raises().train()
-    assert trace_wiring(model, {"x": torch.ones(1, 4)}) == Wiring()
+    assert trace_wiring(model, {"x": torch.ones(1, 4)}) == Wiring(fault="TypeError: no way")
     assert "no way" in caplog.text and caplog.records[0].levelno == logging.WARNING
     assert model.training and model.first.training
 
@@ -397,7 +398,8 @@ def test_outputs_that_cannot_be_watched_give_an_empty_wiring(caplog):
         def forward(self, x: Tensor) -> object:
             return type("Custom", (), {"hidden": self.down(self.up(x))})()
 
-    assert trace_wiring(Hidden(nn.Identity()), vectors()) == Wiring()
+    wiring = trace_wiring(Hidden(nn.Identity()), vectors())
+    assert wiring == Wiring(fault=wiring.fault) and "hold no tensors" in wiring.fault
     assert "hold no tensors" in caplog.text
 
 

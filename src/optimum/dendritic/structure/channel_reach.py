@@ -8,6 +8,7 @@ stream only the first is read in full; a few samples show that the others reach 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
 import torch
@@ -68,13 +69,18 @@ def _reach(tracer: Tracer, producers: Sequence[str], samples: int) -> tuple[dict
 
 
 def _leads(touched: Touched, widths: Mapping[str, int]) -> dict[str, str]:
-    """For each producer the one that may tell what it reaches: the one of equally many channels that reaches the most
-    modules, if all that it reaches are among them. So the writers of a residual stream are told by its first one."""
-    first: dict[int, str] = {}
+    """For each producer one of equally many channels that may tell what it reaches, because it reaches all those
+    modules, too; leads have none. So the writers of a residual stream are told by its first one."""
+    leads: dict[int, list[str]] = defaultdict(list)
+    found: dict[str, str] = {}
     for name in sorted(touched, key=lambda name: -len(touched[name])):
-        first.setdefault(widths[name], name)
-    pairs = {name: first[widths[name]] for name in touched if touched[name]}
-    return {name: lead for name, lead in pairs.items() if name != lead and touched[name] <= touched[lead]}
+        known = leads[widths[name]]
+        lead = next((lead for lead in known if touched[name] <= touched[lead]), None)
+        if lead is None:
+            known.append(name)
+        elif touched[name]:
+            found[name] = lead
+    return found
 
 
 def _alike(tracer: Tracer, leads: Mapping[str, Reached], touched: Touched, samples: int) -> dict[str, Reached]:

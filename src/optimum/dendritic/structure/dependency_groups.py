@@ -102,7 +102,7 @@ def _groups(tracer: Tracer, targets: Sequence[str], spared: Collection[str]) -> 
     labels = _components(tracer, reached)
     closed = _closed(tracer, reached, labels, spared)
     families = _families(labels, closed)
-    position = {name: place for place, name in enumerate([*targets, *tracer.layers])}
+    position = {name: place for place, name in enumerate(dict.fromkeys([*targets, *tracer.layers]))}
     groups: list[Group] = []
     for units in _joined(families, labels):
         members = {axis: unit_of for axis, own in labels.items() if bool(((unit_of := _units(own, units)) >= 0).any())}

@@ -68,7 +68,8 @@ def shapes(batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def repeat_first(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """The first sample, `samples` times over: every tensor `[batch, ...]` becomes `[samples, ...]`."""
     return {
-        k: v[:1].expand(samples, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()
+        key: value[:1].repeat(samples, *(1,) * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in inputs.items()
     }
 
 

@@ -47,9 +47,15 @@ class Trial:
             with answering(_norms(self.model, left, self.tracer), _Living(left, self.tracer)):
                 expected, outputs = self._run(self.tracer.layers, {})
             parameters = {name: shrunk_parameter(self.model, name, axes) for name, axes in left.entries.items()}
-            with exchanged(self.model, _shells(self.model, left), parameters, numbers_left(groups, alive)):
-                shells = {name: self.model.get_submodule(name) for name in self.tracer.layers}
-                found, answers = self._run(shells, left.outputs)
+            tables = {name: table for name, table in self.tracer.tables.items() if name in left.channels}
+            shells = _shells(self.model, left)
+            looked_up = _Columns({shells[name]: (table, left.channels[name]) for name, table in tables.items()})
+            with (
+                exchanged(self.model, shells, parameters, numbers_left(groups, alive)),
+                answering(looked_up.tables, looked_up),
+            ):
+                layers = {name: self.model.get_submodule(name) for name in self.tracer.layers}
+                found, answers = self._run(layers, left.outputs)
         except Exception as error:  # whatever a model raises on a tensor that has shrunk, it cannot do without
             logger.info(f"The forward pass of {type(self.model).__name__} broke: {type(error).__name__}: {error}")
             return False
@@ -128,6 +134,18 @@ def _counts_units(name: str, value: Any, units: int) -> bool:
     return type(value) is int and value >= units and value % units == 0 and not name.startswith("_")
 
 
+class _Columns:
+    """Lets embeddings that have lost columns look up all, and hand on those that are left: no weight is copied."""
+
+    def __init__(self, tables: Mapping[nn.Module, tuple[nn.Embedding, Tensor]]) -> None:
+        self.tables = tables
+
+    def __call__(self, shell: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        table, keep = self.tables[shell]
+        found = table(*args, **kwargs)
+        return found.index_select(-1, keep.to(found.device))
+
+
 def _norms(model: nn.Module, left: Shapes, tracer: Tracer) -> list[nn.Module]:
     norms = [model.get_submodule(name) for name in left.channels]
     return [norm for norm in norms if norm in tracer.norms]
@@ -137,7 +155,7 @@ def _shells(model: nn.Module, left: Shapes) -> dict[str, nn.Module]:
     """Modules of the shapes that are left; weights that nobody multiplies are on the meta device."""
     layers = {name: _shell(model, name, left) for name in left.arrives}
     modules = {name: model.get_submodule(name) for name in left.channels}
-    tables = {name: _narrow_table(module, left.channels[name]) for name, module in modules.items() if _is_table(module)}
+    tables = {n: _narrow_table(m, len(left.channels[n])) for n, m in modules.items() if _is_table(m)}
     others = {n: shrink_channels(m, left.channels[n]) for n, m in modules.items() if not _is_table(m)}
     return layers | tables | others
 
@@ -165,13 +183,7 @@ def _is_table(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)
 
 
-def _narrow_table(table: nn.Module, keep: Tensor) -> nn.Module:
-    """An embedding that looks up all columns and hands on those that are left: its weight is not copied."""
+def _narrow_table(table: nn.Module, columns: int) -> nn.Module:
     narrow = shallow_copy(table)
-    vars(narrow)["embedding_dim"] = len(keep)
-    vars(narrow)["forward"] = lambda *args, **kwargs: table(*args, **kwargs).index_select(-1, keep.to(_device(table)))
+    vars(narrow)["embedding_dim"] = columns
     return narrow
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -76,7 +76,7 @@ def untouched_random_states() -> Iterator[None]:
     """Whatever is drawn inside, Python, numpy and PyTorch go on afterwards as if it had not been."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with kept_random_state(devices):
         try:
             yield
         finally:
