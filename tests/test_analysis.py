@@ -74,6 +74,7 @@ def test_the_analysis_runs_from_a_saved_model_to_a_card(model, tmp_path):
         np.save(tmp_path / "data" / f"{split}-images.npy", images)
         np.save(tmp_path / "data" / f"{split}-labels.npy", np.arange(512) % 10)
     sizes = {"steps": 4, "images": 8, "early": 1, "rate": 0.1, "level": 0.5, "recovery": 1, "recovery_rate": 0.01}
+    sizes |= {"recoveries": 2, "rounds": 2}
     paths = {"model": tmp_path / "model", "output_dir": tmp_path, "card": tmp_path / "card.md"}
     args = argparse.Namespace(dataset="unused", seed=0, **sizes, **paths)
     result = ranking.analysed(args)

@@ -7,6 +7,7 @@ of the first, an entry of its normalisation and a column of the second.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,8 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     found, start = [], 0
     for name, module in model.named_modules():
         if type(module).__name__ == "ResNetBasicLayer":
-            first, second = module.get_submodule("layer")
-            parts = (first.get_submodule("convolution"), first.get_submodule("normalization"))
-            producer, norm, reader = (*parts, second.get_submodule("convolution"))
+            producer, norm = (module.get_submodule(f"layer.0.{part}") for part in ("convolution", "normalization"))
+            reader = module.get_submodule("layer.1.convolution")
             assert isinstance(producer, nn.Conv2d) and isinstance(reader, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
             found.append(Block(name, module, producer, norm, reader, start))
@@ -55,11 +55,12 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
 def costs(model: PreTrainedModel, pixels: Tensor) -> Float[Tensor, " channels"]:
     """Multiply-accumulates that go with each channel; all of a block cost the same, however many are left."""
     sizes: dict[str, int] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str) -> None:
+        sizes[name] = outputs[0, 0].numel()
+
     blocks = blocks_of(model)
-    hooks = [
-        block.reader.register_forward_hook(lambda m, i, y, name=block.name: sizes.update({name: y[0, 0].numel()}))
-        for block in blocks
-    ]
+    hooks = [block.reader.register_forward_hook(partial(note, name=block.name)) for block in blocks]
     with torch.inference_mode():
         model.eval()(pixel_values=pixels[:1])
     for hook in hooks:
@@ -83,7 +84,7 @@ def gate_gradients(
         inputs[0].retain_grad()
         seen[name] = inputs[0]
 
-    hooks = [b.reader.register_forward_pre_hook(lambda m, i, name=b.name: keep(m, i, name)) for b in blocks]
+    hooks = [block.reader.register_forward_pre_hook(partial(keep, name=block.name)) for block in blocks]
     for own, truth in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
         with torch.autocast(pixels.device.type, torch.bfloat16):  # as a training computes
             logits = model(pixel_values=own).logits.float()
@@ -108,16 +109,16 @@ def removal_losses(
     rises = torch.zeros(blocks[-1].channels.stop, len(labels))
     for start in range(0, len(labels), batch_size):
         own = slice(start, start + batch_size)
-        x = model.resnet.embedder(pixels[own])
+        x = model.get_submodule("resnet.embedder")(pixels[own])
         whole = _losses(model, blocks, x, labels[own])
-        for place, block in enumerate(blocks):
-            inner, around = block.module.get_submodule("layer"), block.module.get_submodule("shortcut")(x)
-            middle = inner[0](x)
+        for number, block in enumerate(blocks):
+            first, second = (block.module.get_submodule(f"layer.{place}") for place in (0, 1))
+            middle, around = first(x), block.module.get_submodule("shortcut")(x)
             for channel in range(middle.shape[1]):
                 without = middle.clone(memory_format=torch.preserve_format)
                 without[:, channel] = 0
-                y = torch.relu(inner[1](without) + around)
-                rises[block.start + channel, own] = _losses(model, blocks[place + 1 :], y, labels[own]) - whole
+                y = torch.relu(second(without) + around)
+                rises[block.start + channel, own] = _losses(model, blocks[number + 1 :], y, labels[own]) - whole
             x = block.module(x)
     return rises
 
@@ -146,7 +147,7 @@ def group_norms(model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor, Tensor
 def _losses(model: PreTrainedModel, blocks: list[Block], x: Tensor, labels: Tensor) -> Tensor:
     for block in blocks:
         x = block.module(x)
-    return F.cross_entropy(model.classifier(x.mean((2, 3))), labels, reduction="none")
+    return F.cross_entropy(model.get_submodule("classifier")(x.mean((2, 3))), labels, reduction="none")
 
 
 def _grad(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
 The model is read as it is ("late"), and in the middle of a short training at a high learning rate ("early"). Every
 channel inside a block is removed alone (the truth that a score stands for), then many at once by every score, with the
-normalisations made anew and, with `--recovery`, some steps of training. Takes some minutes of one core. The numbers go
+normalisations made anew and some steps of training. Takes some minutes of one core. The numbers go
 to `--card` (Markdown, with JSON and a figure beside it).
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -39,9 +40,27 @@ from analysis.channels import (  # noqa: E402
     without,
 )
 from analysis.ranking_card import render  # noqa: E402
-from analysis.scores import SCORES, Readings, between, divided, running, spearman, weakest, within  # noqa: E402
+from analysis.scores import (  # noqa: E402
+    SCORES,
+    Readings,
+    Rule,
+    between,
+    divided,
+    running,
+    spearman,
+    weakest,
+    within,
+)
 
 BATCH = 128
+TOGETHER = ("magnitude", "dendritic", "second order", "scaled norm", "rank mixture", "rank mixture, scaled")
+ROUNDS = ("dendritic", "second order")
+PAIRS = (
+    ("dendritic", "magnitude"),
+    ("dendritic", "scaled norm"),
+    ("dendritic", "the loss without it"),
+    ("magnitude", "dendritic"),
+)
 
 
 class Data:
@@ -131,19 +150,33 @@ def noise(readings: Readings) -> dict[str, float]:
     return {str(step): spearman(running(readings.batches[:step], 0.99), rest) for step in steps}
 
 
+def in_rounds(
+    model: PreTrainedModel, data: Data, rule: Rule, cost: Tensor, args: argparse.Namespace
+) -> Bool[Tensor, " channels"]:
+    """What `rule` removes where it reads anew after every part of the way, when what stands in for the removed counts."""
+    removed = torch.zeros(len(cost), dtype=torch.bool)
+    for turn in range(1, args.rounds + 1):
+        pruned = renormalised(without(model, removed), data.drawn(10 * BATCH)[0])
+        score = rule(read(pruned, data, max(2, args.steps // args.rounds))).masked_fill(removed, -torch.inf)
+        removed = weakest(score, cost, args.level * turn / args.rounds)
+    return removed
+
+
 def removed_together(
     model: PreTrainedModel, data: Data, gone: dict[str, Tensor], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """The validation loss after channels are removed at once; and after the recovery, which draws the same for each."""
+    """The validation loss after channels are removed at once, and after recoveries; these draw the same for each."""
     pixels, _ = data.drawn(10 * BATCH)
     found = {}
     for name, removed in tqdm(gone.items(), desc="removal at once"):
         pruned = renormalised(without(model, removed), pixels)
-        found[name] = {"at once": tested(pruned, data), "channels": int(removed.sum())}
-        if args.recovery:
-            torch.manual_seed(args.seed + 1)
-            train_(pruned, data, args.recovery, args.recovery_rate, removed)
-            found[name]["recovered"] = tested(pruned, data)
+        recovered = []
+        for draw in range(args.recoveries):
+            torch.manual_seed(args.seed + 1 + draw)
+            own = copy.deepcopy(pruned)
+            train_(own, data, args.recovery, args.recovery_rate, removed)
+            recovered.append(tested(own, data))
+        found[name] = {"channels": int(removed.sum()), "at once": tested(pruned, data), "recovered": recovered}
     return found
 
 
@@ -159,6 +192,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1, help="of those steps")
     parser.add_argument("--level", type=float, default=0.5, help="share of the channels' MACs that goes at once")
     parser.add_argument("--recovery", type=int, default=60, help="steps of training after that")
+    parser.add_argument("--recoveries", type=int, default=3, help="of each, with other draws")
+    parser.add_argument("--rounds", type=int, default=5, help="in which some rankings read anew")
     parser.add_argument("--recovery_rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -183,20 +218,18 @@ def analysed(args: argparse.Namespace) -> dict[str, Any]:
     rises = removal_losses(model, *data.drawn(args.images))
     truth = rises.mean(1)
     cost = costs(model, data.validation[0])
-    rankings = {**scores, "dendritic, early": early_scores["dendritic"], "the loss without it": truth}
+    rankings = {name: scores[name] for name in TOGETHER}
+    rankings |= {"dendritic, early": early_scores["dendritic"], "the loss without it": truth}
     gone = {name: weakest(score, cost, args.level) for name, score in rankings.items()}
-    pairs = ("dendritic", "magnitude", "the loss without it")
     mixed = {
-        f"{many} says how many, {which} which": divided(gone[many], rankings[which], layers)
-        for many in pairs
-        for which in pairs
-        if many != which
+        f"{many} says how many, {which} which": divided(gone[many], rankings[which], layers) for many, which in PAIRS
     }
+    mixed |= {f"{name}, in rounds": in_rounds(model, data, SCORES[name], cost, args) for name in ROUNDS}
     result = {
         "settings": {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()},
         "dense": tested(model, data),
         "early": tested(warm, data),
-        "ceiling": spearman(rises[:, 0::2].mean(1), rises[:, 1::2].mean(1)),
+        "halves": spearman(rises[:, 0::2].mean(1), rises[:, 1::2].mean(1)),
         "agreement": agreements(scores, truth, layers),
         "agreement of early scores": agreements(early_scores, truth, layers),
         "early with late": {name: spearman(early_scores[name], scores[name]) for name in SCORES},

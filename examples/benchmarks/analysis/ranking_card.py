@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def render(result: dict[str, Any], path: Path) -> None:
             blocks=len(result["channels"]),
             dense=_tested(result["dense"]),
             warm=_tested(result["early"]),
-            ceiling=f"{result['ceiling']:.2f}",
+            halves=f"{result['halves']:.2f}",
+            ceiling=f"{_ceiling(result['halves']):.2f}",
+            findings="\n".join(f"* {sentence}" for sentence in findings(result)),
             agreement=_agreement(result),
             noise=_noise(result["noise"]),
             together=_together(together, result),
@@ -88,12 +91,52 @@ def _together(together: dict[str, dict[str, Any]], result: dict[str, Any]) -> st
             name,
             str(own["channels"]),
             _tested(own["at once"]),
-            _tested(own["recovered"]) if "recovered" in own else "",
+            _recovered(own["recovered"]),
             f"{sums[name]:.2f}" if name in sums else "",
         ]
-        for name, own in sorted(together.items(), key=lambda item: item[1].get("recovered", item[1]["at once"])["loss"])
+        for name, own in sorted(together.items(), key=lambda item: _loss(item[1]))
     ]
     return _grid(["ranking", "channels removed", "at once", "recovered", "sum of the single rises"], rows)
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """What the numbers say, in sentences that carry them."""
+    late, together = result["agreement"], result["removed together"]
+    steps = [step for step, found in result["noise"]["late"].items() if found >= 0.8]
+    first, mean = late["dendritic"], late["more batches"]
+    truth, dense = together["the loss without it"], result["dense"]["loss"]
+    alone = result["sum of single rises"]["the loss without it"]
+    best, worst = (pick(together, key=lambda name: _loss(together[name])) for pick in (min, max))
+    return [
+        f"Noise: the running score agrees to 0.8 with readings that it has not seen after {steps[0]} steps; the mean of "
+        f"all readings agrees with the truth by {mean['all']:.2f}, the running score by {first['all']:.2f}."
+        if steps
+        else "Noise: the running score does not reach an agreement of 0.8 with readings that it has not seen.",
+        f"Between layers the dendritic score agrees with the truth by {first['between layers']:.2f}, magnitude by "
+        f"{late['magnitude']['between layers']:.2f}; within layers by {first['within layers']:.2f} and "
+        f"{late['magnitude']['within layers']:.2f}.",
+        f"The sign: the second order of the loss, which keeps it, agrees by {late['second order']['all']:.2f}.",
+        f"Interplay: the channels of the lowest single rises add up to {alone:.2f}, but removed at once they cost "
+        f"{truth['at once']['loss'] - dense:.2f}: channels stand in for each other, and a perfect score of single "
+        f"channels recovers to {_loss(truth):.3f}, the dendritic score to {_loss(together['dendritic']):.3f}.",
+        f"After the recovery the best is {best} ({_loss(together[best]):.3f}) and the worst {worst} "
+        f"({_loss(together[worst]):.3f}); magnitude alone has {_loss(together['magnitude']):.3f}.",
+    ]
+
+
+def _loss(own: dict[str, Any]) -> float:
+    return statistics.mean(found["loss"] for found in own["recovered"])
+
+
+def _recovered(found: list[dict[str, float]]) -> str:
+    losses, accuracies = ([one[name] for one in found] for name in ("loss", "accuracy"))
+    spread = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
+    return f"{statistics.mean(losses):.3f}{spread} ({statistics.mean(accuracies):.1f} %)"
+
+
+def _ceiling(halves: float) -> float:
+    """The largest correlation with a mean whose halves correlate so (Spearman 1910, Brown 1910)."""
+    return max(0.0, 2 * halves / (1 + halves)) ** 0.5
 
 
 def _tested(found: dict[str, float]) -> str:

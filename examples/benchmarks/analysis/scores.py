@@ -66,7 +66,8 @@ def scaled_norm(readings: Readings) -> Channels:
     return readings.scales * readings.columns
 
 
-SCORES: dict[str, Callable[[Readings], Channels]] = {
+Rule = Callable[[Readings], Channels]
+SCORES: dict[str, Rule] = {
     "magnitude": lambda r: r.rows + r.columns,
     "dendritic": lambda r: running(r.batches, 0.99),
     "taylor": lambda r: r.batches.abs().mean(0),

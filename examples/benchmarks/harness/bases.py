@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from .runs import Run
@@ -35,7 +34,7 @@ def keep(task: Task, run: Run, output_dir: Path, folder: Path = FOLDER) -> Path:
     made = json.loads((output_dir / f"{run.name}.json").read_text())
     model = task.load(output_dir / run.name)
     assert isinstance(model, PreTrainedModel)
-    model.to(torch.float16).save_pretrained(path)
+    model.half().save_pretrained(path)
     described = {name: value for name, value in made.items() if name not in LEFT_OUT}
     (path / "run.json").write_text(json.dumps({"command": _command(task, run), **described}, indent=1) + "\n")
     return path
