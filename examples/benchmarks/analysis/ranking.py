@@ -153,7 +153,7 @@ def noise(readings: Readings) -> dict[str, float]:
 def in_rounds(
     model: PreTrainedModel, data: Data, rule: Rule, cost: Tensor, args: argparse.Namespace
 ) -> Bool[Tensor, " channels"]:
-    """What `rule` removes where it reads anew after every part of the way, when what stands in for the removed counts."""
+    """What `rule` removes where it reads anew after every part of the way: what stands in for others then counts."""
     removed = torch.zeros(len(cost), dtype=torch.bool)
     for turn in range(1, args.rounds + 1):
         pruned = renormalised(without(model, removed), data.drawn(10 * BATCH)[0])

@@ -108,8 +108,8 @@ def findings(result: dict[str, Any]) -> list[str]:
     alone = result["sum of single rises"]["the loss without it"]
     best, worst = (pick(together, key=lambda name: _loss(together[name])) for pick in (min, max))
     return [
-        f"Noise: the running score agrees to 0.8 with readings that it has not seen after {steps[0]} steps; the mean of "
-        f"all readings agrees with the truth by {mean['all']:.2f}, the running score by {first['all']:.2f}."
+        f"Noise: the running score agrees to 0.8 with readings that it has not seen after {steps[0]} steps; the mean "
+        f"of all readings agrees with the truth by {mean['all']:.2f}, the running score by {first['all']:.2f}."
         if steps
         else "Noise: the running score does not reach an agreement of 0.8 with readings that it has not seen.",
         f"Between layers the dendritic score agrees with the truth by {first['between layers']:.2f}, magnitude by "
