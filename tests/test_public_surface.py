@@ -44,6 +44,7 @@ BESIDES = {  # public in modules of their own; README lists the same
     "optimum.dendritic.inspection.figures": ["density_figure", "save_density_figure"],
     "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
     "optimum.dendritic.runtimes.executorch": ["export_executorch"],
+    "optimum.dendritic.runtimes.gguf": ["export_gguf"],
     "optimum.dendritic.runtimes.openvino": ["export_openvino"],
 }
 IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
