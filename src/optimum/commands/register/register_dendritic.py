@@ -244,6 +244,9 @@ def _add_timing(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads (those torch would use).")
     parser.add_argument("--seconds", type=_positive(float), default=2.0, metavar="S", help="Time for each latency (2).")
+    parser.add_argument(
+        "--energy", action="store_true", help="Also measure joules per sample, where the machine has a counter."
+    )
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
