@@ -11,7 +11,8 @@ import torch
 import transformers
 from helpers.checkpoints import saved
 from helpers.compare import every
-from helpers.models import FACTORIES, build, images, outputs
+from helpers.families import IMAGE, TEXT
+from helpers.models import FACTORIES, build, images, outputs, roughen
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -26,13 +27,16 @@ from transformers import (
 
 from optimum.dendritic import (
     CheckpointError,
+    DendriticConfig,
     DendriticError,
     compress_,
+    inject_,
     mask_,
     score_,
     update_,
 )
 from optimum.dendritic.layout.records import Follower, Form, Segments
+from optimum.dendritic.nn import PackedLayer
 
 CASES: dict[str, dict[str, Any]] = {
     "bert": {"name": "bert"},
@@ -355,3 +359,32 @@ def test_a_transformers_that_cannot_sort_gates_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("optimum.dendritic.huggingface.checkpoint.loader.dot_natural_key", by_parts)
     with pytest.raises(CheckpointError, match="transformers = .* cannot load .* native"):
         BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+BERTS = [transformers.BertModel, BertForSequenceClassification, transformers.BertForMaskedLM]
+VITS = [transformers.ViTModel, transformers.ViTForImageClassification]
+HEADS = {
+    "bert": (lambda kind: kind(transformers.BertConfig(**TEXT)), BERTS),
+    "vit": (lambda kind: kind(transformers.ViTConfig(**IMAGE)), VITS),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_packed_checkpoint_loads_into_every_other_head_as_a_dense_one_does(name, tmp_path):
+    """With a pooler or without one, and with heads compressed, too: the body is the saved one, and a head is new."""
+    make, kinds = HEADS[name]
+    for saved_kind in kinds:
+        model, folder = roughen(make(saved_kind)), tmp_path / saved_kind.__name__
+        inject_(model, DendriticConfig(sparsity=0.4, segment_size=4, importance="magnitude", target_modules=".*"))
+        score_(model)
+        update_(model, 0.4)
+        compress_(model).save_pretrained(folder)
+        expected = model.base_model.state_dict()
+        for kind in kinds:
+            loaded = kind.from_pretrained(folder)
+            found = loaded.base_model.state_dict()
+            shared = found.keys() & expected.keys()
+            assert len(shared) > 20 and every(torch.equal(found[key], expected[key]) for key in shared)
+            body = set(loaded.base_model.modules())
+            new = [] if kind is saved_kind else [module for module in loaded.modules() if module not in body]
+            assert not any(isinstance(module, PackedLayer) for module in new)

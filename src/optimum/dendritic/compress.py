@@ -67,6 +67,11 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 def _compress_(
     model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any]
 ) -> nn.Module:
+    if all(bool(layer.dendrite_mask.all()) for layer in layers.values()):
+        logger.warning(
+            f"Nothing of {type(model).__name__} was pruned, so packing leaves it as large as it was. "
+            "Call update_(model, sparsity) first, as a training or prune_ does."
+        )
     with quiet(model):
         packed, replaced = _pack_verified_(model, layers, list(layout.bundles), inputs)
     for name, old in replaced.items():

@@ -20,13 +20,14 @@ from ...distillation import distill_, distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
+from ...pruner import check_trains_sprouts
 from ...state import layout_of
 from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
-from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
+from .engines import check_engine, deepspeed_engine, save_full_state_dict
 from .first_batch import example_inputs_of_trainer
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
+from ...process_state import kept_random_state
 from ...structure.batch_inputs import inputs_from_batch
 from ...unofficial import calling, used_columns
 
@@ -76,7 +77,7 @@ def untouched_random_states() -> Iterator[None]:
     """Whatever is drawn inside, Python, numpy and PyTorch go on afterwards as if it had not been."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with kept_random_state(devices):
         try:
             yield
         finally:

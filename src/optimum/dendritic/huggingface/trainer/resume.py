@@ -62,7 +62,7 @@ def check_length(steps: int, plan: dict[int, Update], state: TrainerState, confi
     Raises:
         DendriticError: the run would end before its mask is final.
     """
-    if 0 < len(plan) < config.updates:
+    if 1 < len(plan) < config.updates:  # update_plan tells of a single one
         logger.warning(
             f"max_steps = {steps} leaves room for {len(plan)} of {config.updates} mask updates between start = "
             f"{config.start} and end = {config.end}. Train longer for better accuracy."
