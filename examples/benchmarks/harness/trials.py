@@ -35,7 +35,7 @@ def trials(run: Run, indices: Iterable[int], limit: float = LIMIT) -> Iterator[T
     context = multiprocessing.get_context("fork")  # everything is imported already
     while left:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(run, left, theirs))
+        process = context.Process(target=_work, args=(run, left, ours, theirs))
         process.start()
         theirs.close()
         told = ["", ""]
@@ -58,7 +58,9 @@ def trials(run: Run, indices: Iterable[int], limit: float = LIMIT) -> Iterator[T
             ours.close()
 
 
-def _work(run: Run, indices: list[int], answers: Connection) -> None:
+def _work(run: Run, indices: list[int], read: Connection, answers: Connection) -> None:
+    read.close()  # so that nobody is left to answer to when the parent is gone
+
     def send(*words: str | None) -> None:
         answers.send_bytes(json.dumps(words).encode())
 

@@ -21,7 +21,8 @@ from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.probing import probe, quiet
-from .structure.verification import answers_alike, exchanged
+from .structure.readiness import refuse_unready
+from .structure.verification import answers_alike, difference_of, exchanged
 from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """
     layout = injected_layout(model)
     layers = layers_in(model, layout)
+    refuse_unready(model)
     inputs = _inputs(model, layout, example_inputs)
     reshard(model)
     with all_or_nothing() as notes:
@@ -127,8 +129,7 @@ def _pack_verified_(
     if found is None:
         found = proved([bundle if proved([bundle], keep=False) else _uncut(bundle) for bundle in bundles])
     if found is None:
-        rule = "packing changes its outputs beyond rounding"
-        raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
+        raise difference_of(model, inputs, expected, readers, like=like)
     return found
 
 

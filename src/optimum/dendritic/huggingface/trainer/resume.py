@@ -47,6 +47,8 @@ def saved_attributes(name: str, config: DendriticConfig, state: TrainerState) ->
 
 def planned_steps(notes: dict[str, Any], state: TrainerState) -> int:
     """The `max_steps` that the masks' schedule is made for: those that the run began with, however far it now goes."""
+    if state.max_steps == 0:
+        raise invalid("max_steps", 0, "leaves nothing to train", "Set num_train_epochs or max_steps above 0.")
     steps = notes.get("max_steps") or state.max_steps
     if type(steps) is not int or steps < 1:
         raise invalid(
