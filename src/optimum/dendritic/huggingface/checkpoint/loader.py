@@ -26,7 +26,7 @@ from ...nn.surgery import swap
 from ...state import layout_of, set_layout
 from ...unofficial import forget_quantized_, is_dispatched, is_loaded
 from .build import build, renamed, with_cost
-from .complete import check_complete, check_names
+from .complete import check_complete, check_config
 from .key_mapping import renames, resolver
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
@@ -85,7 +85,7 @@ class DendriticLoader(HfQuantizer):
         self, model: PreTrainedModel, *args: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
-        check_names(model.config)
+        check_config(model.config)
         with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
             stored = read_headers(checkpoint_files or ())
             self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
