@@ -19,7 +19,7 @@ from .subjects import SUBJECTS, inputs_of
 from .trials import Tell
 
 OURS = "optimum/dendritic"
-FINE = ("refused", "refused by transformers", "equal", "harmless")  # what may come of a case
+FINE = ("refused", "refused when run", "refused by transformers", "equal", "harmless")  # what may come of a case
 CLOSE = 1e-4  # of the largest output: packing sums in another order
 
 
@@ -80,8 +80,11 @@ class Bases:
         random_left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if random_left:
             return f"changed: {random_left[0]} has no values"
-        found = answer(model)
-        if found is None or bits(found) != bits(self.outputs[base]):
+        try:
+            found = answer(model)
+        except DendriticError:
+            return "refused when run"
+        if bits(found) != bits(self.outputs[base]):
             return "changed: it answers otherwise"
         equal = state(model) == self.states[base]
         layout = layout_of(model)
