@@ -1,5 +1,6 @@
 """Hostile edits of a checkpoint's config.json, drawn at random: of its layout, of a field, of its bytes."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -42,14 +43,19 @@ def layout(edit: Callable[[random.Random, dict[str, Any]], str]) -> Edit:
     return apply
 
 
+def junk(chance: random.Random) -> Any:
+    """Something that does not belong there; a copy, since a later edit may change it."""
+    return copy.deepcopy(chance.choice(JUNK))
+
+
 def some_place(chance: random.Random, found: dict[str, Any]) -> tuple[Any, ...]:
     return chance.choice([path for path in places(found) if path != ("quant_method",)])
 
 
 def value(chance: random.Random, found: dict[str, Any]) -> str:
-    path, junk = some_place(chance, found), chance.choice(JUNK)
-    at(found, path[:-1])[path[-1]] = junk
-    return f"{path} = {junk!r:.60}"
+    path, new = some_place(chance, found), junk(chance)
+    at(found, path[:-1])[path[-1]] = new
+    return f"{path} = {new!r:.60}"
 
 
 def number(chance: random.Random, found: dict[str, Any]) -> str:
@@ -128,13 +134,13 @@ def stock(chance: random.Random, folder: Path) -> str:
     words = [*JUNK, 32, 48, ["BertModel"], ["GPT2LMHeadModel"], "gpt2", [8, 8], {"0": "a"}]
     if name in BLOCKS:
         words = [word for word in words if not isinstance(word, int | list) or word in (0, 1, 2, 3, 4, 48, [8, 8], [])]
-    junk = chance.choice(words)
+    new = copy.deepcopy(chance.choice(words))
     if chance.random() < 0.2:
         config.pop(name)
     else:
-        config[name] = junk
+        config[name] = new
     (folder / "config.json").write_text(json.dumps(config))
-    return f"{name} = {junk!r:.60}"
+    return f"{name} = {new!r:.60}"
 
 
 EDITS: dict[str, Edit] = {
