@@ -109,11 +109,11 @@ def here(run: Run, indices: list[int]) -> Iterator[Trial]:
         yield Trial(index, told[0], told[1], outcome)
 
 
-def play(part: str, cases: int, seed: int, notes: Path) -> list[Trial]:
-    """The cases of a part, as far as they are not noted yet; all of them."""
+def play(part: str, cases: int, seed: int, notes: Path, only_report: bool) -> list[Trial]:
+    """Run the cases of a part that are not noted yet, unless `only_report`; all that are noted then."""
     known = [Trial(**json.loads(line)) for line in notes.read_text().splitlines()] if notes.exists() else []
     done = {trial.index for trial in known}
-    left = [index for index in range(cases) if index not in done]
+    left = [] if only_report else [index for index in range(cases) if index not in done]
     if left:
         with ExitStack() as stack, tempfile.TemporaryDirectory() as folder, notes.open("a") as file:
             run = PARTS[part](Path(folder), seed, stack)
@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cases", type=int, help=f"of each part; default: {CASES}")
+    parser.add_argument("--report", action="store_true", help="run nothing; count what is noted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/robustness"), help="where ended cases are noted")
     parser.add_argument("--json", type=Path, default=Path("model_cards/robustness.json"))
@@ -173,7 +174,9 @@ def main() -> None:
     report: dict[str, Any] = {"environment": environment()}
     for part in options.parts:
         notes = options.output_dir / f"{part}-{options.seed}.jsonl"
-        report[part] = summary(part, options.seed, play(part, options.cases or CASES[part], options.seed, notes))
+        report[part] = summary(
+            part, options.seed, play(part, options.cases or CASES[part], options.seed, notes, options.report)
+        )
         write_json(options.json, report)
         options.json.with_suffix(".md").write_text(render(report))
     if any(report[part]["failures"] for part in options.parts):
