@@ -58,6 +58,7 @@ MEANING = {
     "refused": "an error of this package, in words",
     "refused when run": "the same, by the first forward pass: a layer is given a tensor of another width than it reads",
     "refused by transformers": "an error of transformers or torch, before this package was asked",
+    "not asked": "without a config.json nothing names this package, and transformers made a model of the class's own",
     "equal": "a model with the same layout and tensors",
     "harmless": "a model that answers the same, bit for bit, with other bookkeeping, such as a score",
     "as it was": "the error came out, and everything was as before, bit for bit",

@@ -19,7 +19,8 @@ from .subjects import SUBJECTS, inputs_of
 from .trials import Tell
 
 OURS = "optimum/dendritic"
-FINE = ("refused", "refused when run", "refused by transformers", "equal", "harmless")  # what may come of a case
+# what may come of a case
+FINE = ("refused", "refused when run", "refused by transformers", "not asked", "equal", "harmless")
 CLOSE = 1e-4  # of the largest output: packing sums in another order
 
 
@@ -77,6 +78,8 @@ class Bases:
                 if ours
                 else ("refused by transformers")
             )
+        if not (folder / "config.json").exists():
+            return "not asked"
         random_left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if random_left:
             return f"changed: {random_left[0]} has no values"

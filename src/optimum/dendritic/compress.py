@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .distributed.dtensor import reshard
-from .errors import DendriticError, invalid
+from .errors import DendriticError
 from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
 from .layout.records import Bundle, Follower, Form, Record, Recurrent
