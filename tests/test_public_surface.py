@@ -48,7 +48,9 @@ BESIDES = {  # public in modules of their own; README lists the same
     "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
     "optimum.dendritic.runtimes.executorch": ["export_executorch"],
     "optimum.dendritic.runtimes.gguf": ["export_gguf"],
+    "optimum.dendritic.runtimes.int8": ["quantized"],
     "optimum.dendritic.runtimes.openvino": ["export_openvino"],
+    "optimum.dendritic.runtimes.plain_linears": ["with_plain_linears"],
 }
 IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
 HOUSE = Path(optimum.dendritic.__file__).parent

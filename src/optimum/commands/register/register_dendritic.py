@@ -168,6 +168,9 @@ class ExportCommand(Command):
             "--output", required=True, metavar="DIR", help="Where the files are saved; of gguf, the file."
         )
         parser.add_argument(
+            "--int8", action="store_true", help="Quantize the weights of an onnx or openvino file to int8."
+        )
+        parser.add_argument(
             "--gguf-type",
             choices=GGUF_TYPES,
             default="f16",

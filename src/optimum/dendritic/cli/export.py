@@ -27,6 +27,7 @@ RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that ans
     "executorch": ("ExecuTorch", export_executorch),
 }
 GGUF = "gguf"  # one file, and nothing here to run it
+QUANTIZED = ("onnx", "openvino")  # to int8, without samples
 FORMATS = (*RUNTIMES, GGUF)
 
 
@@ -38,6 +39,9 @@ def run(args: Namespace) -> str:
     """
     check_json(args)
     is_file = args.format == GGUF
+    if args.int8 and args.format not in QUANTIZED:
+        remedy = "Give --gguf-type q8_0." if is_file else f"Choose {' or '.join(QUANTIZED)}."
+        raise invalid("--int8", True, f"is not made for {args.format}", remedy)
     if is_file:
         check_file("--output", args.output)
     elif Path(args.output).exists() and not Path(args.output).is_dir():
@@ -51,8 +55,9 @@ def run(args: Namespace) -> str:
     else:
         runtime, export = RUNTIMES[args.format]
         inputs = example_inputs(model, args.sequence_length)
-        path = _exported(args, lambda: export(model, inputs, args.output, processor=processor))
-        checked = f"{runtime} answers as the model does."
+        options = {"processor": processor, **({"int8": True} if args.int8 else {})}
+        path = _exported(args, lambda: export(model, inputs, args.output, **options))
+        checked = f"{runtime} answers as the model does{', as nearly as int8 can' if args.int8 else ''}."
     files = {name: (path.parent / name).stat().st_size for name in _files(path)}
     write_json(args, {"model": args.model, "format": args.format, "output": str(path), "bytes": files})
     beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
