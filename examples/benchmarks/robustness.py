@@ -99,6 +99,7 @@ PARTS: dict[str, Callable[[Path, int, ExitStack], Run]] = {
     "kills": kills,
     "hub": hub,
 }
+HANGS = {"checkpoints": 120.0, "verbs": 600.0, "kills": 3600.0}  # seconds; a case of kills is a dozen trainings
 HERE = ("hub",)  # its server has threads, which no fork takes along
 
 
@@ -118,7 +119,7 @@ def play(part: str, cases: int, seed: int, notes: Path, only_report: bool) -> li
     if left:
         with ExitStack() as stack, tempfile.TemporaryDirectory() as folder, notes.open("a") as file:
             run = PARTS[part](Path(folder), seed, stack)
-            found = here(run, left) if part in HERE else trials(run, left)
+            found = here(run, left) if part in HERE else trials(run, left, HANGS[part])
             for trial in tqdm(found, desc=part, total=cases, initial=len(done), unit="case"):
                 known.append(trial)
                 file.write(json.dumps(asdict(trial)) + "\n")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-LIMIT = 120.0  # seconds after which a case hangs; most take a tenth of one
 MEMORY = 6 * 2**30  # bytes that a case may ask for beyond what the process has
 
 
@@ -29,8 +28,8 @@ Tell = Callable[[str, str], None]  # group, what is being done
 Run = Callable[[int, Tell], str]  # number of a case -> outcome
 
 
-def trials(run: Run, indices: Iterable[int], limit: float = LIMIT) -> Iterator[Trial]:
-    """Run the cases one after another, each in whichever process is alive."""
+def trials(run: Run, indices: Iterable[int], limit: float) -> Iterator[Trial]:
+    """Run the cases one after another, each in whichever process is alive; one that takes `limit` seconds hangs."""
     left = list(indices)
     context = multiprocessing.get_context("fork")  # everything is imported already
     while left:
