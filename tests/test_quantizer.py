@@ -388,3 +388,31 @@ def test_a_packed_checkpoint_loads_into_every_other_head_as_a_dense_one_does(nam
             body = set(loaded.base_model.modules())
             new = [] if kind is saved_kind else [module for module in loaded.modules() if module not in body]
             assert not any(isinstance(module, PackedLayer) for module in new)
+
+
+STRANGER = """
+import sys, transformers
+assert not any(name.startswith("optimum.dendritic") for name in sys.modules)
+transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1], ignore_mismatched_sizes=sys.argv[2] == "1")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_who_loads_without_the_package_reads_its_name(ignoring, tmp_path):
+    """And is stopped by the shapes, unless they asked transformers to go on with random weights."""
+    saved(tmp_path, "bert", "packed")
+    command = [sys.executable, "-c", STRANGER, str(tmp_path), str(int(ignoring))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Unknown quantization type, got optimum-dendritic" in done.stderr
+    assert (done.returncode == 0) == ignoring and "mismatch" in done.stderr.lower()
+
+
+def test_the_former_name_of_the_method_is_read(tmp_path):
+    model, inputs = saved(tmp_path, "bert", "packed")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "optimum-dendritic"
+    config["quantization_config"]["quant_method"] = "dendritic"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(outputs(loaded, inputs), outputs(model, inputs))

@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import CheckpointError, invalid
-from ...layout.layout import METHOD, Layout
+from ...layout.layout import METHOD, METHODS, Layout
 from ...layout.strict_json import bad
 from ...nn import DendriticLayer
 from ...nn.surgery import swap
@@ -160,5 +160,6 @@ def _copy_empty(tensors: Mapping[str, Tensor]) -> None:
             tensor.data = tensor.data.clone()
 
 
-register_quantization_config(METHOD)(DendriticLayoutConfig)
-register_quantizer(METHOD)(DendriticLoader)
+for method in METHODS:
+    register_quantization_config(method)(DendriticLayoutConfig)
+    register_quantizer(method)(DendriticLoader)
