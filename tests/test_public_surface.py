@@ -29,6 +29,7 @@ PUBLIC = [
     "distill_",
     "distillation_loss",
     "export_onnx",
+    "from_config",
     "inject_",
     "last_checkpoint",
     "load",

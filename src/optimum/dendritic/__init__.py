@@ -16,6 +16,7 @@ from .functional.distillation_loss import distillation_loss as distillation_loss
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
+from .huggingface.checkpoint.from_config import from_config as from_config
 from .huggingface.checkpoint.plain import load as load
 from .huggingface.checkpoint.plain import save as save
 from .inject import inject_ as inject_
