@@ -21,7 +21,8 @@ fresh process. `tests/clients/` runs all of them; the packages beside transforme
 
 {table}
 
-* **Early stopping** can end a training before the mask is final. The model is then not packed, and a warning says so.
+* **Early stopping** can end a training before the mask is final. The model is then not packed, and a warning says
+  so; `DendriticCallback(config, until_final=True)` keeps a training from ending so.
 * **model_init** injects inside: `model_init=lambda: inject_(make_model(), config)`.
 * **SentenceTransformer**, and any module around one `PreTrainedModel`: that model is compressed, and its config holds
   the layout.

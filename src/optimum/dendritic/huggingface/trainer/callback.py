@@ -41,6 +41,7 @@ from .resume import (
     saved_attributes,
 )
 from .teacher import Teacher, match_trainer, name_of, teacher_for
+from .until_final import train_until_
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +59,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made of the first
             samples of the Trainer's training data, or from the model's config.
         layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
+        until_final: let nothing, such as `EarlyStoppingCallback`, stop the training before the mask is final. By
+            default a training that is stopped before that ends with a warning and is not packed.
 
     Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
@@ -73,6 +76,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         *,
         example_inputs: Any = None,
         layer_by_layer: bool = False,
+        until_final: bool = False,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -82,7 +86,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
-        self.layer_by_layer = layer_by_layer
+        self.layer_by_layer, self.until_final = layer_by_layer, until_final
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
@@ -94,7 +98,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
         run = {"max_steps": self.max_steps, "random_states": self.random_states, "regrown": self.regrown}
-        return {"args": {"config": self.config.to_dict()}, "attributes": {"saw_init": True, **run}}
+        made = {"config": self.config.to_dict(), "until_final": self.until_final}
+        return {"args": made, "attributes": {"saw_init": True, **run}}
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -141,6 +146,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             note_training(model, args, state, kwargs["train_dataloader"], teacher)
         attach_hub_pushes()
         self.progress = order_callbacks(self)
+        if self.plan and self.until_final:
+            train_until_(self._freeze)
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
