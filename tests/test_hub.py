@@ -32,7 +32,7 @@ def test_everything_is_in_one_commit(shelf):
     assert commit.sha == pushed and commit.title == "Upload model" and initial.author == "system"
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} < commit.files.keys()
     assert b"import optimum.dendritic" in commit.files["README.md"].content
-    assert b'"quant_method": "dendritic"' in commit.files["config.json"].content
+    assert b'"quant_method": "optimum-dendritic"' in commit.files["config.json"].content
 
 
 def test_by_name_from_cache_and_by_revision(shelf, client):

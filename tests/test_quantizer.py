@@ -348,7 +348,7 @@ def test_unpickling_is_refused(checkpoints, tmp_path):
 def test_the_layout_is_plain_json(checkpoints):
     for folder, model, _ in checkpoints.values():
         written = json.loads((folder / "config.json").read_text())["quantization_config"]
-        assert written["quant_method"] == "dendritic" and transformers.AutoConfig.from_pretrained(folder)
+        assert written["quant_method"] == "optimum-dendritic" and transformers.AutoConfig.from_pretrained(folder)
         assert type(model.dendritic_layout).from_dict(written) == model.dendritic_layout
 
 
