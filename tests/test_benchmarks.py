@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "bench
 from cifar10 import Cifar10, CompactViTConfig, CompactViTForImageClassification  # noqa: E402
 from harness import (  # noqa: E402
     augment,
+    bases,
     claims,
     images,
     metric,
@@ -255,13 +256,14 @@ class Digits(Task):
 
     add_options = lambda parser: None  # noqa: E731
     card = lambda self: CARD  # noqa: E731
-    recipe = lambda self: vars(self.args) | {"epochs1": 1}  # noqa: E731
+    recipe = lambda self: {"epochs0": self.args.epochs0, "epochs1": 1}  # noqa: E731
     fresh = lambda self: vit()  # noqa: E731
     load = lambda self, folder: CompactViTForImageClassification.from_pretrained(folder).eval()  # noqa: E731
     smaller = lambda self, level, base: (vit(4), True)  # noqa: E731
     example_inputs = lambda self: {"pixel_values": images.normalised(self.pixels[:2], self.mean, self.std)}  # noqa: E731
     samples = lambda self: {"train": 64, "validation": 64}  # noqa: E731
     averaging = lambda self, stage: 0.9  # noqa: E731
+    default_card = "cards/digits.md"
 
     def __init__(self, args: argparse.Namespace, death: int = 0):
         super().__init__(args)
@@ -292,7 +294,7 @@ class Digits(Task):
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "death"), [(runs.Run("base", 0.0, 0), 3), (runs.Run("smaller-dense", LEVEL, 0), 5)])
 def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_path, run, death):
-    args = argparse.Namespace(epochs0=3)
+    args = argparse.Namespace(epochs0=3, train_bases=False)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -301,7 +303,7 @@ def test_a_training_cut_short_goes_on_from_its_last_epoch_and_ends_the_same(tmp_
         training.ensure(Digits(args, death), run, parts)
     assert not (parts / f"{run.name}.json").exists()
     with pytest.raises(ValueError, match="choose another"):
-        training.ensure(Digits(argparse.Namespace(epochs0=4)), run, parts)
+        training.ensure(Digits(argparse.Namespace(epochs0=4, train_bases=False)), run, parts)
     rest = Digits(args)
     training.ensure(rest, run, parts)
     first, second = (json.loads((folder / f"{run.name}.json").read_text()) for folder in (whole, parts))
@@ -339,7 +341,7 @@ def test_a_base_of_two_cycles_may_start_after_the_first(tmp_path):
 
     first = vit()
     first.save_pretrained(tmp_path / "first")
-    task, run = Cycles(argparse.Namespace(epochs0=3)), runs.Run("base", 0.0, 0)
+    task, run = Cycles(argparse.Namespace(epochs0=3, train_bases=False)), runs.Run("base", 0.0, 0)
     training.ensure(task, run, tmp_path)
     made = json.loads((tmp_path / f"{run.name}.json").read_text())
     assert made["start"] == "first" and {epoch["stage"] for epoch in made["epochs"]} == {1} and made["steps"] == 8
@@ -349,6 +351,36 @@ def test_a_base_of_two_cycles_may_start_after_the_first(tmp_path):
     own = dict(first.named_parameters())
     assert all(torch.equal(base[name], after[name]) for name in own)
     assert any(not torch.equal(base[name], own[name]) for name in own)
+
+
+def test_a_kept_base_is_taken_where_its_recipe_is_asked_for(tmp_path, monkeypatch):
+    args, run = argparse.Namespace(epochs0=3, train_bases=False), runs.Run("base", 0.0, 0)
+    task, folder, first, second = Digits(args), tmp_path / "bases", tmp_path / "first", tmp_path / "second"
+    for output in (first, second):
+        output.mkdir()
+    torch.manual_seed(0)
+    vit().save_pretrained(first / run.name)
+    recipe = task.base_recipe(task.recipe())
+    whole = {"recipe": recipe, "changes": {}, "pruning": None, **run.to_dict(), "epochs": [], "examples": "01"}
+    runs.write_json(first / f"{run.name}.json", whole)
+    assert bases.kept(task, run, folder) is None
+    path = bases.keep(task, run, first, folder)
+    assert path == bases.kept(task, run, folder) == folder / "digits" / "seed0"
+    assert "base --train_bases --seeds 0 --epochs0 3" in json.loads((path / "run.json").read_text())["command"]
+    monkeypatch.setattr(training, "kept", lambda task, run: bases.kept(task, run, folder))
+    training.ensure(task, run, second)
+    made = json.loads((second / f"{run.name}.json").read_text())
+    assert (
+        made["kept"] == "digits"
+        and len(made["examples"]) == 64
+        and runs.is_done(second / f"{run.name}.json", {"recipe": recipe})
+    )
+    own, taken = (task.load(output / run.name).state_dict() for output in (first, second))
+    assert all(
+        torch.allclose(tensor.float(), taken[name].float(), rtol=1e-3, atol=1e-4) for name, tensor in own.items()
+    )
+    other = Digits(argparse.Namespace(epochs0=4, train_bases=False))
+    assert bases.kept(other, run, folder) is None and bases.kept(task, runs.Run("base", 0.0, 1), folder) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"learning_rate": 0.1}, {"epochs_again": 0.0}])
@@ -371,7 +403,7 @@ def test_the_model_to_start_from_was_trained_as_the_first_cycle_asks(tmp_path, c
 
 
 def test_a_base_serves_every_second_stage():
-    task = Digits(argparse.Namespace(epochs0=3))
+    task = Digits(argparse.Namespace(epochs0=3, train_bases=False))
     assert task.base_recipe(task.recipe()) == {"epochs0": 3}
 
 

@@ -7,6 +7,7 @@ from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, make_model, make_tra
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
+    EarlyStoppingCallback,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -231,6 +232,19 @@ class TestTheEnd:
         trainer.train()
         assert not layout_of(trainer.model).packed
         assert layout_of(compress_(trainer.model)).packed
+
+    @pytest.mark.slow
+    def test_early_stopping_can_be_kept_from_that(self, tmp_path):
+        worsening = iter(range(100))
+        stop = EarlyStoppingCallback(early_stopping_patience=1)
+        settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer(
+            tmp_path, [DendriticCallback(CONFIG, until_final=True), stop], load_best_model_at_end=True,
+            metric_for_best_model="worsening", greater_is_better=False, **settings,
+        )  # fmt: skip
+        trainer.compute_metrics = lambda prediction: {"worsening": next(worsening)}
+        trainer.train()
+        assert FREEZE <= trainer.state.global_step < STEPS and layout_of(trainer.model).packed
 
     @pytest.mark.slow
     def test_a_best_checkpoint_from_before_the_freeze_does_not_come_back(self, tmp_path):

@@ -153,3 +153,18 @@ class TestSizes:
         folder = edited(tmp_path / "cut", tmp_path / "odd", quantization_config=config["quantization_config"])
         with pytest.raises(CheckpointError, match="passers in common"):
             AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("field", ["task_specific_params", "quantization_config"])
+def test_a_config_of_thirty_megabytes_is_refused_by_its_size(bert, tmp_path, field):
+    """As a whole, wherever in it they are."""
+    config = json.loads((bert / "config.json").read_text())
+    padded = (config.get(field) or {}) | {"padding": "x" * 30_000_000}
+    with pytest.raises(CheckpointError, match=rf"= '300\d{{5}} characters': must be at most {LARGEST}"):
+        AutoModel.from_pretrained(edited(bert, tmp_path / "large", **{field: padded}))
+
+
+@pytest.mark.parametrize("field", [{"model_type": ["bert"]}, {"architectures": "Bert"}, {"architectures": [["Bert"]]}])
+def test_what_the_config_calls_the_model_are_words(bert, tmp_path, field):
+    with pytest.raises(CheckpointError, match=rf"{next(iter(field))} = .*must be a"):
+        BertModel.from_pretrained(edited(bert, tmp_path / "words", **field))

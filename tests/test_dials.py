@@ -87,7 +87,7 @@ def test_a_model_without_a_config_or_unlike_it():
 class TestVanilla:
     def test_a_changed_config_is_a_copy_that_reads_back(self):
         config = build(FAMILIES["Llama"]).config
-        config.quantization_config = {"quant_method": "dendritic"}
+        config.quantization_config = {"quant_method": "optimum-dendritic"}
         new = changed(config, {"intermediate_size": 7})
         assert (new.intermediate_size, config.intermediate_size) == (7, 24)
         assert "quantization_config" not in new.to_dict() and new._attn_implementation == config._attn_implementation

@@ -310,7 +310,7 @@ class TestReport:
     def test_what_is_not_measured_is_absent(self, report: EfficiencyReport):
         assert report.energy_joules is None and report.peak_memory_bytes is None
         rows = [line.split("  ")[0] for line in report.table().splitlines() if line.count("not measured") == 2]
-        assert rows == ["peak memory, batch 1", "energy"]
+        assert rows == ["peak memory, batch 1", "energy, batch 1"]
 
     def test_json(self, report: EfficiencyReport):
         record = report.to_dict()

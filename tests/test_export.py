@@ -60,7 +60,7 @@ def test_what_is_in_the_folder(exported):
     names = {file.name for file in path.parent.iterdir()}
     assert names >= {"model.onnx", "model.onnx.data", "config.json", "export.json", "tokenizer.json"}
     config = AutoConfig.from_pretrained(path.parent)
-    assert config.quantization_config["quant_method"] == "dendritic"
+    assert config.quantization_config["quant_method"] == "optimum-dendritic"
     weights = onnx.load(path).graph.initializer
     floats = sum(int(np.prod(weight.dims)) for weight in weights if weight.data_type == onnx.TensorProto.FLOAT)
     assert floats <= 1.02 * sum(p.numel() for p in model.parameters()), "it is as small as the model"

@@ -11,7 +11,8 @@ import torch
 import transformers
 from helpers.checkpoints import saved
 from helpers.compare import every
-from helpers.models import FACTORIES, build, images, outputs
+from helpers.families import IMAGE, TEXT
+from helpers.models import FACTORIES, build, images, outputs, roughen
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -26,13 +27,16 @@ from transformers import (
 
 from optimum.dendritic import (
     CheckpointError,
+    DendriticConfig,
     DendriticError,
     compress_,
+    inject_,
     mask_,
     score_,
     update_,
 )
 from optimum.dendritic.layout.records import Follower, Form, Segments
+from optimum.dendritic.nn import PackedLayer
 
 CASES: dict[str, dict[str, Any]] = {
     "bert": {"name": "bert"},
@@ -344,7 +348,7 @@ def test_unpickling_is_refused(checkpoints, tmp_path):
 def test_the_layout_is_plain_json(checkpoints):
     for folder, model, _ in checkpoints.values():
         written = json.loads((folder / "config.json").read_text())["quantization_config"]
-        assert written["quant_method"] == "dendritic" and transformers.AutoConfig.from_pretrained(folder)
+        assert written["quant_method"] == "optimum-dendritic" and transformers.AutoConfig.from_pretrained(folder)
         assert type(model.dendritic_layout).from_dict(written) == model.dendritic_layout
 
 
@@ -355,3 +359,60 @@ def test_a_transformers_that_cannot_sort_gates_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("optimum.dendritic.huggingface.checkpoint.loader.dot_natural_key", by_parts)
     with pytest.raises(CheckpointError, match="transformers = .* cannot load .* native"):
         BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+BERTS = [transformers.BertModel, BertForSequenceClassification, transformers.BertForMaskedLM]
+VITS = [transformers.ViTModel, transformers.ViTForImageClassification]
+HEADS = {
+    "bert": (lambda kind: kind(transformers.BertConfig(**TEXT)), BERTS),
+    "vit": (lambda kind: kind(transformers.ViTConfig(**IMAGE)), VITS),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_packed_checkpoint_loads_into_every_other_head_as_a_dense_one_does(name, tmp_path):
+    """With a pooler or without one, and with heads compressed, too: the body is the saved one, and a head is new."""
+    make, kinds = HEADS[name]
+    for saved_kind in kinds:
+        model, folder = roughen(make(saved_kind)), tmp_path / saved_kind.__name__
+        inject_(model, DendriticConfig(sparsity=0.4, segment_size=4, importance="magnitude", target_modules=".*"))
+        score_(model)
+        update_(model, 0.4)
+        compress_(model).save_pretrained(folder)
+        expected = model.base_model.state_dict()
+        for kind in kinds:
+            loaded = kind.from_pretrained(folder)
+            found = loaded.base_model.state_dict()
+            shared = found.keys() & expected.keys()
+            assert len(shared) > 20 and every(torch.equal(found[key], expected[key]) for key in shared)
+            body = set(loaded.base_model.modules())
+            new = [] if kind is saved_kind else [module for module in loaded.modules() if module not in body]
+            assert not any(isinstance(module, PackedLayer) for module in new)
+
+
+STRANGER = """
+import sys, transformers
+assert not any(name.startswith("optimum.dendritic") for name in sys.modules)
+transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1], ignore_mismatched_sizes=sys.argv[2] == "1")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_who_loads_without_the_package_reads_its_name(ignoring, tmp_path):
+    """And is stopped by the shapes, unless they asked transformers to go on with random weights."""
+    saved(tmp_path, "bert", "packed")
+    command = [sys.executable, "-c", STRANGER, str(tmp_path), str(int(ignoring))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Unknown quantization type, got optimum-dendritic" in done.stderr
+    assert (done.returncode == 0) == ignoring and "mismatch" in done.stderr.lower()
+
+
+def test_the_former_name_of_the_method_is_read(tmp_path):
+    model, inputs = saved(tmp_path, "bert", "packed")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "optimum-dendritic"
+    config["quantization_config"]["quant_method"] = "dendritic"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(outputs(loaded, inputs), outputs(model, inputs))

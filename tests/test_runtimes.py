@@ -13,8 +13,9 @@ from helpers.models import build, outputs
 from torch import nn
 
 from optimum.dendritic import DendriticError, compress_
-from optimum.dendritic.cli.export import FORMATS
+from optimum.dendritic.cli.export import FORMATS, RUNTIMES
 from optimum.dendritic.runtimes.comparison import bounded_axes, cases, open_axes
+from optimum.dendritic.runtimes.gguf import TYPES
 
 OTHERS = [name for name in EXPORTS if name != "onnx"]  # which has a file of tests of its own
 
@@ -91,8 +92,9 @@ def test_other_shapes_are_tried_where_the_axes_are_open():
 def test_the_command_line_knows_every_runtime():
     from optimum.commands.register import register_dendritic
 
-    assert list(register_dendritic.FORMATS) == list(FORMATS)
-    assert every(FORMATS[name][1] is export.function for name, export in EXPORTS.items())
+    assert [*register_dendritic.FORMATS] == [*RUNTIMES, "gguf"] == [*FORMATS]
+    assert [*register_dendritic.GGUF_TYPES] == [*TYPES]
+    assert every(RUNTIMES[name][1] is export.function for name, export in EXPORTS.items())
 
 
 @pytest.mark.slow

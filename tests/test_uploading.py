@@ -189,8 +189,16 @@ def test_a_name_without_a_user_is_that_of_the_token(hub, push):
     assert b'from_pretrained("alice/mine")' in hub.repositories["alice/mine"].at("main").files["README.md"].content
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert"])
-def test_the_leftovers_of_another_model_end_in_the_same_commit(hub, own, push, model_type):
+OF_ANOTHER = {
+    "another type": b'{"model_type": "gpt2", "vocab_size": 50}',
+    "another vocabulary": b'{"model_type": "bert", "vocab_size": 51}',
+    "of another library": b'{"architecture": "resnet18"}',
+    "no config": b"[]",
+}
+
+
+@pytest.mark.parametrize("was", [*OF_ANOTHER, "the same", "only a tokenizer"])
+def test_the_leftovers_of_another_model_end_in_the_same_commit(hub, own, push, was):
     push()
     others = {
         "vocab.json",
@@ -202,9 +210,10 @@ def test_the_leftovers_of_another_model_end_in_the_same_commit(hub, own, push, m
     }
     kept = {"notes.txt", "LICENSE", "data/table.csv"}
     files = {name: File(b"{}") for name in others | kept}
-    files["config.json"] = File(b'{"model_type": "%s"}' % model_type.encode())
+    if was != "only a tokenizer":
+        files["config.json"] = File(OF_ANOTHER.get(was, b'{"model_type": "bert", "vocab_size": 50, "num_labels": 9}'))
     hub.repositories[REPO].add("main", files, "other", "bob")
     before = len(own())
     push()
     left = own()[0].files.keys() & (others | kept)
-    assert left == (kept if model_type == "gpt2" else others | kept) and len(own()) == before + 1
+    assert left == (kept if was in OF_ANOTHER else others | kept) and len(own()) == before + 1

@@ -48,6 +48,21 @@ EXPORTS = {
     "executorch": Export("ExecuTorch (XNNPACK)", export_executorch, "executorch"),
 }
 
+GGUF = {  # model_type -> a row of the page: how a model whose blocks differ is written, and one whose blocks are alike
+    "llama": ["Llama", "`deci`", "`llama`"],
+    "mistral": ["Mistral", "`deci`", "`llama`"],
+    "qwen2": ["Qwen2", "`deci`", "`qwen2`"],
+    "qwen3": ["Qwen3", "refused: norms in its attention", "`qwen3`"],
+}
+INT8 = [
+    ["PyTorch", "`quantized(model)`", "weights, and inputs as they come"],
+    ["PyTorch", "torchao on `with_plain_linears(model)`", "weights"],
+    ["ONNX Runtime", "`--int8`", "weights and embeddings, and inputs as they come"],
+    ["ONNX Runtime", "`export_onnx(…, int8=True, calibration=batches)`", "everything, convolutions too"],
+    ["OpenVINO", "`--int8`, by NNCF", "weights"],
+    ["OpenVINO", "`export_openvino(…, int8=True, calibration=batches)`", "everything"],
+]
+
 
 def needed(package: str) -> None:
     """Skip the test where a package is not installed, and name it."""

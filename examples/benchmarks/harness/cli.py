@@ -1,4 +1,4 @@
-"""The command line that every table has: `base`, `train`, `time` or `render`, and the options that all tasks share."""
+"""The command line that every table has: `base`, `keep`, `train`, `time` or `render`, and the options of all tasks."""
 
 import argparse
 from pathlib import Path
@@ -9,13 +9,13 @@ from .report import render
 from .runs import METHODS, parse_change
 from .task import Task
 from .timing import time_phase
-from .training import base_phase, train_phase
+from .training import base_phase, keep_phase, train_phase
 
 
 def main(task_class: type[Task], description: str | None) -> None:
     """Parse the command line and run one phase."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["base", "train", "time", "render"])
+    parser.add_argument("phase", choices=["base", "keep", "train", "time", "render"])
     parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
     parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -27,6 +27,7 @@ def main(task_class: type[Task], description: str | None) -> None:
     parser.add_argument("--variant", default="", help="its name; default: made from --config")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
+    parser.add_argument("--train_bases", action="store_true", help="also those that examples/benchmarks/bases has")
     parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are no results")
     parser.add_argument("--threads", type=int, default=1, help="when timing: a small device has little more")
     parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
@@ -41,6 +42,8 @@ def main(task_class: type[Task], description: str | None) -> None:
     logging.disable_progress_bar()  # of every loading and saving; one bar counts the runs
     if args.phase == "base":
         base_phase(task, output_dir)
+    elif args.phase == "keep":
+        keep_phase(task, output_dir)
     elif args.phase == "train":
         train_phase(task, output_dir)
     elif args.phase == "time":

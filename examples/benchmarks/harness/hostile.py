@@ -19,7 +19,8 @@ from .subjects import SUBJECTS, inputs_of
 from .trials import Tell
 
 OURS = "optimum/dendritic"
-FINE = ("refused", "refused by transformers", "equal", "harmless")  # what may come of a case
+# what may come of a case
+FINE = ("refused", "refused when run", "refused by transformers", "not asked", "equal", "harmless")
 CLOSE = 1e-4  # of the largest output: packing sums in another order
 
 
@@ -66,22 +67,18 @@ class Bases:
         original = self.models[base]
         try:
             model = type(original).from_pretrained(folder)
-        except DendriticError:
-            return "refused"
         except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            ours = [frame for frame in frames if OURS in frame.filename]
-            said = f"{type(error).__name__}: {str(error)[:200]}"
-            return (
-                f"other error: {said} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
-                if ours
-                else ("refused by transformers")
-            )
+            return refusal(error, "refused")
+        if not (folder / "config.json").exists():
+            return "not asked"
         random_left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if random_left:
             return f"changed: {random_left[0]} has no values"
-        found = answer(model)
-        if found is None or bits(found) != bits(self.outputs[base]):
+        try:
+            found = answer(model)
+        except Exception as error:
+            return refusal(error, "refused when run")
+        if bits(found) != bits(self.outputs[base]):
             return "changed: it answers otherwise"
         equal = state(model) == self.states[base]
         layout = layout_of(model)
@@ -98,6 +95,17 @@ class Bases:
         difference = (found - expected).abs().max().item()
         close = difference <= CLOSE * expected.abs().max().item()
         return None if close else "changed: it answers otherwise once packed"
+
+
+def refusal(error: Exception, ours: str) -> str:
+    """The outcome of one: `ours`, unless it is transformers' or torch's own and nothing of this package was asked."""
+    if isinstance(error, DendriticError):
+        return ours
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if OURS in frame.filename]
+    if not frames:
+        return "refused by transformers"
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    return f"other error: {type(error).__name__}: {str(error)[:200]} at {place}"
 
 
 @torch.no_grad()

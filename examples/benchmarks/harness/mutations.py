@@ -134,8 +134,9 @@ def steering(chance: random.Random, found: dict[str, Tensor]) -> str:
     name = chance.choice(names)
     new = found[name].clone()
     flat, place = new.view(-1), chance.randrange(new.numel())
-    if new.dtype == torch.int64:  # an index: out of range, twice, or descending
-        flat[place] = chance.choice([-1, -(2**63), 2**63 - 1, HUGE, 10**6, int(flat[place - 1])])
+    if new.dtype == torch.int64:  # an index: out of range, or twice in its row
+        twice = int(flat[place - 1]) if place % new.shape[-1] else -1
+        flat[place] = chance.choice([-1, -(2**63), 2**63 - 1, HUGE, 10**6, twice])
     elif new.dtype == torch.bool and chance.random() < 0.5:
         flat.view(torch.uint8)[place] = chance.choice([2, 3, 127, 128, 255])
     elif new.dtype == torch.bool:

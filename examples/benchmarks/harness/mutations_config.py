@@ -1,5 +1,6 @@
 """Hostile edits of a checkpoint's config.json, drawn at random: of its layout, of a field, of its bytes."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -14,6 +15,7 @@ JUNK += [[], [0], [8], [[]], {}, {"a": 1}, {"import": "os"}, [1] * 3000]
 PATTERNS = ["(a+)+$", "(.*)*(.*)*(.*)*x", "(?:a|a)*b", "[", "(?P<a>", "\\", "a{4294967296}", "(" * 3000, ".*" * 500]
 STRUCTURE = ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "architectures", "model_type"]
 STRUCTURE += ["n_embd", "n_layer", "n_inner", "hidden_sizes", "depths", "embedding_size", "cell", "bidirectional"]
+BLOCKS = ("num_hidden_layers", "n_layer", "depths")
 STRUCTURE += ["image_size", "patch_size", "max_position_embeddings", "id2label", "auto_map", "transformers_version"]
 
 
@@ -41,14 +43,19 @@ def layout(edit: Callable[[random.Random, dict[str, Any]], str]) -> Edit:
     return apply
 
 
+def junk(chance: random.Random) -> Any:
+    """Something that does not belong there; a copy, since a later edit may change it."""
+    return copy.deepcopy(chance.choice(JUNK))
+
+
 def some_place(chance: random.Random, found: dict[str, Any]) -> tuple[Any, ...]:
     return chance.choice([path for path in places(found) if path != ("quant_method",)])
 
 
 def value(chance: random.Random, found: dict[str, Any]) -> str:
-    path, junk = some_place(chance, found), chance.choice(JUNK)
-    at(found, path[:-1])[path[-1]] = junk
-    return f"{path} = {junk!r:.60}"
+    path, new = some_place(chance, found), junk(chance)
+    at(found, path[:-1])[path[-1]] = new
+    return f"{path} = {new!r:.60}"
 
 
 def number(chance: random.Random, found: dict[str, Any]) -> str:
@@ -118,16 +125,22 @@ def text(chance: random.Random, folder: Path) -> str:
 
 
 def stock(chance: random.Random, folder: Path) -> str:
-    """A field of the config that the layout must agree with."""
+    """A field of the config that the layout must agree with.
+
+    A number of blocks is never large: transformers builds them all before it asks anyone, as of any model.
+    """
     config = json.loads((folder / "config.json").read_text())
     name = chance.choice([name for name in STRUCTURE if name in config])
-    junk = chance.choice([*JUNK, 32, 48, 100_000, ["BertModel"], ["GPT2LMHeadModel"], "gpt2", [8, 8], {"0": "a"}])
+    words = [*JUNK, 32, 48, ["BertModel"], ["GPT2LMHeadModel"], "gpt2", [8, 8], {"0": "a"}]
+    if name in BLOCKS:
+        words = [word for word in words if not isinstance(word, int | list) or word in (0, 1, 2, 3, 4, 48, [8, 8], [])]
+    new = copy.deepcopy(chance.choice(words))
     if chance.random() < 0.2:
         config.pop(name)
     else:
-        config[name] = junk
+        config[name] = new
     (folder / "config.json").write_text(json.dumps(config))
-    return f"{name} = {junk!r:.60}"
+    return f"{name} = {new!r:.60}"
 
 
 EDITS: dict[str, Edit] = {

@@ -20,6 +20,7 @@ from optimum.dendritic.huggingface.card.write import write_card
 from optimum.dendritic.structure.targets import target_names
 
 from .averaging import WeightAverage
+from .bases import keep, kept, take
 from .progress import Progress, history
 from .runs import OWN_RATE, PRUNED, SHRINKING, Run, claimed, environment, is_done, planned, write_json
 from .shrinkage import GroupShrinkage
@@ -32,6 +33,12 @@ from .teaching import Teaching
 def base_phase(task: Task, output_dir: Path) -> None:
     """The base of every seed; what another process makes is left to it."""
     _make_all(task, [Run("base", 0.0, seed) for seed in task.args.seeds], output_dir, "base")
+
+
+def keep_phase(task: Task, output_dir: Path) -> None:
+    """The finished bases, small, into the repository."""
+    for run in (Run("base", 0.0, seed) for seed in task.args.seeds):
+        tqdm.write(f"{run.name}: kept in {keep(task, run, output_dir)}")
 
 
 def train_phase(task: Task, output_dir: Path) -> None:
@@ -60,6 +67,12 @@ def ensure(task: Task, run: Run, output_dir: Path) -> None:
 
 
 def _make(task: Task, run: Run, output_dir: Path) -> None:
+    found = None if task.args.train_bases else kept(task, run)
+    if found is not None:
+        result = take(task, run, found, output_dir)
+        write_json(output_dir / f"{run.name}.json", result)
+        tqdm.write(f"{run.name}: {result['score']:.4f}, kept in {found}; --train_bases would train it")
+        return
     result = train_one(task, run, output_dir)
     write_json(output_dir / f"{run.name}.json", result)
     shutil.rmtree(_unfinished(run, output_dir))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-LIMIT = 120.0  # seconds after which a case hangs; most take a tenth of one
 MEMORY = 6 * 2**30  # bytes that a case may ask for beyond what the process has
 
 
@@ -29,13 +28,13 @@ Tell = Callable[[str, str], None]  # group, what is being done
 Run = Callable[[int, Tell], str]  # number of a case -> outcome
 
 
-def trials(run: Run, indices: Iterable[int], limit: float = LIMIT) -> Iterator[Trial]:
-    """Run the cases one after another, each in whichever process is alive."""
+def trials(run: Run, indices: Iterable[int], limit: float) -> Iterator[Trial]:
+    """Run the cases one after another, each in whichever process is alive; one that takes `limit` seconds hangs."""
     left = list(indices)
     context = multiprocessing.get_context("fork")  # everything is imported already
     while left:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(run, left, theirs))
+        process = context.Process(target=_work, args=(run, left, ours, theirs))
         process.start()
         theirs.close()
         told = ["", ""]
@@ -58,7 +57,9 @@ def trials(run: Run, indices: Iterable[int], limit: float = LIMIT) -> Iterator[T
             ours.close()
 
 
-def _work(run: Run, indices: list[int], answers: Connection) -> None:
+def _work(run: Run, indices: list[int], read: Connection, answers: Connection) -> None:
+    read.close()  # so that nobody is left to answer to when the parent is gone
+
     def send(*words: str | None) -> None:
         answers.send_bytes(json.dumps(words).encode())
 

@@ -16,9 +16,13 @@ from .functional.distillation_loss import distillation_loss as distillation_loss
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
+from .huggingface.checkpoint.from_config import from_config as from_config
+from .huggingface.checkpoint.plain import load as load
+from .huggingface.checkpoint.plain import save as save
 from .inject import inject_ as inject_
 from .inspection.describe import describe as describe
 from .one_shot.prune import prune_ as prune_
+from .pruner import Pruner as Pruner
 from .runtimes.onnx import export_onnx as export_onnx
 from .structure.dependency_groups import Wiring as Wiring
 from .structure.dependency_groups import trace_wiring as trace_wiring

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .distributed.dtensor import reshard
-from .errors import DendriticError, invalid
+from .errors import DendriticError
 from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
 from .layout.records import Follower, Form, Group, Record, Recurrent
@@ -21,7 +21,8 @@ from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.probing import probe, quiet
-from .structure.verification import answers_alike, exchanged
+from .structure.readiness import refuse_unready
+from .structure.verification import answers_alike, difference_of, exchanged
 from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,7 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """
     layout = injected_layout(model)
     layers = layers_in(model, layout)
+    refuse_unready(model)
     inputs = _inputs(model, layout, example_inputs)
     reshard(model)
     with all_or_nothing() as notes:
@@ -67,6 +69,11 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 def _compress_(
     model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any]
 ) -> nn.Module:
+    if all(bool(layer.dendrite_mask.all()) for layer in layers.values()):
+        logger.warning(
+            f"Nothing of {type(model).__name__} was pruned, so packing leaves it as large as it was. "
+            "Call update_(model, sparsity) first, as a training or prune_ does."
+        )
     with quiet(model):
         packed, replaced = _pack_verified_(model, layout, layers, inputs)
     for name, old in replaced.items():
@@ -126,8 +133,7 @@ def _pack_verified_(
     if found is None:
         found = proved([group if proved([group], keep=False) else _uncut(model, group) for group in groups])
     if found is None:
-        rule = "packing changes its outputs beyond rounding"
-        raise invalid("model", type(model).__name__, rule, "It is still injected; please report it with its config.")
+        raise difference_of(model, inputs, expected, consumers, like=like)
     return found
 
 

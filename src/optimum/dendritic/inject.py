@@ -38,6 +38,7 @@ from .structure.example_inputs import as_mapping
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.norms import norms_of
+from .structure.readiness import refuse_unready
 from .structure.targets import refuse_adapters, spared_names, target_names
 from .undo import all_or_nothing
 from .unofficial import is_compiled
@@ -74,6 +75,7 @@ def inject_(
 
 def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool) -> nn.Module:
     _refuse_wrapped(model)
+    refuse_unready(model)
     refuse_adapters(model)
     present = layout_of(model)
     if present is not None and not present.packed and present.config == config:

@@ -55,6 +55,8 @@ class Update:
 def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
     """Optimizer step (1-based, ascending) -> the update due in it. The last one reaches `config.sparsity` and is final.
 
+    A plan of one update, where several were asked for, takes everything at once; that is logged as a warning.
+
     Raises:
         DendriticError: training is too short for a single update.
 
@@ -66,6 +68,11 @@ def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
     if not steps:
         rule = f"no mask update fits between start = {config.start} and end = {config.end}"
         raise invalid("max_steps", max_steps, rule, "Train longer, or widen start … end.")
+    if len(steps) == 1 < config.updates and config.sparsity:
+        logger.warning(
+            f"max_steps = {max_steps} leaves room for one of {config.updates} mask updates: everything that is pruned "
+            f"goes at once, in step {steps[0]}. Train longer for better accuracy."
+        )
     sparsity = SCHEDULES[config.schedule](config.sparsity, config.start, config.end)
     regrow = cosine_decay(config.regrow, config.start, config.end)
     progress = {step: step / max_steps for step in steps} | {steps[-1]: config.end}

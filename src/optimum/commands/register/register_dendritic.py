@@ -30,6 +30,7 @@ class Choices:
 
 BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
 FORMATS = Choices("cli.export", "FORMATS")
+GGUF_TYPES = Choices("runtimes.gguf", "TYPES")
 
 
 class Command(BaseOptimumCLICommand):
@@ -146,13 +147,14 @@ class ShowCommand(Command):
 
 
 class ExportCommand(Command):
-    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX, OpenVINO or ExecuTorch.")
+    COMMAND = CommandInfo(name="export", help="Export a packed model to ONNX, OpenVINO, ExecuTorch or GGUF.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         parser.description = (
             "Export a packed or dense model to another runtime, and check there that the file answers as the model "
-            "does. Its config and its tokenizer or image processor go beside it."
+            "does. Its config and its tokenizer or image processor go beside it. To GGUF, for llama.cpp, a Llama-like "
+            "model is written as one file, its tokenizer in it."
         )
         _add_model(parser)
         parser.add_argument(
@@ -162,7 +164,19 @@ class ExportCommand(Command):
             metavar="NAME",
             help="What to export to: %(choices)s (onnx). Each has an extra of its name.",
         )
-        parser.add_argument("--output", required=True, metavar="DIR", help="Where the files are saved.")
+        parser.add_argument(
+            "--output", required=True, metavar="DIR", help="Where the files are saved; of gguf, the file."
+        )
+        parser.add_argument(
+            "--int8", action="store_true", help="Quantize the weights of an onnx or openvino file to int8."
+        )
+        parser.add_argument(
+            "--gguf-type",
+            choices=GGUF_TYPES,
+            default="f16",
+            metavar="TYPE",
+            help="What the matrices of a GGUF file are stored as: %(choices)s (f16).",
+        )
 
 
 class PushCommand(Command):
@@ -233,6 +247,9 @@ def _add_timing(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads (those torch would use).")
     parser.add_argument("--seconds", type=_positive(float), default=2.0, metavar="S", help="Time for each latency (2).")
+    parser.add_argument(
+        "--energy", action="store_true", help="Also measure joules per sample, where the machine has a counter."
+    )
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

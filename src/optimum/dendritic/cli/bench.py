@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from ..efficiency import measure
-from .loading import check_json, check_runs, example_inputs, import_modules, load_model, write_json
+from .loading import check_energy, check_json, check_runs, example_inputs, import_modules, load_model, write_json
 
 
 def run(args: Namespace) -> str:
@@ -13,6 +13,7 @@ def run(args: Namespace) -> str:
         DendriticError: an argument names something that does not exist or cannot be measured.
     """
     check_json(args)
+    check_energy(args)
     import_modules(args.modules)
     model = load_model(args.model, args)
     baseline = None if args.baseline is None else load_model(args.baseline, args, "--baseline")
@@ -27,6 +28,7 @@ def run(args: Namespace) -> str:
         large_batch=args.batch_size,
         threads=args.threads,
         seconds=args.seconds,
+        energy=args.energy,
     )
     write_json(args, report.to_dict())
     return report.table()

@@ -9,7 +9,7 @@ from ..errors import invalid
 from ..huggingface.card.efficiency_json import FILE
 from ..huggingface.card.text import cost_rows
 from ..huggingface.card.write import write_card
-from .loading import check_json, example_inputs, import_modules, load_model, output_folder, write_json
+from .loading import check_energy, check_json, example_inputs, import_modules, load_model, output_folder, write_json
 
 
 def run(args: Namespace) -> str:
@@ -19,10 +19,11 @@ def run(args: Namespace) -> str:
         DendriticError: an argument names something that does not exist or cannot be loaded.
     """
     check_json(args)
+    check_energy(args)
     import_modules(args.modules)
     folder = _folder(args)
     model = load_model(args.model, args)
-    timing = {"large_batch": args.batch_size, "threads": args.threads, "seconds": args.seconds}
+    timing = {"large_batch": args.batch_size, "threads": args.threads, "seconds": args.seconds, "energy": args.energy}
     inputs = None if args.no_measure else example_inputs(model, args.sequence_length)
     repo_id = args.repo_id or (None if Path(args.model).is_dir() else args.model)
     measuring = False if args.no_measure else timing

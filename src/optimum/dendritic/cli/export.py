@@ -7,15 +7,28 @@ from typing import Any
 
 from ..errors import DendriticError, invalid
 from ..runtimes.executorch import export_executorch
+from ..runtimes.gguf import export_gguf
 from ..runtimes.onnx import export_onnx
 from ..runtimes.openvino import export_openvino
-from .loading import check_json, example_inputs, import_modules, load_model, processor_beside, told, write_json
+from .loading import (
+    check_file,
+    check_json,
+    example_inputs,
+    import_modules,
+    load_model,
+    processor_beside,
+    told,
+    write_json,
+)
 
-FORMATS: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
+RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
     "onnx": ("ONNX Runtime", export_onnx),
     "openvino": ("OpenVINO", export_openvino),
     "executorch": ("ExecuTorch", export_executorch),
 }
+GGUF = "gguf"  # one file, and nothing here to run it
+QUANTIZED = ("onnx", "openvino")  # to int8, without samples
+FORMATS = (*RUNTIMES, GGUF)
 
 
 def run(args: Namespace) -> str:
@@ -25,18 +38,30 @@ def run(args: Namespace) -> str:
         DendriticError: an argument names something that does not exist or cannot be exported.
     """
     check_json(args)
-    if Path(args.output).exists() and not Path(args.output).is_dir():
+    is_file = args.format == GGUF
+    if args.int8 and args.format not in QUANTIZED:
+        remedy = "Give --gguf-type q8_0." if is_file else f"Choose {' or '.join(QUANTIZED)}."
+        raise invalid("--int8", True, f"is not made for {args.format}", remedy)
+    if is_file:
+        check_file("--output", args.output)
+    elif Path(args.output).exists() and not Path(args.output).is_dir():
         raise invalid("--output", args.output, "is not a folder", "Name a folder, which need not exist.")
     import_modules(args.modules)
     model = load_model(args.model, args)
-    inputs = example_inputs(model, args.sequence_length)
     processor = processor_beside(args.model, args)
-    runtime, export = FORMATS[args.format]
-    path = _exported(args, lambda: export(model, inputs, args.output, processor=processor))
+    if is_file:
+        path = _exported(args, lambda: export_gguf(model, args.output, tokenizer=processor, dtype=args.gguf_type))
+        checked = "It is read by llama.cpp."
+    else:
+        runtime, export = RUNTIMES[args.format]
+        inputs = example_inputs(model, args.sequence_length)
+        options = {"processor": processor, **({"int8": True} if args.int8 else {})}
+        path = _exported(args, lambda: export(model, inputs, args.output, **options))
+        checked = f"{runtime} answers as the model does{', as nearly as int8 can' if args.int8 else ''}."
     files = {name: (path.parent / name).stat().st_size for name in _files(path)}
     write_json(args, {"model": args.model, "format": args.format, "output": str(path), "bytes": files})
     beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
-    return f"Exported to {path}, {sum(files.values()):,} bytes, {beside}. {runtime} answers as the model does."
+    return f"Exported to {path}, {sum(files.values()):,} bytes, {beside}. {checked}"
 
 
 def _exported(args: Namespace, export: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """What every command begins with: the user's modules, and a model by the Auto class that builds its architecture."""
 
 import importlib
+import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -31,6 +32,13 @@ def check_file(option: str, file: str | None) -> None:
         raise invalid(option, file, "its folder does not exist", "Create the folder first.")
     if Path(file).is_dir():
         raise invalid(option, file, "is a folder", "Name a file.")
+
+
+def check_energy(args: Namespace) -> None:
+    """Refuse `--energy` before anything is measured if the package that reads the counters is missing."""
+    if args.energy and importlib.util.find_spec("zeus") is None:
+        remedy = "Install it: pip install optimum-dendritic[energy]."
+        raise invalid("--energy", True, "is measured by zeus, which is not installed", remedy)
 
 
 def output_folder(path: str | Path) -> Path:

@@ -13,6 +13,7 @@ from ..errors import invalid
 from ..process_state import kept_random_state
 from .batch import Batch, ExampleInputs
 from .conditions import describe, device_of, dtype_of, tensors_of
+from .energy import measure_energy
 from .latency import paired_ratio, summarise, time_in_turn
 from .macs import count_macs
 from .memory import peak_memory
@@ -29,6 +30,7 @@ def measure(
     threads: int | None = None,
     seconds: int | float = 2.0,
     memory: bool = True,
+    energy: bool = False,
 ) -> EfficiencyReport:
     """Measure what inference with `model` costs, and what share of the cost of `baseline` that is.
 
@@ -45,10 +47,13 @@ def measure(
         seconds: time to spend on each latency of each model.
         memory: whether to measure peak memory, which starts a process for each model (see `memory.py`). It runs
             nothing of the calling script but definitions, and those only of a model whose class stands there.
+        energy: whether to measure the energy of one sample, over at least ten seconds for each model, where the machine
+            has a counter (see `energy.py`). A script that asks for it does so under `if __name__ == "__main__":`.
 
     Raises:
         DendriticError: a model is not a module, an input is not a tensor, an argument is out of range, or the models
             are on several devices.
+        ImportError: energy is asked for and the extra `energy` is missing.
     """
     threads = torch.get_num_threads() if threads is None else threads
     _check_positive(large_batch=large_batch, threads=threads, seconds=seconds)
@@ -61,6 +66,10 @@ def measure(
         for size in sizes:
             calls = [_call(each, _fit(examples, each, size)) for each in models]
             blocks[size] = time_in_turn(calls, threads=threads, seconds=seconds)
+        if energy:
+            reports = [
+                _with_energy(report, each, examples, threads) for report, each in zip(reports, models, strict=True)
+            ]
     reports = [
         replace(report, latency_ms={size: summarise(blocks[size][i]) for size in sizes})
         for i, report in enumerate(reports)
@@ -81,6 +90,11 @@ def _static(model: nn.Module, batch: Batch, sizes: tuple[int, ...], threads: int
         peak_memory_bytes=peak_memory(model, batch, device=device_of(model), threads=threads) if memory else None,
         context=describe(model, threads=threads, batch_sizes=sizes, input_shapes=batch.shapes),
     )
+
+
+def _with_energy(report: EfficiencyReport, model: nn.Module, examples: Batch, threads: int) -> EfficiencyReport:
+    found = measure_energy(_call(model, _fit(examples, model, 1)), device_of(model), threads=threads)
+    return report if found is None else replace(report, energy=found, energy_joules=found.joules)
 
 
 def _fit(examples: Batch, model: nn.Module, size: int) -> Batch:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from .conditions import Context
+from .energy import Energy
 
 FORMAT_VERSION = 1
 ABSENT = "not measured"
@@ -36,11 +37,13 @@ class EfficiencyReport:
         macs: The multiply-accumulates of a forward pass of one sample.
         latency_ms: Batch size -> `Latency` of a forward pass of the whole batch, in milliseconds.
         peak_memory_bytes: What loading the model and a forward pass of one sample add to a fresh process, at its peak.
-        energy_joules: None, because no counter is read at present.
+        energy_joules: What a forward pass of one sample takes; None where it was not asked for or nothing counts it.
+        energy: The run that it was measured in.
         context: The conditions of the measurement.
         baseline: The report of the baseline, measured in turn with this model.
         ratios: This model's figure divided by the baseline's (0.4 is 40 % of the cost), for each figure that both have:
-            "parameters", "bytes", "macs", "latency_ms_batch_1", "latency_ms_batch_<large>" and "peak_memory_bytes".
+            "parameters", "bytes", "macs", "latency_ms_batch_1", "latency_ms_batch_<large>", "peak_memory_bytes" and
+            "energy_joules".
             That of a latency is the median over neighbouring blocks, hence not exactly the ratio of the medians.
     """
 
@@ -53,6 +56,7 @@ class EfficiencyReport:
     energy_joules: float | None = None
     baseline: EfficiencyReport | None = None
     ratios: Mapping[str, float] = field(default_factory=dict)
+    energy: Energy | None = None
 
     def figures(self) -> dict[str, int | float | None]:
         """Every figure under the name that it has in `ratios`; a latency as its median."""
@@ -75,6 +79,7 @@ class EfficiencyReport:
             "latency_ms": {str(size): asdict(latency) for size, latency in self.latency_ms.items()},
             "peak_memory_bytes": self.peak_memory_bytes,
             "energy_joules": self.energy_joules,
+            "energy": None if self.energy is None else asdict(self.energy),
             "context": asdict(self.context)
             | {
                 "batch_sizes": list(self.context.batch_sizes),
@@ -116,7 +121,7 @@ def _labels(report: EfficiencyReport) -> dict[str, str]:
     for size in report.latency_ms:
         labels[f"latency_ms_batch_{size}"] = f"latency, batch {size}"
         labels[f"latency_ms_batch_{size}_p95"] = "  95th percentile"
-    return labels | {"peak_memory_bytes": "peak memory, batch 1", "energy_joules": "energy"}
+    return labels | {"peak_memory_bytes": "peak memory, batch 1", "energy_joules": "energy, batch 1"}
 
 
 def _cells(report: EfficiencyReport) -> dict[str, str]:
@@ -154,5 +159,19 @@ def _conditions(report: EfficiencyReport) -> list[str]:
     shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in context.input_shapes.items())
     return [
         f"{context.device} ({context.device_name}), {dtype}, {context.threads} thread(s); inputs {shapes}",
+        *(f"energy of the {name}: {energy_words(e)}" for name, e in _energies(report).items()),
         f"torch {context.torch}, transformers {context.transformers}, optimum-dendritic {context.optimum_dendritic}",
     ]
+
+
+def _energies(report: EfficiencyReport) -> dict[str, Energy]:
+    of = {"baseline": None if report.baseline is None else report.baseline.energy, "model": report.energy}
+    return {name: energy for name, energy in of.items() if energy is not None}
+
+
+def energy_words(energy: Energy) -> str:
+    """The run that an energy was measured in."""
+    return (
+        f"{energy.source}, {energy.calls} calls in {energy.seconds:.1f} s, {energy.milliseconds:.4g} ms each, at "
+        f"{energy.watts:.3g} W; {energy.idle_watts:.3g} W idle in the {energy.idle_seconds:.1f} s before"
+    )

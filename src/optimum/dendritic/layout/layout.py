@@ -14,7 +14,8 @@ from ..errors import CheckpointError, DendriticError, invalid
 from .records import Dial, Follower, Form, Group, Record, Recurrent, Segments, Stack
 from .strict_json import REMEDY, bad, only, read
 
-METHOD = "dendritic"
+METHOD = "optimum-dendritic"  # the name to install: transformers shows it to whoever loads without this package
+METHODS = (METHOD, "dendritic")  # what is read
 VERSION = 1
 LARGEST = 2**24  # characters of JSON; the layout of a model of 1,000 layers has a few 10^5
 
@@ -85,7 +86,7 @@ class Layout:
             raise invalid("quantization_config.version", version, rule, "Upgrade optimum-dendritic.", CheckpointError)
         names = {field.name for field in dataclasses.fields(cls)} | {"quant_method", "version"}
         fields = only(_with_defaults(data), names, "quantization_config")
-        if fields["quant_method"] != METHOD:
+        if fields["quant_method"] not in METHODS:
             raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
         if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:
             raise bad("quantization_config.dense_cost", fields["dense_cost"], "must be an integer in [0, 2^62)")

@@ -5,6 +5,7 @@ it was (`hidden_size`, outputs and states), so that whatever is computed from it
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,10 @@ class PackedRecurrent(nn.RNNBase):
             output = _with_data(input, lambda data: data[..., :0])
         return _with_data(output, self._scatter_output), map_state(state, self._scatter_state)
 
-    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+    def get_expected_hidden_size(self, input: Tensor, batch_sizes: Tensor | None) -> Any:  # sizes may be symbols
         return (*super().get_expected_hidden_size(input, batch_sizes)[:2], self.form.kept)
 
-    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> Any:
         return self.get_expected_hidden_size(input, batch_sizes)
 
     def flatten_parameters(self) -> None:

@@ -16,6 +16,7 @@ from ..errors import invalid
 from ..nn import DendriticGroup, DendriticLayer, Gates
 from ..state import gates_in, injected_layout, kept_in, layers_in
 from ..structure.probing import quiet
+from ..structure.readiness import refuse_unready
 from ..train_steps import pruning_of, update_
 from ..undo import all_or_nothing
 from .calibration import as_batches, readings, score_on_
@@ -56,6 +57,7 @@ def prune_(
     layout = injected_layout(model)
     config, layers = layout.config, layers_in(model, layout)
     refuse_sharded(model, "Call prune_ before the model is sharded; while it trains, use score_, update_ and mask_.")
+    refuse_unready(model)
     for field, count in {"rounds": rounds, "passes": passes}.items():
         if type(count) is not int or count < 1:
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")

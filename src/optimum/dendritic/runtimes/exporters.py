@@ -25,6 +25,8 @@ from .comparison import (
     verify,
     without_cache,
 )
+from .int8 import FURTHEST, Calibration, Quantizer
+from .plain_linears import with_plain_linears
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Runtime:
         packages: The modules that must be there.
         dtypes: The dtypes that it runs in.
         axes: The tensors of an example, and the axes of them that are left open.
+        quantizer: What makes int8 of it, if anything does.
         options: What its runner is told, so that it computes in the model's precision.
     """
 
@@ -47,11 +50,19 @@ class Runtime:
     packages: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16)
     axes: Callable[[Mapping[str, Any]], tuple[Inputs, Axes]] = open_axes
+    quantizer: Quantizer | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export_to(
-    runtime: Runtime, model: nn.Module, example_inputs: Mapping[str, Any], folder: str | Path, processor: Any
+    runtime: Runtime,
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    folder: str | Path,
+    processor: Any,
+    *,
+    int8: bool = False,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Export a model, run the file on every one of `cases`, and keep it if it answers as the model does.
 
@@ -65,11 +76,14 @@ def export_to(
     check_exportable(model, runtime.dtypes)
     exporter, runner = _found(runtime)
     inputs, axes = runtime.axes(as_mapping(model, example_inputs))
+    furthest = FURTHEST if int8 else None
     with staged(folder) as staging, quiet(model), _gradients_asked_for(model):
-        metadata = _export(exporter, model, inputs, axes, staging)
+        quantizer = runtime.quantizer(model, calibration) if int8 and runtime.quantizer is not None else None
+        exported = model if quantizer is None else with_plain_linears(model)
+        metadata = _export(exporter, exported, inputs, axes, quantizer, staging)
         run = runner.from_program(exporter.load_program(staging / runtime.file), metadata, "cpu", **runtime.options)
         for case in cases(inputs, axes):
-            verify(model, case, lambda feed: run(**{k: t.cpu() for k, t in feed.items()}), runtime.what)
+            verify(model, case, lambda feed: run(**{k: t.cpu() for k, t in feed.items()}), runtime.what, furthest)
         if processor is not None:
             processor.save_pretrained(staging)
     return Path(folder) / runtime.file
@@ -90,10 +104,10 @@ def _found(runtime: Runtime) -> tuple[Any, Any]:
     return get_exporter_class(runtime.format), get_runner_class(runtime.format)
 
 
-def _export(exporter: Any, model: nn.Module, inputs: Inputs, axes: Axes, folder: Path) -> Any:
+def _export(exporter: Any, model: nn.Module, inputs: Inputs, axes: Axes, quantizer: Any, folder: Path) -> Any:
     """Write the files into `folder`, and return what the runner has to know of them."""
     sample: Any = {**inputs, **without_cache(model)}
-    config, stock = exporter.config_class(dynamic_shapes=axes), cast(PreTrainedModel, model)
+    config, stock = exporter.config_class(dynamic_shapes=axes, quantizer=quantizer), cast(PreTrainedModel, model)
     with without_output():  # torch.onnx prints its progress, and warns of the tracer's own calls
         exported = exporter().export(stock, sample, config=config)
         exported.save_pretrained(folder)

@@ -10,12 +10,19 @@ from typing import Any
 from torch import nn
 
 from .exporters import Runtime, export_to
+from .int8 import Calibration, onnx_quantizer
 
-ONNX = Runtime("onnx", "ONNX graph", "model.onnx", ("onnxruntime", "onnxscript"))
+ONNX = Runtime("onnx", "ONNX graph", "model.onnx", ("onnxruntime", "onnxscript"), quantizer=onnx_quantizer)
 
 
 def export_onnx(
-    model: nn.Module, example_inputs: Mapping[str, Any], folder: str | Path, *, processor: Any = None
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    processor: Any = None,
+    int8: bool = False,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write `model.onnx` (its weights in `model.onnx.data`), `config.json` and `export.json` into `folder`.
 
@@ -29,6 +36,9 @@ def export_onnx(
         example_inputs: keyword arguments of `model.forward`, each tensor `(batch, ...)`; labels are left out.
         folder: created if it does not exist; files of these names are replaced.
         processor: a tokenizer or image processor to save beside it.
+        int8: whether to quantize matrices and embeddings; inputs are quantized as they come, or, with
+            `calibration`, everything. Its outputs are then held to be within a quarter of the largest one.
+        calibration: some hundred samples, in batches of the form of `example_inputs`.
 
     Returns:
         Path of `model.onnx`.
@@ -38,4 +48,4 @@ def export_onnx(
             has other outputs, and nothing was written.
         ImportError: a package of the extra `onnx`, or a transformers with exporters, is missing.
     """
-    return export_to(ONNX, model, example_inputs, folder, processor)
+    return export_to(ONNX, model, example_inputs, folder, processor, int8=int8, calibration=calibration)

@@ -7,18 +7,26 @@ from typing import Any
 from torch import nn
 
 from .exporters import Runtime, export_to
+from .int8 import Calibration, openvino_quantizer
 
 OPENVINO = Runtime(
     "openvino",
     "OpenVINO model",
     "openvino_model.xml",
     ("openvino",),
+    quantizer=openvino_quantizer,
     options={"config": {"INFERENCE_PRECISION_HINT": "f32"}},
 )
 
 
 def export_openvino(
-    model: nn.Module, example_inputs: Mapping[str, Any], folder: str | Path, *, processor: Any = None
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    processor: Any = None,
+    int8: bool = False,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write `openvino_model.xml`, its weights in `openvino_model.bin`, `config.json` and `export.json` into `folder`.
 
@@ -31,6 +39,9 @@ def export_openvino(
         example_inputs: keyword arguments of `model.forward`, each tensor `(batch, ...)`; labels are left out.
         folder: created if it does not exist; files of these names are replaced.
         processor: a tokenizer or image processor to save beside it.
+        int8: whether to quantize the weights, by NNCF, or, with
+            `calibration`, everything. Its outputs are then held to be within a quarter of the largest one.
+        calibration: some hundred samples, in batches of the form of `example_inputs`.
 
     Returns:
         Path of `openvino_model.xml`.
@@ -40,4 +51,4 @@ def export_openvino(
             and nothing was written.
         ImportError: the extra `openvino`, or a transformers with exporters, is missing.
     """
-    return export_to(OPENVINO, model, example_inputs, folder, processor)
+    return export_to(OPENVINO, model, example_inputs, folder, processor, int8=int8, calibration=calibration)

@@ -24,7 +24,7 @@ from ..nn import DendriticLayer
 from ..nn.pack_model import pack_modules, stock_record
 from ..state import kept_in, set_dense_config, set_layout, split_stacks
 from ..structure.probing import probe, quiet
-from ..structure.verification import answers_alike, exchanged
+from ..structure.verification import answers_alike, difference_of, exchanged
 from .fields import UnsupportedConfig, changed, dial_values
 from .models import assemble, source_name, stacks_kept, turn_into_
 
@@ -69,7 +69,7 @@ def native_(
         except UnsupportedConfig as error:
             raise invalid("native", True, str(error), REMEDY) from error
         if not answers_alike(stock, inputs, expected, like=next(model.parameters())):
-            raise invalid("model", type(model).__name__, "packing changes its outputs beyond rounding", REMEDY)
+            raise difference_of(model, inputs, expected, like=next(model.parameters()))
     modules = dict(model.named_modules())
     pairs = [(module, stock_name, source_name(stock_name, stacks)) for stock_name, module in stock.named_modules()]
     for module, _, source in pairs:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -68,7 +69,7 @@ def shapes(batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def repeat_first(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """The first sample, `samples` times over: every tensor `[batch, ...]` becomes `[samples, ...]`."""
     return {
-        key: value[:1].repeat(samples, *(1,) * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+        key: torch.cat([value[:1]] * samples) if isinstance(value, Tensor) and value.dim() else value
         for key, value in inputs.items()
     }
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.base import OWN_BUFFERS
 from ..process_state import kept_random_state, plain_attention
-from ..unofficial import unprepared
+from ..unofficial import tensors_in, unprepared
 from .example_inputs import tensors_of
 
 
@@ -23,13 +24,32 @@ def quiet(model: nn.Module) -> Iterator[None]:
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
     )
-    with kept_random_state(devices), plain_attention(), _unmixed(model):
+    with kept_random_state(devices), plain_attention(), _unmixed(model), _kept_buffers(model):
         try:
             model.eval()
             yield
         finally:
             for module, training in flags.items():
                 module.training = training
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """What the model counts or collects while it runs is afterwards as before; our own buffers are none of that."""
+    registries = [(own, dict(own)) for own in (tensors_in(module)[1] for module in model.modules())]
+    kept = [(t, t.clone()) for _, own in registries for name, t in own.items() if t is not None and _is_theirs(name)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, before in registries:
+                own.update({name: tensor for name, tensor in before.items() if name in own and _is_theirs(name)})
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+def _is_theirs(buffer: str) -> bool:
+    return buffer not in OWN_BUFFERS
 
 
 @contextmanager

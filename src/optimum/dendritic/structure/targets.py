@@ -88,6 +88,8 @@ def _prunable(model: nn.Module) -> list[str]:
         elif not is_prunable(module):
             if type(module) not in INJECTED:
                 logger.info(f"{name} is left alone: a {type(module).__name__} does not compute as its stock class")
+        elif not all(parameter.numel() for parameter in module.parameters()):
+            logger.info(f"{name} is left alone: it has no inputs or no outputs")
         elif id(module) in fused:
             logger.info(f"{name} is left alone: {type(fused[id(module)]).__name__} may read its weight itself")
         elif not _matrices(module) <= dict(named(module)).keys():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..distributed.dtensor import worst
+from ..errors import DendriticError, invalid
 from ..nn.surgery import replace_
 from .probing import gathered, outputs_differ, tolerance, watching
 
@@ -110,3 +111,20 @@ def answers_alike(
     """
     actual = answers(model, inputs, readers)
     return compared(expected, actual, like=like).is_rounding
+
+
+def difference_of(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    expected: Sequence[Tensor],
+    readers: Sequence[str] = (),
+    *,
+    like: nn.Parameter,
+) -> DendriticError:
+    """The error (not raised) for a model whose packed form answers otherwise than `expected`: its own fault, where the
+    model itself, unchanged, does so too."""
+    if answers_alike(model, inputs, expected, readers, like=like):
+        remedy = "It is still injected; please report it with its config."
+        return invalid("model", type(model).__name__, "packing changes its outputs beyond rounding", remedy)
+    rule = "answers otherwise each time in evaluation mode: it draws random numbers, or counts how often it is called"
+    return invalid("model", type(model).__name__, rule, "Let it do that in training mode alone. It is still injected.")

@@ -175,6 +175,16 @@ def table(rows: list[list[str]]) -> Markdown:
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
+def energy_words(report: Content) -> Markdown:
+    """The run that the energy was measured in, and by which counters; empty where there was none."""
+    energy = report.get("energy")
+    if energy is None:
+        return Markdown()
+    busy = f"{energy['calls']:,} passes in {energy['seconds']:.1f} s, {energy['milliseconds']:.4g} ms each"
+    idle = f"{energy['idle_watts']:.3g} W idle in the {energy['idle_seconds']:.1f} s before"
+    return Markdown(f"{busy}, at {energy['watts']:.3g} W by {words(energy['source'])}; {idle}")
+
+
 def _has_entries(column: tuple[str, ...]) -> bool:
     """Whether there is anything in a column under its header; the first holds the labels."""
     return any(column[1:])

@@ -153,6 +153,7 @@ def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
         "dense": report.get("dense"),
         "context": report["context"],
         "shapes": text.shapes_of(report),
+        "energy": text.energy_words(report),
         "command": _command(report, repo_id) if report.get("dense") == DENSE_BASELINE and repo_id is not None else None,
     }
 

@@ -25,6 +25,7 @@ from ...nn import (
     shrink_channels,
     weight_layer,
 )
+from ...nn.surgery import place, set_numbers, swap
 from ...state import layers_in, set_layout
 from ...structure.model_costs import costs_in
 from ...structure.norms import norms_of
@@ -79,6 +80,18 @@ def build(model: nn.Module, layout: Layout) -> tuple[dict[str, nn.Module], dict[
     parameters = {name: model.get_parameter(name) for name in layout.parameters}
     small = {n: nn.Parameter(p.new_empty(layout.parameters[n]), p.requires_grad) for n, p in parameters.items()}
     return {**modules, **norms_of(model, layout.groups, layers)}, small
+
+
+def put_in(model: nn.Module, layout: Layout) -> None:
+    """Put what `build` makes, and the numbers that go with it, into the stock model.
+
+    Raises:
+        CheckpointError: as `build` does. The model is then as it was.
+    """
+    modules, parameters = build(model, layout)
+    swap(model, modules)
+    place(model, parameters)
+    set_numbers(model, layout.numbers)
 
 
 def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:

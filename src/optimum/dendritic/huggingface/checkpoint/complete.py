@@ -1,6 +1,7 @@
 """The check that no weight is left at random: the files must hold all that the class that was saved has."""
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping, Set
 
@@ -9,18 +10,23 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...errors import DendriticError
+from ...layout.layout import LARGEST
 from ...layout.strict_json import bad
 from ...process_state import alone
 from ...unofficial import classes_of, optional_keys
 from .auto_class import auto_class_for
 
 
-def check_names(config: PreTrainedConfig) -> None:
-    """Whether what config.json calls the model are words: transformers looks them up, and takes nothing else.
+def check_config(config: PreTrainedConfig) -> None:
+    """Whether config.json is of a size that is looked through, and what it calls the model are words: transformers
+    looks them up, and takes nothing else.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: it is not.
     """
+    size = len(json.dumps(config.to_dict(), default=str, skipkeys=True))
+    if size > LARGEST:
+        raise bad("config.json", f"{size} characters", f"must be at most {LARGEST}")
     if not isinstance(config.model_type, str):
         raise bad("model_type", config.model_type, "must be a word")
     names = config.architectures

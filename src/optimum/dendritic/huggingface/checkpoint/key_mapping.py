@@ -53,18 +53,18 @@ def _rename_keys(model: PreTrainedModel, state_dict: dict[str, Tensor], prefix: 
 
 
 def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | None]:
-    """How modules that a layout names are called in `model`; None for a head that `model` does not have.
+    """How modules that a layout names are called in `model`; None for one that `model` does not have: another head, or
+    the pooler that its task does without. transformers reports their tensors as unexpected, as of a dense checkpoint.
 
     Names differ where a base model is loaded from a checkpoint with a head or the other way round, and where another
-    version of transformers named modules differently; its renaming rules for keys then tell.
+    version of transformers named modules differently; its renaming rules for keys then tell. Where they do not, tensors
+    of the body are missing, which `check_complete` refuses.
 
     Args:
-        keys: of the tensors in the files, which tell a head from a name that means nothing.
+        keys: of the tensors in the files, which tell a module of the saved model from a name that means nothing.
     """
     modules = {name for name, _ in model.named_modules() if name}
     rename = renames(model, (f"{name}.weight" for name in modules))
-    body = f"{model.base_model_prefix}."
-    headed = any(key.startswith(body) for key in keys)
 
     def resolve(name: str) -> str | None:
         if name in modules:
@@ -72,7 +72,7 @@ def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | No
         (new, *_), fused = rename(f"{name}.weight")
         if not fused and new.removesuffix(".weight") in modules:
             return new.removesuffix(".weight")
-        if headed and not name.startswith(body) and any(key.startswith(f"{name}.") for key in keys):
+        if any(key.startswith(f"{name}.") for key in keys):
             return None
         rule, saved_as = f"is not a module of {type(model).__name__}", model.config.architectures
         remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."

@@ -19,13 +19,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import CheckpointError, invalid
-from ...layout.layout import METHOD, Layout
+from ...layout.layout import METHOD, METHODS, Layout
 from ...layout.strict_json import bad
-from ...nn.surgery import place, set_numbers, swap
 from ...state import gates_in, layers_in, layout_of, set_layout
 from ...unofficial import forget_quantized_, is_dispatched, is_loaded
-from .build import build, renamed, with_cost
-from .complete import check_complete, check_names
+from .build import put_in, renamed, with_cost
+from .complete import check_complete, check_config
 from .key_mapping import renames, resolver, tied_keys
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
@@ -84,14 +83,11 @@ class DendriticLoader(HfQuantizer):
         self, model: PreTrainedModel, *args: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
-        check_names(model.config)
+        check_config(model.config)
         with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
             stored = read_headers(checkpoint_files or ())
             self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
-            modules, parameters = build(model, self.layout)
-            swap(model, modules)
-            place(model, parameters)
-            set_numbers(model, self.layout.numbers)
+            put_in(model, self.layout)
             self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
             if checkpoint_files is not None:
                 found, fused = sort_by_name(stored, renames(model, self.expected))
@@ -163,5 +159,6 @@ def _copy_empty(tensors: Mapping[str, Tensor]) -> None:
             tensor.data = tensor.data.clone()
 
 
-register_quantization_config(METHOD)(DendriticLayoutConfig)
-register_quantizer(METHOD)(DendriticLoader)
+for method in METHODS:
+    register_quantization_config(method)(DendriticLayoutConfig)
+    register_quantizer(method)(DendriticLoader)

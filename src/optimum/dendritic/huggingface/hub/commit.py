@@ -51,6 +51,7 @@ OTHERS = (
     "tokenization_*.py",
     "processing_*.py",
 )
+IDENTITY = ("model_type", "vocab_size", "image_size", "num_channels")  # of a config: what those files depend on
 T = TypeVar("T")
 
 
@@ -71,7 +72,8 @@ class Upload:
     def name(self) -> str:
         """The id with its user; the Hub is asked for the user if `repo_id` does not contain it. Raises `PushError`."""
         if "/" not in self.repo_id:
-            self.repo_id = f"{self._retried(self.api.whoami)['name']}/{self.repo_id}"
+            user = self._retried(lambda: self.api.whoami()["name"])
+            self.repo_id = f"{user}/{self.repo_id}"
         return self.repo_id
 
     def open(self, private: bool | None) -> None:
@@ -120,13 +122,14 @@ class Upload:
         return self.api.model_info(self.repo_id, revision=self.revision)
 
     def _is_of_another(self, folder: Path, head: ModelInfo) -> bool:
-        """Whether the repository holds a model of another type; False where its config cannot be read."""
+        """Whether the repository holds another model than one that these files could be a state of: its config says so,
+        or does not say what it is. Without a config there is no model yet, but perhaps a tokenizer."""
         if "config.json" not in [sibling.rfilename for sibling in head.siblings or ()]:
             return False
         with TemporaryDirectory() as place:
             file = self.api.hf_hub_download(self.repo_id, "config.json", revision=head.sha, local_dir=place)
-            was, now = _model_type(Path(file)), _model_type(folder / "config.json")
-        return was is not None and was != now
+            was, now = _identity(Path(file)), _identity(folder / "config.json")
+        return was != now
 
     def _outcome(self, parent: str) -> str:
         """What is on the Hub after a commit that failed."""
@@ -147,13 +150,13 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
 
 
-def _model_type(config: Path) -> str | None:
+def _identity(config: Path) -> dict[str, Any] | None:
+    """What no compression changes of a model; None where its config cannot be read."""
     try:
         content = json.loads(config.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    found = content.get("model_type") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else None
+    return {name: content.get(name) for name in IDENTITY} if isinstance(content, dict) else None
 
 
 def _deletions(folder: Path, head: ModelInfo, of_another: bool) -> list[CommitOperationDelete]:

@@ -20,13 +20,14 @@ from ...distillation import distill_, distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
+from ...pruner import check_trains_sprouts
 from ...state import layout_of
 from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
-from .engines import check_engine, check_trains_sprouts, deepspeed_engine, save_full_state_dict
+from .engines import check_engine, deepspeed_engine, save_full_state_dict
 from .first_batch import example_inputs_of_trainer
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
@@ -40,6 +41,7 @@ from .resume import (
     saved_attributes,
 )
 from .teacher import Teacher, match_trainer, name_of, teacher_for
+from .until_final import train_until_
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +59,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made of the first
             samples of the Trainer's training data, or from the model's config.
         layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
+        until_final: let nothing, such as `EarlyStoppingCallback`, stop the training before the mask is final. By
+            default a training that is stopped before that ends with a warning and is not packed.
 
     Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
@@ -72,6 +76,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         *,
         example_inputs: Any = None,
         layer_by_layer: bool = False,
+        until_final: bool = False,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -81,7 +86,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
-        self.layer_by_layer = layer_by_layer
+        self.layer_by_layer, self.until_final = layer_by_layer, until_final
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
@@ -93,7 +98,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
         run = {"max_steps": self.max_steps, "random_states": self.random_states, "regrown": self.regrown}
-        return {"args": {"config": self.config.to_dict()}, "attributes": {"saw_init": True, **run}}
+        made = {"config": self.config.to_dict(), "until_final": self.until_final}
+        return {"args": made, "attributes": {"saw_init": True, **run}}
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -140,6 +146,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             note_training(model, args, state, kwargs["train_dataloader"], teacher)
         attach_hub_pushes()
         self.progress = order_callbacks(self)
+        if self.plan and self.until_final:
+            train_until_(self._freeze)
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)

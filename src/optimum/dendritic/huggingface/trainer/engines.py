@@ -5,14 +5,10 @@ DDP and FSDP2 leave gradients and parameters where a callback finds them; DeepSp
 
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ...distributed.dtensor import REMEDY, ZERO3
 from ...errors import invalid
-from ...nn import DendriticWeight
-from ...state import dendritic_layers
 from ...unofficial import calling
 
 
@@ -65,19 +61,3 @@ def save_full_state_dict() -> None:
     if state.distributed_type == DistributedType.FSDP:
         assert state.fsdp_plugin is not None
         state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-
-
-def check_trains_sprouts(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that the optimizer trains the sprouts, the only parameters that injection adds.
-
-    Raises:
-        DendriticError: the optimizer has the weight of a layer and not its sprout, which would stay untrained.
-    """
-    learnt = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, layer in dendritic_layers(model).items():
-        if not isinstance(layer, DendriticWeight) or layer.sprout is None or id(layer.weight) not in learnt:
-            continue
-        if any(id(parameter) not in learnt for parameter in layer.sprout.parameters()):
-            rule = f"was built before {name} had its sprout, and does not train it"
-            remedy = "Call inject_(model, config) first, build the optimizer then, and pass both to the Trainer."
-            raise invalid("optimizer", type(optimizer).__name__, rule, remedy)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
+from ...process_state import kept_random_state
 from ...structure.batch_inputs import inputs_from_batch
 from ...unofficial import calling, used_columns
 

@@ -48,6 +48,8 @@ def saved_attributes(name: str, config: DendriticConfig, state: TrainerState) ->
 
 def planned_steps(notes: dict[str, Any], state: TrainerState) -> int:
     """The `max_steps` that the masks' schedule is made for: those that the run began with, however far it now goes."""
+    if state.max_steps == 0:
+        raise invalid("max_steps", 0, "leaves nothing to train", "Set num_train_epochs or max_steps above 0.")
     steps = notes.get("max_steps") or state.max_steps
     if type(steps) is not int or steps < 1:
         raise invalid(
@@ -63,7 +65,7 @@ def check_length(steps: int, plan: dict[int, Update], state: TrainerState, confi
     Raises:
         DendriticError: the run would end before its mask is final.
     """
-    if 0 < len(plan) < config.updates:
+    if 1 < len(plan) < config.updates:  # update_plan tells of a single one
         logger.warning(
             f"max_steps = {steps} leaves room for {len(plan)} of {config.updates} mask updates between start = "
             f"{config.start} and end = {config.end}. Train longer for better accuracy."

@@ -1,0 +1,1 @@
+"""Measurements of why rankings differ; each script writes a card."""
