@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed.dtensor import local, summed
+from ..distributed.dtensor import summed
 from ..functional.importance import IMPORTANCE, Importance, Measure, finite_or, running_mean, square_gradient
 from ..functional.tiles import Piece
 from ..unofficial import tensors_in
@@ -159,9 +159,8 @@ class Gates(ABC):
     def pruned_is_zero(self, mask: Bool[Tensor, "arbors segments"], tensors: Mapping[str, Tensor]) -> bool:
         """Whether the tiles that `mask` prunes are zero in `tensors`, which are the parameters of `segmented` or have
         their shapes. Of a shard, only the part that this process holds is read."""
-        rest = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self.blank_(rest, mask)
-        return not any(bool(local(tensor).count_nonzero()) for tensor in rest.values())
+        pieces = self.pieces({name: tensor.detach() for name, tensor in tensors.items()})
+        return not any(bool(part.take(~mask).count_nonzero()) for part in pieces)
 
     def activities(self) -> list[Tensor | None]:
         """The running mean squares of the inputs of each of the pieces that `gated` gives, where they are observed."""

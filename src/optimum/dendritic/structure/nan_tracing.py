@@ -81,9 +81,9 @@ class Tracer:
         self.names = {module: name for name, module in reversed(list(model.named_modules()))}
         self.followers = {m: n for m, n in self.names.items() if follower_channels(m) is not None}
         readers = [m for m in self.names if isinstance(m, READERS) and m not in self.followers]
-        self.layers = {self.names[m]: m for m in reversed(readers) if isinstance(m, WeightLayer) and is_weight_layer(m)}
+        self.layers = {self.names[m]: m for m in reversed(readers) if isinstance(m, WeightLayer) and _is_wide(m)}
         self.tables = {n: m for m, n in reversed(self.names.items()) if isinstance(m, nn.Embedding)}
-        self.opaque = [m for m in readers if not is_weight_layer(m)]
+        self.opaque = [m for m in readers if not _is_wide(m)]
         self.norms: dict[nn.Module, str] = {}
         self.axes: dict[str, Axis] = {}
         self.widths = {name: widths(layer)[1] for name, layer in self.layers.items()}
@@ -175,7 +175,7 @@ class Tracer:
             if not any(nan.any() for nan in nans):
                 return
             name = self.names[module]
-            known = module in self.followers or module in self.norms or is_weight_layer(module)
+            known = module in self.followers or module in self.norms or _is_wide(module)
             columns = _by_channel(nans[0], samples, self._axis(module)) if known else _any(nans, samples)
             reached[name] = columns | reached.get(name, torch.zeros_like(columns))
 
@@ -228,6 +228,11 @@ class Tracer:
         row = self._rows[outputs].to(x.device, dtype)
         row = row.view(-1, 1, 1) if isinstance(layer, nn.Conv2d) else row
         return row.expand(answer_shape(layer, x, outputs)).clone()
+
+
+def _is_wide(module: nn.Module) -> bool:
+    """Whether a module is a layer of one weight that has inputs and outputs."""
+    return is_weight_layer(module) and min(widths(module)) > 0
 
 
 def answer_shape(layer: nn.Module, x: Tensor, outputs: int) -> torch.Size:
