@@ -52,10 +52,9 @@ PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it;
     "vit": {
         "levels": [0.5],
         "budget": "params",
-        "epochs0": 16,
+        "epochs0": 30,
         "epochs1": 2,
-        "learning_rate": 1.5e-3,
-        "average": 0.998,
+        "learning_rate": 1e-3,
         "learning_rate1": 5e-4,
         "warmup": 0.1,
     },

@@ -226,7 +226,8 @@ def analysed(args: argparse.Namespace) -> dict[str, Any]:
     }
     mixed |= {f"{name}, in rounds": in_rounds(model, data, SCORES[name], cost, args) for name in ROUNDS}
     result = {
-        "settings": {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "settings": {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
+        | {"dataset": Path(args.dataset).name},
         "dense": tested(model, data),
         "early": tested(warm, data),
         "halves": spearman(rises[:, 0::2].mean(1), rises[:, 1::2].mean(1)),
