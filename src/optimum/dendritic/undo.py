@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from .distributed.dtensor import local
+from .distributed.dtensor import local, reshard
 from .functional.tiles import Piece
 from .nn import DendriticStack, DendriticWeight, Gates
 from .nn.base import moments
@@ -43,6 +43,7 @@ class Notes:
             before = dict(own)
             contents = [(v, v.copy()) for v in before.values() if isinstance(v, dict | set | list)]
             self._undo.append(partial(_become_again_, thing, kind, before, contents))
+        self._undo.append(partial(reshard, model))  # first of these: FSDP2 must not take what is a shard for a whole
 
     def note_tiles(self, pieces: Sequence[Piece], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Of these pieces what is part of the layer's `chosen` tiles."""
