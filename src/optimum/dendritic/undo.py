@@ -5,7 +5,7 @@ masks, scores and sprouts whole. The notes live as long as the step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from .distributed.dtensor import local, reshard
+from .errors import DendriticError
 from .functional.tiles import Piece
 from .nn import DendriticStack, DendriticWeight, Gates
 from .nn.base import moments
@@ -43,7 +44,7 @@ class Notes:
             before = dict(own)
             contents = [(v, v.copy()) for v in before.values() if isinstance(v, dict | set | list)]
             self._undo.append(partial(_become_again_, thing, kind, before, contents))
-        self._undo.append(partial(reshard, model))  # first of these: FSDP2 must not take what is a shard for a whole
+        self._undo.append(partial(_reshard_if_possible, model))  # first, or FSDP2 would take a shard for the whole
 
     def note_tiles(self, pieces: Sequence[Piece], chosen: Bool[Tensor, "arbors segments"]) -> None:
         """Of these pieces what is part of the layer's `chosen` tiles."""
@@ -88,6 +89,12 @@ class Notes:
         """Put everything back, the last note first."""
         for undo in reversed(self._undo):
             undo()
+
+
+def _reshard_if_possible(model: nn.Module) -> None:
+    """Nothing where that is refused: what was raised before it is what is told."""
+    with suppress(DendriticError):
+        reshard(model)
 
 
 def _become_again_(thing: object, kind: type, before: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
