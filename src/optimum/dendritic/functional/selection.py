@@ -87,11 +87,15 @@ def choose_regrown(growth: Scores, masks: Masks, fraction: float) -> dict[str, B
     layer is not replaced wholesale (Evci et al. 2020, section 3).
     """
     regrown = {}
+    largest = max((float(values.max()) for values in growth.values() if values.numel()), default=0.0)
+    noise = largest * torch.finfo(torch.float32).eps ** 2  # of squares: what rounding leaves where the gradient is zero
     for name, mask in masks.items():
         live = int(mask[0].sum())
         count = round(fraction * min(live, mask.shape[1] - live))
         wanted, order = growth[name].double().masked_fill(mask, -math.inf).sort(dim=1, descending=True, stable=True)
-        chosen = order[:, :count][:, (wanted[:, :count] > 0).all(0)]  # without a gradient there is nothing to grow from
+        chosen = order[:, :count][
+            :, (wanted[:, :count] > noise).all(0)
+        ]  # without a gradient there is nothing to grow from
         regrown[name] = torch.zeros_like(mask).scatter_(1, chosen, True)
     return regrown
 
