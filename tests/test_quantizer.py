@@ -11,8 +11,8 @@ import torch
 import transformers
 from helpers.checkpoints import saved
 from helpers.compare import every
-from helpers.families import IMAGE, TEXT
 from helpers.models import FACTORIES, build, images, outputs, roughen
+from helpers.sizes import IMAGE, TEXT
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (

@@ -15,19 +15,12 @@ import transformers as hf
 from torch import nn
 
 from helpers.models import Inputs, roughen
+from helpers.sizes import IMAGE, TEXT
 from optimum.dendritic import DendriticConfig, inject_
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from recurrent import RecurrentConfig, RecurrentForSequenceClassification  # noqa: E402
 
-TEXT = {
-    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
-    "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-}  # fmt: skip
-IMAGE = {
-    "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 24,
-}  # fmt: skip
 LABELS, SAMPLES, TOKENS, PIXELS = 3, 4, 6, 32
 PRUNING = DendriticConfig(sparsity=0.5, segment_size=4, updates=3)
 
