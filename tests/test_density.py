@@ -27,6 +27,15 @@ def consistent(found: Density) -> None:
                 assert side.places.sum() == pytest.approx(side.kept, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "resnet_basic"])
+def test_what_goes_with_a_stream_is_counted_before_it_is_packed(name: str):
+    model, dense, inputs = pruned(name, units="structured")
+    before = density(model)
+    after = density(compress_(model, inputs), dense)
+    assert before.parameters == after.parameters == sum(p.numel() for p in model.parameters())
+    assert before.dense_parameters == after.dense_parameters
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arbors", [1, 2])
 @pytest.mark.parametrize("name", NAMES)

@@ -57,6 +57,8 @@ CASES = {
     "native": Case("bert", {"native": True}),  # blocks with gates, and a stock model at the end
     "native by magnitude": Case("bert", {"native": True, "importance": "magnitude"}),
     "sprouts": Case("bert", {"segment_size": 4, "sprout_rank": 1}),
+    "streams": Case("bert", {"units": "structured"}),
+    "tied streams": Case("gpt2", {"units": "structured"}),
 }
 BATCHES: dict[str, Callable[[int], Found]] = {
     "bert": text, "gpt2": text, "plain_cnn": pixels, "residual_mlp": vectors, "lstm": series, "gru": series

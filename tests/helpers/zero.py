@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 from helpers.models import build
 from optimum.dendritic import DendriticCallback, DendriticConfig
-from optimum.dendritic.state import dendritic_layers, layout_of
+from optimum.dendritic.state import gates_of, layout_of
 
 STEPS, SAVED = 12, 5
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the Trainer, fields of the config
@@ -29,6 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the 
     "accumulated": ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}, {"importance": "taylor"}),
     "sprouts": ({}, {"sprout_rank": 1, "arbors": 2, "exclude_modules": ["attention"]}),
     "taught": ({}, {"distillation": 1.0}),
+    "streams": ({}, {"units": "structured"}),
 }
 DEEPSPEED = {
     "train_micro_batch_size_per_gpu": "auto",
@@ -51,12 +52,13 @@ class Look(TrainerCallback):
         self.gathered: list[int] = []
 
     def on_step_end(self, args, state, control, model, **kwargs):
-        layers = dendritic_layers(model)
+        layers = gates_of(model)
         self.masks.append({name: layer.dendrite_mask.clone() for name, layer in layers.items()})
         self.gathered.append(ASKED.pop() if ASKED else 0)
         for layer in layers.values():
-            parts = layer.gated(layer.segmented())
-            sums = torch.stack([part.tiles.abs().sum((1, 3, 4)) for part in parts]).sum(0)
+            sums = torch.zeros_like(layer.dendrite_mask, dtype=torch.float32)
+            for part in layer.gated(layer.segmented()):
+                part.add_to(sums, part.tiles.abs().float().sum((1, 3, 4)))
             self.zero &= not bool(sums[~layer.dendrite_mask].any())
 
 

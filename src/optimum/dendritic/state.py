@@ -110,6 +110,16 @@ def layers_in(model: nn.Module, layout: Layout) -> dict[str, DendriticLayer]:
     return layers
 
 
+def gates_of(model: nn.Module) -> dict[str, Gates]:
+    """The gates of an injected model, as `gates_in`.
+
+    Raises:
+        DendriticError: `model` is not injected, or another module stands in a layer's place.
+    """
+    layout = injected_layout(model)
+    return gates_in(model, layout, layers_in(model, layout))
+
+
 def gates_in(model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer]) -> dict[str, Gates]:
     """All that is scored, pruned and regrown, by the layer that holds its mask: groups that are cut, the layers that
     have a mask of their own, stacks.
@@ -130,7 +140,8 @@ def group_in(model: nn.Module, group: Group) -> DendriticGroup:
     host = model.get_submodule(group.host)
     assert isinstance(host, DendriticWeight)
     layers = {member: weight_layer(model, member.name) for member in group.consumers}
-    consumers = {m.name: (layer, units_along(m.runs, widths(layer)[0])) for m, layer in layers.items()}
+    device = host.dendrite_mask.device
+    consumers = {m.name: (layer, units_along(m.runs, widths(layer)[0], device)) for m, layer in layers.items()}
     return DendriticGroup(host, consumers)
 
 
@@ -147,7 +158,7 @@ def kept_in(
             alive[group.host] = gates.alive()
             for name, (_, units) in gates.consumers.items():
                 if name in layers:
-                    kept[name] = [living(units, alive[group.host]).nonzero().flatten()]
+                    kept[name] = [living(units.cpu(), alive[group.host]).nonzero().flatten()]
     return {name: kept[name] for name in layers}, alive
 
 

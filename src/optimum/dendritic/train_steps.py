@@ -30,7 +30,7 @@ from .functional.units import streams
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .state import gates_in, injected_layout, layers_in
+from .state import gates_in, gates_of, injected_layout, layers_in
 from .structure.model_costs import costs_in
 from .undo import all_or_nothing
 
@@ -182,8 +182,7 @@ def mask_(model: nn.Module) -> None:
     Whatever is raised, the weights are then as they were: while it runs, it holds a copy of the layers' weights.
     """
     reshard(model)
-    layout = injected_layout(model)
-    for gate in gates_in(model, layout, layers_in(model, layout)).values():
+    for gate in gates_of(model).values():
         gate.mask_()
 
 

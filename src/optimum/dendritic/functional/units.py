@@ -10,10 +10,13 @@ from torch import Tensor
 from ..layout.records import Group, Run
 from .codes import Reach
 
+CPU = torch.device("cpu")
+
 
 @lru_cache(maxsize=4096)
-def units_along(runs: tuple[Run, ...], length: int) -> Int[Tensor, " length"]:
-    """The unit of each index along an axis, -1 where it has none. The tensor is shared: nobody writes to it.
+def units_along(runs: tuple[Run, ...], length: int, device: torch.device = CPU) -> Int[Tensor, " length"]:
+    """The unit of each index along an axis, -1 where it has none. The tensor is made once and shared: nobody writes to
+    it, and no step of a training moves it to its device again.
 
     >>> units_along((Run(start=1, size=2, unit=0, count=2),), 6).tolist()
     [-1, 0, 0, 1, 1, -1]
@@ -22,7 +25,7 @@ def units_along(runs: tuple[Run, ...], length: int) -> Int[Tensor, " length"]:
     for run in runs:
         blocks = torch.arange(run.unit, run.unit + run.count).repeat_interleave(run.size)
         units[run.start : run.start + len(blocks)] = blocks
-    return units
+    return units.to(device)
 
 
 def runs_along(units: Int[Tensor, " length"]) -> tuple[Run, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import invalid
+from ..functional.selection import total_cost
 from ..layout.layout import Layout
 from ..layout.records import Follower
 from ..nn import (
@@ -27,7 +28,8 @@ from ..nn import (
     widths,
 )
 from ..nn.pack_model import pack_modules
-from ..state import dense_config_of, kept_in, layers_in, layout_of, split_stacks
+from ..state import dense_config_of, gates_in, kept_in, layers_in, layout_of, split_stacks
+from ..structure.rest_costs import costs_of_rest
 from .describe import DENSE, described
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
@@ -158,6 +160,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         dense_total = _parameters(model) - added
         total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
         total -= sum(_parameters(model.get_submodule(block.rstrip("."))) for block in skipped)
+        total -= _lost_besides(model, layout, layers)
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
     counts = {"parameters": total, "dense_parameters": dense_total}
@@ -192,6 +195,14 @@ def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticL
     groups = [replace(group, cut=False) for group in layout.groups]
     packed = pack_modules(model, kept, groups, alive).modules
     return {name: packed[name] for name in layers}
+
+
+def _lost_besides(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> int:
+    """Parameters of embeddings, norms and other modules that are no targets, which go with the groups that are cut."""
+    rest = costs_of_rest(model, layers, layout.groups, positions=None)
+    masks = {name: gates.dendrite_mask.cpu() for name, gates in gates_in(model, layout, layers).items()}
+    dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    return total_cost(dense, rest) - total_cost(masks, rest)
 
 
 def _layer(name: str, module: nn.Module, dense: nn.Module, words: str) -> LayerDensity:

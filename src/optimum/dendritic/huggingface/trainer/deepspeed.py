@@ -6,7 +6,7 @@ the step writes the parameters anew from the fp32 weights. So what a callback do
 done around `engine.step`, with the gradients gathered, and what it sets to zero is zeroed in the flat parts, too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import invalid
-from ...nn import DendriticLayer, DendriticWeight
-from ...state import dendritic_layers
+from ...nn import DendriticWeight, Gates
+from ...state import gates_of
 from ...train_steps import mask_
 from ...unofficial import replace_method_, restore_method_, trained_by_zero, zero_mapping
 
@@ -41,13 +41,13 @@ def around_steps_(engine: Any, model: nn.Module, due: Callable[[], bool], prune:
         raise invalid("optimizer", type(engine.optimizer).__name__, rule, remedy)
 
     def step(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layers = dendritic_layers(model)
+        gates = list(gates_of(model).values())
         if due():
-            _prune(engine.optimizer, layers, prune)
+            _prune(engine.optimizer, gates, prune)
         result = stock(*args, **kwargs)
         mask_(model)
-        for layer in layers.values():
-            _blank_(layer, ~layer.dendrite_mask, _weights)
+        for each in gates:
+            _blank_(each, ~each.dendrite_mask, _weights)
         return result
 
     stock_steps_(engine)
@@ -59,30 +59,30 @@ def stock_steps_(engine: Any) -> None:
     restore_method_(engine, "step")
 
 
-def _prune(optimizer: Any, layers: Mapping[str, DendriticLayer], prune: Callable[[], None]) -> None:
+def _prune(optimizer: Any, gates: Sequence[Gates], prune: Callable[[], None]) -> None:
     """Prune, and reset the optimizer state of the segments that return and of the sprouts that may have changed."""
     moments = partial(_moments, optimizer)
-    before = {name: layer.dendrite_mask.clone() for name, layer in layers.items()}
-    inactive = [layer for layer in layers.values() if _is_inactive(layer)]
-    with _gradients(optimizer, layers):
+    before = [each.dendrite_mask.clone() for each in gates]
+    inactive = [each for each in gates if _is_inactive(each)]
+    with _gradients(optimizer, gates):
         prune()
-    for name, layer in layers.items():
-        back = layer.dendrite_mask & ~before[name]
+    for each, old in zip(gates, before, strict=True):
+        back = each.dendrite_mask & ~old
         if back.any():
-            _blank_(layer, back, moments)
-    for layer in inactive:
-        _restart_(layer, moments)
+            _blank_(each, back, moments)
+    for each in inactive:
+        _restart_(each, moments)
 
 
 @contextmanager
-def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator[None]:
+def _gradients(optimizer: Any, gates: Sequence[Gates]) -> Iterator[None]:
     """Give the segmented parameters their gradients, averaged, unscaled and clipped as the step will take them."""
     from deepspeed.utils import safe_get_full_grad  # pyright: ignore[reportMissingImports]
 
     norm, scale = optimizer.scaled_global_norm() / optimizer.loss_scale, float(optimizer.loss_scale)
     if optimizer.clip_grad > 0:
         scale *= max(1.0, (float(norm) + 1e-6) / optimizer.clip_grad)
-    parameters = [parameter for layer in layers.values() for parameter in layer.segmented().values()]
+    parameters = [parameter for each in gates for parameter in each.segmented().values()]
     parameters = [parameter for parameter in parameters if trained_by_zero(parameter)]
     try:
         for parameter in parameters:
@@ -95,22 +95,22 @@ def _gradients(optimizer: Any, layers: Mapping[str, DendriticLayer]) -> Iterator
             parameter.grad = None
 
 
-def _blank_(layer: DendriticLayer, chosen: Tensor, parts: Parts) -> None:
+def _blank_(gates: Gates, chosen: Tensor, parts: Parts) -> None:
     """Set what this process holds of the `chosen` tiles to zero, in the flat `parts` of each parameter."""
-    parameters = layer.segmented()
+    parameters = gates.segmented()
     kept = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in parameters.items()}
-    layer.blank_(kept, chosen)
+    gates.blank_(kept, chosen)
     for name, parameter in parameters.items():
         for part in parts(parameter):
             part.masked_fill_(~_own(parameter, kept[name]).to(part.device), 0)
 
 
-def _is_inactive(layer: DendriticLayer) -> bool:
+def _is_inactive(layer: Gates) -> bool:
     """Whether a layer has a sprout that adds nothing yet."""
     return isinstance(layer, DendriticWeight) and layer.dendrite_awake is not None and not layer.dendrite_awake
 
 
-def _restart_(layer: DendriticLayer, moments: Parts) -> None:
+def _restart_(layer: Gates, moments: Parts) -> None:
     """Copy a sprout, which may have absorbed what was pruned, to its fp32 weights, and set their moments to zero."""
     assert isinstance(layer, DendriticWeight) and layer.sprout is not None
     for parameter in layer.sprout.parameters():
