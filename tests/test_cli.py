@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, score_, update_
-from optimum.dendritic.config import BUDGETS, IMPORTANCES
+from optimum.dendritic.config import BUDGETS, IMPORTANCES, PRESETS, SCOPES
 
 OPTIMUM_CLI = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 
@@ -65,6 +65,8 @@ OWN_CONFIG = {
     "image_size": 4,
     "num_channels": 1,
 }
+
+OPTIONS = [("--budget", BUDGETS), ("--importance", IMPORTANCES), ("--scope", SCOPES), ("--units", list(PRESETS))]
 
 
 def save_bert(folder: Path, hidden_size: int, kind: type = BertForSequenceClassification) -> Path:
@@ -286,7 +288,7 @@ class TestCompress:
         assert code == 0, errors
         assert "accuracy" not in output and "MACs" in output
 
-    @pytest.mark.parametrize(("option", "choices"), [("--budget", BUDGETS), ("--importance", IMPORTANCES)])
+    @pytest.mark.parametrize(("option", "choices"), OPTIONS)
     def test_the_choices_are_those_of_the_config(self, cli, option, choices):
         code, shown, _ = cli("dendritic", "compress", "--help")
         assert code == 0 and every(choice in shown for choice in choices)

@@ -14,12 +14,13 @@ from helpers.trainers import StopAt, make_trainer, tensors
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, compress_, inject_, mask_, score_
+from optimum.dendritic import DendriticCallback, DendriticConfig, compress_, inject_, mask_, prune_, score_
+from optimum.dendritic.config import IMPORTANCES
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.units import streams
 from optimum.dendritic.layout.records import Form
 from optimum.dendritic.nn.living_norm import LivingNorm
-from optimum.dendritic.state import dendritic_layers, gates_in, injected_layout, layers_in, layout_of
+from optimum.dendritic.state import dendritic_layers, gates_in, gates_of, injected_layout, layers_in, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
 
 NAMES = {family.name: family for family in ALL}
@@ -86,6 +87,23 @@ def test_no_structured_layer_gathers_or_scatters(name):
     if name not in SCATTERING:
         assert every(record.plain for record in records.values() if isinstance(record, Form))
     assert not any(record.gather for record in records.values() if isinstance(record, Form))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("name", ["GPT-2", "ViT"])
+def test_streams_are_pruned_in_one_shot_by_every_importance(name, importance):
+    """Their heads read the stream, too, and are no targets: an embedding's weight, and a layer of its own."""
+    family = NAMES[name]
+    model, inputs = build(family).eval(), inputs_of(family)
+    inject_(model, DendriticConfig(sparsity=0.4, units="structured", importance=importance), example_inputs=inputs)
+    prune_(model, [family.batch()], rounds=2)
+    assert any(not mask.all() for mask in masks_of(model).values())
+    expected = logits(model, inputs)
+    assert close(logits(compress_(model, inputs), inputs), expected, rtol=1e-4)
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: gates.dendrite_mask for name, gates in gates_of(model).items()}
 
 
 class Gated(nn.Module):

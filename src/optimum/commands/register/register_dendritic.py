@@ -29,6 +29,7 @@ class Choices:
 
 
 BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
+SCOPES, UNITS = Choices("config", "SCOPES"), Choices("config", "PRESETS")
 FORMATS = Choices("cli.export", "FORMATS")
 GGUF_TYPES = Choices("runtimes.gguf", "TYPES")
 
@@ -116,6 +117,20 @@ class CompressCommand(Command):
             default="params",
             metavar="NAME",
             help="What is counted: %(choices)s (params).",
+        )
+        pruning.add_argument(
+            "--scope",
+            choices=SCOPES,
+            default="targets",
+            metavar="NAME",
+            help="Of what --sparsity is a fraction: %(choices)s (targets).",
+        )
+        pruning.add_argument(
+            "--units",
+            choices=UNITS,
+            default="fine",
+            metavar="NAME",
+            help="What may go: %(choices)s (fine). Structured models get narrower throughout and gather nothing.",
         )
         pruning.add_argument(
             "--importance",

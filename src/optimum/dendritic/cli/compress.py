@@ -109,9 +109,8 @@ def _count(batches: Batches) -> int:
 
 def _config(args: Namespace) -> DendriticConfig:
     try:
-        return DendriticConfig(
-            sparsity=args.sparsity, budget=args.budget, importance=args.importance, seed=args.seed, native=args.native
-        )
+        fields = ("sparsity", "budget", "scope", "units", "importance", "seed", "native")
+        return DendriticConfig(**{field: vars(args)[field] for field in fields})
     except DendriticError as error:
         raise DendriticError(f"--{error}") from error  # the option has the name of the field
 

@@ -173,6 +173,8 @@ class Gates(ABC):
         total = torch.zeros_like(self.dendrite_mask, dtype=single)
         parts = zip(self.gated(parameters), self.gated(gradients), self.activities(), strict=True)
         for part, gradient, activity in parts:
+            if activity is None and self.dendrite_activity is not None:
+                continue  # a head that reads the group: the inputs of targets alone are observed
             seen = activity if activity is None or part.inputs is None else activity[part.inputs]
             part.add_to(total, measure(part.tiles, gradient.tiles, seen))
         return summed(total, like=next(iter(parameters.values())))
