@@ -4,6 +4,7 @@ A layer alone packs to gather -> product -> scatter. Along a group that can be c
 consumers' gather cancel: both become smaller layers, and so does everything between them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -129,6 +130,7 @@ def pack_modules(model: nn.Module, kept: Kept, groups: Iterable[Group], alive: A
     alive = {g.host: alive_units(g, read[g.host], inputs[g.host]) for g in groups} | dict(alive or {})
     left = shapes_left(model, kept, groups, alive)
     grouped = {m.name for g in groups if g.cut and bool(alive[g.host].any()) for m in g.consumers}
+    tied = _gathered_once(model, [*left.arrives, *left.channels])
     layers = {
         name: pack_layer(
             weight_layer(model, name),
@@ -136,10 +138,11 @@ def pack_modules(model: nn.Module, kept: Kept, groups: Iterable[Group], alive: A
             left.outputs[name],
             left.arrives[name],
             name in left.narrow,
+            tied,
         )
         for name in left.arrives
     }
-    between = {name: shrink_channels(_stock(model, name), keep) for name, keep in left.channels.items()}
+    between = {name: shrink_channels(_stock(model, name), keep, tied) for name, keep in left.channels.items()}
     parameters = {name: shrunk_parameter(model, name, axes) for name, axes in left.entries.items()}
     modules = layers | units | between
     _tie_again(model, modules)
@@ -205,6 +208,13 @@ def _tables_of(model: nn.Module, group: Group) -> list[Member]:
 def _layers_of(model: nn.Module, group: Group) -> list[Member]:
     """The layers among the producers of a group."""
     return [member for member in group.producers if not isinstance(model.get_submodule(member.name), nn.Embedding)]
+
+
+def _gathered_once(model: nn.Module, names: Iterable[str]) -> dict[int, Tensor]:
+    """The weights that several of these modules share, such as an embedding and a head, whole, by identity."""
+    weights = [p for name in names for p in tensors_in(model.get_submodule(name))[0].values() if p is not None]
+    times = Counter(id(parameter) for parameter in weights)
+    return {id(parameter): whole(parameter) for parameter in {p for p in weights if times[id(p)] > 1}}
 
 
 def _tie_again(model: nn.Module, packed: Mapping[str, nn.Module]) -> None:

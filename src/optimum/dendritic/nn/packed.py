@@ -4,6 +4,7 @@ The weight keeps the name `weight` and holds only live rows and columns: `[rows,
 (Conv1D) `[kept, rows]`. Rows are sorted by output; each arbor owns a run of them and reads `kept` inputs of its own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -116,7 +117,12 @@ PACKED: dict[type[nn.Module], type[PackedLayer]] = {
 
 
 def pack_layer(
-    layer: WeightLayer, keep_inputs: list[Tensor], keep_outputs: Tensor, arrives: Tensor, cut: bool
+    layer: WeightLayer,
+    keep_inputs: list[Tensor],
+    keep_outputs: Tensor,
+    arrives: Tensor,
+    cut: bool,
+    gathered: Mapping[int, Tensor] | None = None,
 ) -> nn.Module:
     """The small layer that computes what `layer` computes when everything else of its weight is zero.
 
@@ -126,8 +132,10 @@ def pack_layer(
         keep_outputs: ascending outputs (of `out`) that exist.
         arrives: ascending inputs (of `in`) that the incoming tensor still has.
         cut: True when the outgoing tensor has only `keep_outputs`, False when the others are scattered in as zeros.
+        gathered: parameters of a sharded model that are whole already, by identity.
     """
-    weight = whole(layer.weight)  # of a sharded model this one alone, until the end of this function
+    known = (gathered or {}).get(id(layer.weight))
+    weight = whole(layer.weight) if known is None else known  # this one alone, until the end of this function
     transposed = stock_type(layer) is Conv1D
     weight = weight.t() if transposed else weight
     device, outputs = weight.device, weight.shape[0]

@@ -13,19 +13,21 @@ SIZES = ("num_features", "num_parameters", "num_channels", "groups", "in_channel
 
 
 def shrink_channels(
-    module: nn.Module, keep: Int[Tensor, " channels"], tensors: Mapping[str, Tensor] | None = None
+    module: nn.Module, keep: Int[Tensor, " channels"], gathered: Mapping[int, Tensor] | None = None
 ) -> nn.Module:
     """A module with something for each channel, such as a norm or an embedding, with only the channels `keep`.
 
     Args:
-        tensors: other tensors of the shapes of its own to take them from, by name.
+        keep: ascending.
+        gathered: parameters of a sharded model that are whole already, by identity.
     """
     small, channels = shallow_copy(module, unwrapped(module)), channels_of(module)
     axis = 1 if isinstance(module, nn.Embedding) else 0
     for registry in tensors_in(small):
         for name, tensor in registry.items():
             if tensor is not None and tensor.dim() > axis and tensor.shape[axis] == channels:
-                source = whole(tensor if tensors is None else tensors[name])
+                known = (gathered or {}).get(id(tensor))
+                source = whole(tensor) if known is None else known
                 part = source.index_select(axis, keep.to(source.device))
                 registry[name] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
     own = vars(small)

@@ -153,7 +153,8 @@ class Tracer:
 
         hooks = [table.register_forward_hook(note) for table in self.tables.values()]
         try:
-            self.mark({}, 1), self.mark({}, 3)
+            for samples in (1, 3):
+                self.mark({}, samples)
         finally:
             for hook in hooks:
                 hook.remove()

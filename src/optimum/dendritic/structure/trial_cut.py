@@ -23,8 +23,7 @@ from ..nn.surgery import shallow_copy
 from ..unofficial import answering, tensors_in
 from .example_inputs import repeat_first, tensors_of
 from .nan_tracing import Tracer, answer_shape, channel_axis
-from .probing import outputs_differ, tolerance
-from .verification import exchanged
+from .verification import compared, exchanged
 
 logger = logging.get_logger(__name__)
 
@@ -62,8 +61,8 @@ class Trial:
         if [name for name, _ in expected] != [name for name, _ in found]:
             return False
         wanted = [self._left(x, name, left) for name, x in expected]
-        difference = outputs_differ([*outputs, *wanted], [*answers, *(x for _, x in found)])
-        return difference <= max(tolerance(t.dtype) for t in [*wanted, *outputs] if t.is_floating_point())
+        like = next(self.model.parameters())
+        return compared([*outputs, *wanted], [*answers, *(x for _, x in found)], like=like).is_rounding
 
     def with_numbers(self, group: Group) -> Group | None:
         """The group with the numbers that modules above its first consumer split and reshape by, so that it can be cut;
