@@ -78,7 +78,8 @@ def prune_(
                 update_(model, config.sparsity * step / rounds)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
-    logger.info(f"Pruned {pruning_of(model).sparsity:.4f} of the {config.budget}.")
+            pruned = pruning_of(model).sparsity  # in here: whatever is raised, also by this, leaves the model as it was
+    logger.info(f"Pruned {pruned:.4f} of the {config.budget}.")
     return model
 
 
