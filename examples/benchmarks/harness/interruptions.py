@@ -85,7 +85,7 @@ VERBS: dict[str, Callable[[Subject], Prepared]] = {
     "prune_": pruning,
     "compress_": packing,
 }
-KINDS = ("bert", "activity", "sprouts", "native", "gpt2", "resnet", "lstm")
+KINDS = ("bert", "activity", "sprouts", "native", "streams", "tied streams", "resnet", "lstm")
 CASES = [(verb, kind) for kind in KINDS for verb in VERBS if (verb, kind) != ("prune_", "native")]
 CASES += [("loading", kind) for kind in (*KINDS, *(kind for kind in SUBJECTS if kind.endswith("packed")))]
 

@@ -162,6 +162,10 @@ SUBJECTS = {
     "lstm": Subject(lstm),
     "lstm packed": Subject(lstm, packed=True),
     "gru packed": Subject(gru, packed=True),
+    "streams": Subject(bert, {"units": "structured"}),
+    "streams packed": Subject(vit, {"units": "structured"}, packed=True),
+    "tied streams": Subject(gpt2, {"units": "structured", "scope": "model"}),
+    "tied streams packed": Subject(gpt2, {"units": "structured", "scope": "model"}, packed=True),
     "sharded": Subject(bert, save={"max_shard_size": "8KB"}),
     "sharded packed": Subject(bert, packed=True, save={"max_shard_size": "6KB"}),
 }
