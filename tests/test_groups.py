@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, compress_, inject_, mask_, prune_, score_
-from optimum.dendritic.config import IMPORTANCES
+from optimum.dendritic.config import IMPORTANCES, SCOPES
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.units import streams
 from optimum.dendritic.layout.records import Form
@@ -158,16 +158,19 @@ def test_injection_changes_no_bit(name):
     assert name == "resnet_basic" or any(isinstance(module, LivingNorm) for module in model.modules())
 
 
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
-def test_tied_weights_stay_tied(name, tmp_path: Path):
+def test_tied_weights_stay_tied(name, scope, tmp_path: Path):
     model, inputs = build_model(name)
     assert isinstance(model, PreTrainedModel)
     if not model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = True
         model.tie_weights()
-    inject_(model, STRUCTURED, example_inputs=inputs)
+    inject_(model, DendriticConfig(**STRUCTURED.to_dict() | {"scope": scope}), example_inputs=inputs)
     draw_masks(model, 1)
     expected = outputs(model, inputs)
+    model.save_pretrained(tmp_path)
+    assert layout_of(type(model).from_pretrained(tmp_path)).dense_cost == layout_of(model).dense_cost
     compress_(model, inputs)
     model.save_pretrained(tmp_path)
     for packed in (model, type(model).from_pretrained(tmp_path)):

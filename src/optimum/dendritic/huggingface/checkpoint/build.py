@@ -5,7 +5,7 @@ A layout is used only after it has been compared with the stock model that the s
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -94,11 +94,12 @@ def put_in(model: nn.Module, layout: Layout) -> None:
     set_numbers(model, layout.numbers)
 
 
-def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
+def with_cost(model: nn.Module, layout: Layout, *, trusted: bool, tied: Collection[str] = ()) -> Layout:
     """`layout`, recorded on the injected `model`, with the cost of its dense layers; a packed layout as it is.
 
     Args:
         trusted: whether the cost in the file counts these very modules and so must be right.
+        tied: parameters that will be those of other modules, and are counted once where parameters are counted.
 
     Raises:
         CheckpointError: it is not.
@@ -109,7 +110,10 @@ def with_cost(model: nn.Module, layout: Layout, trusted: bool) -> Layout:
     layers = layers_in(model, layout)
     masks = {name: layer.dendrite_mask for name, layer in layers.items() if layer.dendrite_mask.numel()}
     dense = {name: torch.ones_like(mask, device="cpu") for name, mask in masks.items()}
-    cost = total_cost(dense, costs_in(model, layers, layout))
+    costs = costs_in(model, layers, layout)
+    if layout.config.budget == "params":
+        costs = {name: cost for name, cost in costs.items() if name not in tied}
+    cost = total_cost(dense, costs)
     if trusted and cost != layout.dense_cost:
         raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
     return dataclasses.replace(layout, dense_cost=cost)

@@ -95,7 +95,8 @@ class DendriticLoader(HfQuantizer):
                 check_complete(model, self.expected, found.keys() | fused)
                 _check_sortable(entry.key for entry in stored)
             # last: its costs are computed from masks as large as the layout says, which the files now bear out
-            self.layout = with_cost(model, self.layout, trusted=len(self.layout.modules) == len(self.recorded.modules))
+            whole = len(self.layout.modules) == len(self.recorded.modules)
+            self.layout = with_cost(model, self.layout, trusted=whole, tied=tied_keys(model))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Check the tensors in memory, since those of `state_dict=` are in no file, and leave an ordinary model."""
