@@ -21,6 +21,8 @@ from .nan_tracing import Seen, Tangled, Tracer, Words
 EXACT = 256  # up to so many channels each is marked alone, where several arrive together
 BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it
 SAMPLES = 64  # largest batch of one tracing pass
+BYTES = 2**25  # largest activation of one tracing pass, where a batch of `FEWEST` has no larger one
+FEWEST = 8
 PROOFS = 4  # samples that show whether a producer reaches what another one reaches
 
 Touched = Mapping[str, Set[str]]
@@ -41,7 +43,8 @@ def channel_reach(tracer: Tracer, producers: Sequence[str]) -> tuple[dict[str, R
     """
     lone = [name for name in producers if name in tracer.lone]
     batched = [name for name in producers if name not in tracer.lone]
-    found, failed = _reach(tracer, batched, SAMPLES)
+    samples = min(SAMPLES, max(FEWEST, BYTES // max(1, tracer.largest_activation)))
+    found, failed = _reach(tracer, batched, samples)
     unspread = [name for name in failed if name in tracer.axes]  # a model may expand what begins with a batch of one
     alone, failed_alone = _reach(tracer, [*lone, *unspread], 1)
     failed = {name: error for name, error in failed.items() if name not in unspread} | failed_alone

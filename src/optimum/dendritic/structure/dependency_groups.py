@@ -104,9 +104,9 @@ def _groups(tracer: Tracer, targets: Sequence[str], spared: Collection[str]) -> 
     families = _families(labels, closed)
     position = {name: place for place, name in enumerate(dict.fromkeys([*targets, *tracer.layers]))}
     groups: list[Group] = []
-    for units in _joined(families, labels):
-        members = {axis: unit_of for axis, own in labels.items() if bool(((unit_of := _units(own, units)) >= 0).any())}
-        group = _group(tracer, units, members, reached, labels, position)
+    for units, axes in _joined(families, labels):
+        members = {axis: _units(labels[axis], units) for axis in axes}
+        group = _group(tracer, units, members, reached, position)
         if group is not None and group.host in targets:
             groups.append(group)
     return sorted(groups, key=lambda group: position[group.host])
@@ -169,17 +169,21 @@ def _families(labels: Mapping[str, Labels], closed: Tensor) -> list[Tensor]:
     return [units for units in found if len(units) > 1]
 
 
-def _joined(families: Sequence[Tensor], labels: Mapping[str, Labels]) -> list[Tensor]:
-    """Families that share a consumer are one group, since they share its mask."""
-    joined: list[tuple[set[str], list[Tensor]]] = []
+def _joined(families: Sequence[Tensor], labels: Mapping[str, Labels]) -> list[tuple[Tensor, list[str]]]:
+    """Families that share a consumer are one group, since they share its mask: its units and the axes of its members.
+
+    All units of a family have the same members, so that one of them tells which.
+    """
+    joined: list[tuple[dict[str, None], list[Tensor]]] = []
     for units in families:
-        consumers = {axis for axis, own in labels.items() if axis[0] == ">" and bool(torch.isin(own, units[:1]).any())}
+        axes = {axis: None for axis, own in labels.items() if bool((own == units[0]).any())}
         parts = [units]
-        for other in [group for group in joined if not group[0].isdisjoint(consumers)]:
+        consumers = {axis for axis in axes if axis[0] == ">"}
+        for other in [group for group in joined if not consumers.isdisjoint(group[0])]:
             joined.remove(other)
-            consumers, parts = consumers | other[0], parts + other[1]
-        joined.append((consumers, parts))
-    return [torch.cat(parts).sort().values for _, parts in joined]
+            axes, parts = axes | other[0], parts + other[1]
+        joined.append((axes, parts))
+    return [(torch.cat(parts).sort().values, [axis for axis in labels if axis in axes]) for axes, parts in joined]
 
 
 def _units(own: Labels, units: Tensor) -> Labels:
@@ -193,13 +197,12 @@ def _group(
     units: Tensor,
     members: Mapping[str, Labels],
     reached: Mapping[str, Reached],
-    labels: Mapping[str, Labels],
     position: Mapping[str, int],
 ) -> Group | None:
     """The group of these units; None where a module on the way mixes them."""
     consumers = sorted((axis[1:] for axis in members if axis[0] == ">"), key=position.__getitem__)
     producers = [name for name in members if name in tracer.widths and name not in tracer.axes]
-    passers = _passers(tracer, units, reached, labels)
+    passers = _passers(tracer, units, reached, members)
     if passers is None:
         return None
     lead = [tracer.layers[name] for name in producers if name in tracer.layers]
@@ -225,7 +228,7 @@ def _passer(tracer: Tracer, name: str, units: Labels) -> Member:
 
 
 def _passers(
-    tracer: Tracer, units: Tensor, reached: Mapping[str, Reached], labels: Mapping[str, Labels]
+    tracer: Tracer, units: Tensor, reached: Mapping[str, Reached], members: Mapping[str, Labels]
 ) -> dict[str, Labels] | None:
     """The modules on the way whose channels belong to the units, one unit to each; None where a follower mixes them.
 
@@ -235,11 +238,11 @@ def _passers(
     on_the_way = norms | set(tracer.followers.values())
     found: dict[str, Labels] = {}
     mixed: set[str] = set()
-    for producer, modules in reached.items():
-        unit_of = _units(labels[producer], units)
+    for producer in members.keys() & reached.keys():
+        modules = reached[producer]
         for module in modules.keys() & on_the_way:
             reach = modules[module]
-            own = unit_of[reach.channels]
+            own = members[producer][reach.channels]
             if not bool((own >= 0).any()):
                 continue
             known = found.setdefault(module, torch.full((reach.width,), -1, dtype=torch.int64))

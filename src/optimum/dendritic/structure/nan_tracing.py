@@ -74,6 +74,8 @@ class Tracer:
         norms: The names of norms; `positions` finds them.
         widths: The channels of every producer.
         lone: The producers whose marks are alike in all samples.
+        largest_activation: The bytes of the largest tensor that a layer reads or makes of one sample; `positions` finds
+            it.
     """
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
@@ -89,12 +91,13 @@ class Tracer:
         self.widths = {name: widths(layer)[1] for name, layer in self.layers.items()}
         self.widths |= {name: table.embedding_dim for name, table in self.tables.items()}
         self.lone: set[str] = set()
+        self.largest_activation = 0
         self._norm_axes: dict[nn.Module, int] = {}
         self._rows: dict[int, Tensor] = {}
 
     def positions(self) -> dict[str, int]:
-        """One clean pass: how often each layer and each recurrent layer multiplies. Finds the norms, the parameters
-        that stand alone and what is `lone`, too.
+        """One pass without marks, in which layers answer with random numbers: how often each layer and each recurrent
+        layer multiplies. Finds the norms, the parameters that stand alone and what is `lone`, too.
 
         Raises:
             Tangled: the outputs hold no tensors, or the model itself makes NaN.
@@ -108,6 +111,8 @@ class Tracer:
             name = self.names[module]
             width = made or self.widths[name]
             found[name] = found.get(name, 0) + tensors_of(output)[0].numel() // (2 * width)
+            largest = max((t.nbytes // 2 for t in tensors_of([args, output])), default=0)
+            self.largest_activation = max(self.largest_activation, largest)
 
         def compare(module: nn.Module, args: Any, output: Any) -> None:
             before, after = tensors_of(args), tensors_of(output)
@@ -120,8 +125,16 @@ class Tracer:
         recurrent = [m for m in self.opaque if isinstance(m, RecurrentLayer)]
         hooks = [m.register_forward_hook(note) for m in [*self.layers.values(), *recurrent]]
         hooks += [m.register_forward_hook(compare) for m in norms]
+        random = torch.Generator().manual_seed(0)
+
+        def answer(module: WeightLayer, *args: Any, **kwargs: Any) -> Tensor:
+            x = tensors_of([args, kwargs])[0]
+            numbers = torch.randn(answer_shape(module, x, widths(module)[1]), generator=random)
+            return numbers.to(x.device, x.dtype if x.is_floating_point() else module.weight.dtype)
+
         try:
-            outputs = self.model(**repeat_first(self.inputs, 2))
+            with answering(self.layers.values(), answer):
+                outputs = self.model(**repeat_first(self.inputs, 2))
         finally:
             for hook in hooks:
                 hook.remove()
