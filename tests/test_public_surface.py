@@ -39,6 +39,7 @@ PUBLIC = [
     "push_to_hub",
     "save",
     "score_",
+    "target_sparsity",
     "trace_wiring",
     "update_",
     "update_plan",

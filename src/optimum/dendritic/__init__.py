@@ -30,5 +30,6 @@ from .train_steps import Pruning as Pruning
 from .train_steps import Update as Update
 from .train_steps import mask_ as mask_
 from .train_steps import score_ as score_
+from .train_steps import target_sparsity as target_sparsity
 from .train_steps import update_ as update_
 from .train_steps import update_plan as update_plan

@@ -14,6 +14,9 @@ from .schedules import SCHEDULES
 
 VERSION = 1
 BUDGETS = ("params", "macs")
+TARGETS = ("sparsity", "speedup", "latency_ms", "parameters", "megabytes")
+TIMED = ("speedup", "latency_ms")
+DEFAULT_SPARSITY = 0.6
 SCOPES = ("targets", "model")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 UNITS = ("heads", "neurons", "channels", "streams", "inputs")
@@ -48,8 +51,12 @@ def _refuse_unknown_fields(kind: type[T]) -> type[T]:
 class DendriticConfig:
     """One main dial, `sparsity`; everything else has a good default.
 
+    Instead of `sparsity` one may name what the packed model, as a whole, has to come to: a `speedup`, a latency, a
+    number of parameters or a size. At most one of the five is given.
+
     Args:
-        sparsity: fraction of the budget that the target modules lose, in [0, 1).
+        sparsity: fraction of the budget that the target modules lose, in [0, 1); 0.6 if no other target is named, and
+            None if one is.
         budget: what is counted: `"params"` (weights and biases) or `"macs"` (multiply-accumulates of one sample).
         scope: of what `sparsity` is a fraction: `"targets"`, the layers that are pruned, or `"model"`, the whole model
             with its embeddings, norms and head.
@@ -79,13 +86,18 @@ class DendriticConfig:
         distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
         native: prune only what the model's own config can say (the same FFN width and heads in every layer, fewer
             layers), so that the result is a stock model with a stock config.json, which loads without this package.
+        speedup: how many times as fast as the dense model the packed one is to be, at least 1, as measured on the
+            device, in the dtype and on the inputs that the model has when it is injected.
+        latency_ms: the milliseconds that one forward pass of the packed model is to take, measured likewise.
+        parameters: the largest number of parameters of the packed model.
+        megabytes: the largest size of its safetensors file, in 10^6 bytes.
         version: format version of the JSON form.
 
     Raises:
         DendriticError: a field is unknown, of the wrong type or out of range.
     """
 
-    sparsity: float = 0.6
+    sparsity: float | None = None
     budget: str = "params"
     scope: str = "targets"
     target_modules: str | Collection[str] | None = None
@@ -105,12 +117,16 @@ class DendriticConfig:
     sprout_rank: int = 0
     distillation: float = 0.0
     native: bool = False
+    speedup: float | None = None
+    latency_ms: float | None = None
+    parameters: float | None = None
+    megabytes: float | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         for field in ("target_modules", "exclude_modules"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
-        _check_number("sparsity", self.sparsity, 0, 1, below=True)
+        self._check_target()
         _check_number("start", self.start, 0, 1, below=True)
         _check_number("end", self.end, 0, 1)
         _check_number("regrow", self.regrow, 0, 1, below=True)
@@ -144,6 +160,42 @@ class DendriticConfig:
             raise invalid(
                 "version", self.version, f"this release reads version {VERSION}", "Upgrade optimum-dendritic."
             )
+
+    @property
+    def target(self) -> str:
+        """The name of the one target that is given, of `TARGETS`."""
+        return next(name for name in TARGETS if vars(self)[name] is not None)
+
+    @property
+    def counted(self) -> str:
+        """What is counted: `"params"`, `"macs"`, `"bytes"` or `"time"`."""
+        return {"sparsity": self.budget, "parameters": "params", "megabytes": "bytes"}.get(self.target, "time")
+
+    @property
+    def counts_model(self) -> bool:
+        """Whether it is counted in the whole model, and not in the layers that are pruned alone."""
+        return self.scope == "model" or self.target != "sparsity"
+
+    def _check_target(self) -> None:
+        """Exactly one target, in its range; and nothing beside it that contradicts it."""
+        named = [name for name in TARGETS if vars(self)[name] is not None]
+        if not named:
+            object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
+        for other in named[1:]:
+            rule = f"is a second target beside {named[0]} = {vars(self)[named[0]]}"
+            raise invalid(other, vars(self)[other], rule, f"Give one of {', '.join(TARGETS)}.")
+        lowest, value = {"sparsity": 0, "speedup": 1}, vars(self)[self.target]
+        highest = 1 if self.target == "sparsity" else math.inf
+        _check_number(self.target, value, lowest.get(self.target, 0), highest, below=True)
+        if self.target not in lowest and value == 0:
+            raise invalid(self.target, value, "must be above 0", "Choose what the packed model may take.")
+        if self.target != "sparsity" and self.budget != "params":
+            rule = f"is what sparsity is a fraction of, and the target is {self.target}"
+            raise invalid("budget", self.budget, rule, "Leave it out.")
+        for field in ("native", "sprout_rank") if self.target in TIMED else ():
+            if vars(self)[field]:
+                rule = f"has no measured price, and the target is {self.target}"
+                raise invalid(field, vars(self)[field], rule, f"Leave {field} out, or give sparsity.")
 
     def may_go(self, kind: str) -> bool:
         """Whether units of a kind may go, one of `UNITS`."""

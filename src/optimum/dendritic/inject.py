@@ -11,14 +11,12 @@ from transformers.utils import logging
 from .config import DendriticConfig
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
-from .functional.costs import Cost
 from .functional.importance import IMPORTANCE, random_scores
-from .functional.selection import select, total_cost
+from .functional.selection import total_cost
 from .functional.tiles import largest_divisor
-from .functional.uniform_selection import select_uniform
-from .functional.units import streams
+from .functional.units import needed_hosts
 from .layout.layout import Layout
-from .layout.records import Dial, Group, Record, Segments, Stack
+from .layout.records import Group, Record, Segments, Stack
 from .nn import (
     DendriticLayer,
     PrunableLayer,
@@ -35,6 +33,7 @@ from .state import layout_of, note_base, set_layout
 from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import as_mapping
+from .structure.goal import allowed_cost, check_reachable
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.model_costs import costs_of
 from .structure.norms import norms_of
@@ -92,11 +91,11 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
         remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
         raise invalid("model", type(model).__name__, rule, remedy)
-    if config.budget == "macs" and not wiring.positions:
+    if config.counted == "macs" and not wiring.positions:
         rule = "the forward pass could not be traced, so its MACs are unknown"
         raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
-    counted = set(wiring.positions) if config.scope == "model" else set(targets)
+    counted = set(wiring.positions) if config.counts_model else set(targets)
     positions = {name: count for name, count in wiring.positions.items() if name in counted}
     groups = tuple(group for group in wiring.groups if _may_go(group, config))
     dials = ()
@@ -115,7 +114,11 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items() if layer.dendrite_mask.numel()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
-    _check_reachable(dense, costs, dense_cost, config, dials, streams(groups))
+    allowed = allowed_cost(config, dense_cost)
+    sparsity = 1 - allowed / dense_cost if config.sparsity is None else config.sparsity
+    check_reachable(
+        config, dense, costs, sparsity=sparsity, dials=dials, needed=needed_hosts(groups, config.counts_model)
+    )
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():
@@ -131,6 +134,7 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         positions=positions,
         dense_cost=dense_cost,
         dials=dials,
+        allowed=allowed,
     )
     set_layout(model, layout)
     for name in shapes:
@@ -205,24 +209,6 @@ def _called(targets: list[str], wiring: Wiring) -> list[str]:
         if name not in wiring.positions:
             logger.info(f"{name} is left alone: the forward pass does not call it")
     return [name for name in targets if name in wiring.positions]
-
-
-def _check_reachable(
-    dense: dict[str, torch.Tensor],
-    costs: dict[str, Cost],
-    dense_cost: int,
-    config: DendriticConfig,
-    dials: tuple[Dial, ...],
-    needed: set[str],
-) -> None:
-    scores = {name: mask.float() for name, mask in dense.items()}
-    fewest = select_uniform(scores, dense, costs, -1, config.floor, dials) if dials else None
-    least = total_cost(fewest or select(scores, dense, costs, -1, config.floor, needed=needed), costs)
-    if least > (1 - config.sparsity) * dense_cost:
-        rule = f"at most {1 - least / dense_cost:.4f} of the {config.budget} can go with floor = {config.floor}"
-        raise invalid(
-            "sparsity", config.sparsity, rule, "Lower sparsity, floor or segment_size, or add target modules."
-        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

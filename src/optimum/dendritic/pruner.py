@@ -11,7 +11,7 @@ from .errors import DendriticError, invalid
 from .inject import inject_
 from .nn import DendriticWeight
 from .state import dendritic_layers, injected_layout
-from .train_steps import Pruning, mask_, pruning_of, score_, update_, update_plan
+from .train_steps import Pruning, mask_, pruning_of, score_, target_sparsity, update_, update_plan
 
 
 class Pruner:
@@ -50,8 +50,9 @@ class Pruner:
         example_inputs: Any = None,
         layer_by_layer: bool = False,
     ) -> None:
-        self.plan = update_plan(config, steps)
+        update_plan(config, steps, sparsity=0.0)  # refused before the model is touched
         inject_(model, config, example_inputs=example_inputs, layer_by_layer=layer_by_layer)
+        self.plan = update_plan(config, steps, sparsity=target_sparsity(model))
         check_trains_sprouts(model, optimizer)
         self.model, self.config, self.optimizer = model, config, optimizer
         self.example_inputs = example_inputs

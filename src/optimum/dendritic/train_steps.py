@@ -26,7 +26,7 @@ from .functional.costs import Masks
 from .functional.importance import IMPORTANCE, Importance, times_cost, with_dying_rows
 from .functional.selection import Costs, choose_regrown, select, total_cost, unit_cost
 from .functional.uniform_selection import select_uniform
-from .functional.units import streams
+from .functional.units import needed_hosts
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
@@ -52,31 +52,39 @@ class Update:
     regrow: float
 
 
-def update_plan(config: DendriticConfig, max_steps: int) -> dict[int, Update]:
-    """Optimizer step (1-based, ascending) -> the update due in it. The last one reaches `config.sparsity` and is final.
+def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None = None) -> dict[int, Update]:
+    """Optimizer step (1-based, ascending) -> the update due in it. The last one reaches the `sparsity` and is final.
 
     A plan of one update, where several were asked for, takes everything at once; that is logged as a warning.
 
+    Args:
+        sparsity: what the updates reach; by default `config.sparsity`. Where the config has another target, it is what
+            that comes to for an injected model: `target_sparsity(model)`.
+
     Raises:
-        DendriticError: training is too short for a single update.
+        DendriticError: training is too short for a single update; the config's target is no sparsity and none is given.
 
     >>> plan = update_plan(DendriticConfig(sparsity=0.6, updates=2), max_steps=100)
     >>> {step: (round(update.sparsity, 3), round(update.regrow, 3)) for step, update in plan.items()}
     {33: (0.529, 0.049), 60: (0.6, 0.0)}
     """
+    sparsity = config.sparsity if sparsity is None else sparsity
+    if sparsity is None:
+        rule = f"depends on the model where {config.target} is the target"
+        raise invalid("sparsity", None, rule, "Pass sparsity=target_sparsity(model), of the injected model.")
     steps = update_steps(max_steps, config.start, config.end, config.updates)
     if not steps:
         rule = f"no mask update fits between start = {config.start} and end = {config.end}"
         raise invalid("max_steps", max_steps, rule, "Train longer, or widen start … end.")
-    if len(steps) == 1 < config.updates and config.sparsity:
+    if len(steps) == 1 < config.updates and sparsity:
         logger.warning(
             f"max_steps = {max_steps} leaves room for one of {config.updates} mask updates: everything that is pruned "
             f"goes at once, in step {steps[0]}. Train longer for better accuracy."
         )
-    sparsity = SCHEDULES[config.schedule](config.sparsity, config.start, config.end)
+    climb = SCHEDULES[config.schedule](sparsity, config.start, config.end)
     regrow = cosine_decay(config.regrow, config.start, config.end)
     progress = {step: step / max_steps for step in steps} | {steps[-1]: config.end}
-    return {step: Update(sparsity(p), regrow(p)) for step, p in progress.items()}
+    return {step: Update(climb(p), regrow(p)) for step, p in progress.items()}
 
 
 @dataclass(frozen=True)
@@ -153,11 +161,13 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     if layout.dials:
         chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
     else:
-        chosen = select(scores, masks, costs, budget, floor, regrown, needed=streams(layout.groups))
+        chosen = select(
+            scores, masks, costs, budget, floor, regrown, needed=needed_hosts(layout.groups, layout.config.counts_model)
+        )
     chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
     from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
     chosen = {name: mask.cpu() for name, mask in chosen.items()}
-    final, returned = sparsity >= layout.config.sparsity, 0
+    final, returned = sparsity >= layout.sparsity, 0
     pruning = _pruning(chosen, costs, layout)
     with all_or_nothing() as notes:
         for name, gate in gates.items():
@@ -184,6 +194,12 @@ def mask_(model: nn.Module) -> None:
     reshard(model)
     for gate in gates_of(model).values():
         gate.mask_()
+
+
+def target_sparsity(model: nn.Module) -> float:
+    """The fraction of what is counted that an injected model is to lose: its config's `sparsity`, or what another
+    target comes to for this model, of all of its parameters, bytes or time."""
+    return injected_layout(model).sparsity
 
 
 def pruning_of(model: nn.Module) -> Pruning:

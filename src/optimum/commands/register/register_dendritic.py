@@ -110,7 +110,12 @@ class CompressCommand(Command):
         )
         data.add_argument("--seed", type=int, default=0, help="Which samples are drawn (0).")
         pruning = parser.add_argument_group("pruning")
-        pruning.add_argument("--sparsity", type=float, required=True, help="Fraction of the budget that goes, 0 to 1.")
+        target = pruning.add_mutually_exclusive_group(required=True)
+        target.add_argument("--sparsity", type=float, metavar="S", help="Fraction of the budget that goes, 0 to 1.")
+        target.add_argument("--speedup", type=float, metavar="X", help="How many times as fast it is to be.")
+        target.add_argument("--latency-ms", type=float, metavar="MS", help="How long one forward pass may take.")
+        target.add_argument("--parameters", type=float, metavar="N", help="How many parameters it may have, e.g. 15e6.")
+        target.add_argument("--megabytes", type=float, metavar="MB", help="How large its file may be, in 10^6 bytes.")
         pruning.add_argument(
             "--budget",
             choices=BUDGETS,

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..compress import compress_
-from ..config import DendriticConfig
+from ..config import TARGETS, DendriticConfig
 from ..efficiency.batch import Batch
 from ..efficiency.macs import count_macs
 from ..efficiency.size import count_parameters, serialised_bytes
@@ -109,7 +109,7 @@ def _count(batches: Batches) -> int:
 
 def _config(args: Namespace) -> DendriticConfig:
     try:
-        fields = ("sparsity", "budget", "scope", "units", "importance", "seed", "native")
+        fields = (*TARGETS, "budget", "scope", "units", "importance", "seed", "native")
         return DendriticConfig(**{field: vars(args)[field] for field in fields})
     except DendriticError as error:
         raise DendriticError(f"--{error}") from error  # the option has the name of the field

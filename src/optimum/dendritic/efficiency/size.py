@@ -6,8 +6,10 @@ The bytes are those of a real safetensors file, header included, so that the fig
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +27,19 @@ def serialised_bytes(model: nn.Module) -> int:
         # The metadata that `save_pretrained` writes, so that the header is as long as in the file that users receive.
         save_file(_untied(model.state_dict()), path, metadata={"format": "pt"})
         return os.path.getsize(path)
+
+
+def largest_header(tensors: Mapping[str, Tensor], indices: Iterable[str] = ()) -> int:
+    """The bytes that the header of a safetensors file of these tensors, or of smaller ones, takes at most.
+
+    Args:
+        indices: names of vectors and matrices of int64 that are perhaps saved beside them.
+    """
+    end = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()} | dict.fromkeys(indices, [10**6, 10**6])
+    entries = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [end, end]} for name, shape in shapes.items()}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":"), ensure_ascii=False)
+    return 8 + -(-len(text.encode()) // 8) * 8
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What layers cost, in units of the budget: parameters, or multiply-accumulates of one sample.
+"""What layers cost, in units of the budget: parameters, multiply-accumulates of one sample, or bytes of a file.
 
 A cost is counted exactly as in the packed model. What a layer costs may depend on another layer's mask, too: rows that
 lead to pruned inputs die.
@@ -80,6 +80,8 @@ class LayerCost(Cost):
         per_row: Cost of one output besides (a bias).
         feeds: Which segments of other layers, or units of groups, its rows die with.
         reads: Which units of a group its inputs die with, if it is a consumer of a group.
+        per_index: Cost of the index of one input that is gathered, or of one output that is scattered.
+        scatters: Whether its outputs are scattered into a tensor of full width once some of them die.
         sprout: Cost of the layer's sprout, without
         sprout_row: Its cost for each living row; both 0 for none.
         stack: The stack that it belongs to, if any, in the block at
@@ -92,6 +94,8 @@ class LayerCost(Cost):
     per_row: int
     feeds: tuple[Link, ...] = ()
     reads: Link | None = None
+    per_index: int = 0
+    scatters: bool = False
     sprout: int = 0
     sprout_row: int = 0
     stack: str | None = None
@@ -102,7 +106,17 @@ class LayerCost(Cost):
             return 0
         rows = self._alive_of_arbors(masks, name)
         pairs = int((self._inputs_of_arbors(masks, name) * rows).sum())
-        return pairs * self.per_weight + int(rows.sum()) * self.per_row + self.sprout_cost(masks, name)
+        weights = pairs * self.per_weight + int(rows.sum()) * self.per_row
+        return weights + self._index_cost(masks, name) + self.sprout_cost(masks, name)
+
+    def _index_cost(self, masks: Masks, name: str) -> int:
+        """What the indices cost that the packed layer gathers and scatters by; arbors may turn out to share theirs."""
+        if not self.per_index:
+            return 0
+        gathers = self.reads is None and not bool(masks[name].all())
+        alive = int(self.alive_rows(masks).sum())
+        scattered = alive if self.scatters and alive < self.rows else 0
+        return self.per_index * (gathers * int(self._inputs_of_arbors(masks, name).sum()) + scattered)
 
     def sprout_cost(self, masks: Masks, name: str) -> int:
         """What the sprout costs; 0 where it would cost as much as what is pruned of the living rows: none grows."""
@@ -205,6 +219,8 @@ class RecurrentCost(Cost):
         gates: The number of gates of one unit: 4 of an LSTM, 3 of a GRU.
         per_weight: The cost of one weight.
         per_row: The cost of one row of a gate besides, which is that of its two biases.
+        per_index: The cost of the index of one unit that is left.
+        hidden: The number of units of the full layer, which has no indices.
     """
 
     inputs: int
@@ -213,9 +229,13 @@ class RecurrentCost(Cost):
     gates: int
     per_weight: int
     per_row: int
+    per_index: int = 0
+    hidden: int = 0
 
     def cost(self, masks: Masks, name: str) -> int:
-        return self._cost(int(masks[name][0].sum()))
+        units = int(masks[name][0].sum())
+        indices = units * self.layers * self.directions if units < self.hidden else 0
+        return self._cost(units) + indices * self.per_index
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
         """A row and a column of each gate: one unit costs the more, the more units there are."""

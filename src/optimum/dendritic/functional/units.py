@@ -50,6 +50,13 @@ def streams(groups: Iterable[Group]) -> set[str]:
     return {group.host for group in groups if group.kind == "streams"}
 
 
+def needed_hosts(groups: Iterable[Group], whole: bool) -> set[str]:
+    """The hosts of groups of which something must be left: those of `streams`, and where the `whole` model is counted
+    those with more than layers in them, since without any unit they are not cut."""
+    groups = list(groups)
+    return streams(groups) | {group.host for group in groups if whole and (group.passers or group.parameters)}
+
+
 def living(units: Int[Tensor, " length"], alive: Bool[Tensor, " units"]) -> Bool[Tensor, " length"]:
     """Which indices are left when these units are alive; those of no unit always are.
 

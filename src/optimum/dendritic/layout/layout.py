@@ -42,6 +42,8 @@ class Layout:
         parameters: The shapes of parameters that stand alone and were cut, by name, once the model is packed.
         numbers: The numbers of modules that were changed with the number of units, by the path of the attribute, once
             the model is packed.
+        allowed: What the packed model may cost where the config's target is another one than `sparsity`, in the units
+            of `dense_cost`; else 0.
     """
 
     config: DendriticConfig
@@ -52,10 +54,17 @@ class Layout:
     dials: tuple[Dial, ...] = ()
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+    allowed: int = 0
 
     @property
     def packed(self) -> bool:
         return any(isinstance(record, Form | Recurrent) for record in self.modules.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of `dense_cost` that is to go: the config's, or what its other target comes to."""
+        asked = self.config.sparsity
+        return 1 - self.allowed / max(1, self.dense_cost) if asked is None else asked
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
@@ -72,7 +81,8 @@ class Layout:
         dials = {"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {}
         shapes = {name: list(shape) for name, shape in self.parameters.items()}
         numbers = {"numbers": dict(self.numbers)} if self.numbers else {}
-        return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers
+        allowed = {"allowed": self.allowed} if self.allowed else {}
+        return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers | allowed
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
@@ -88,8 +98,9 @@ class Layout:
         fields = only(_with_defaults(data), names, "quantization_config")
         if fields["quant_method"] not in METHODS:
             raise bad("quantization_config.quant_method", fields["quant_method"], f"must be {METHOD!r}")
-        if type(fields["dense_cost"]) is not int or not 0 <= fields["dense_cost"] < 2**62:
-            raise bad("quantization_config.dense_cost", fields["dense_cost"], "must be an integer in [0, 2^62)")
+        for name in ("dense_cost", "allowed"):
+            if type(fields[name]) is not int or not 0 <= fields[name] < 2**62:
+                raise bad(f"quantization_config.{name}", fields[name], "must be an integer in [0, 2^62)")
         if not isinstance(fields["modules"], dict):
             raise bad("quantization_config.modules", fields["modules"], "must be a JSON object")
         return cls(
@@ -101,6 +112,7 @@ class Layout:
             dials=read(tuple[Dial, ...], fields["dials"], "dials"),
             parameters=read(dict[str, tuple[int, ...]], fields["parameters"], "parameters"),
             numbers=read(dict[str, int], fields["numbers"], "numbers"),
+            allowed=fields["allowed"],
         )
 
 
@@ -108,7 +120,8 @@ def _with_defaults(data: Any) -> Any:
     """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
     if not isinstance(data, dict):
         return data
-    absent = {"dials": [], "parameters": {}, "numbers": {}} | ({"groups": []} if data.get("bundles") == [] else {})
+    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0}
+    absent |= {"groups": []} if data.get("bundles") == [] else {}
     return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 
 

@@ -34,7 +34,7 @@ def prune_(
     passes: int = 8,
     damping: float = 0.01,
 ) -> nn.Module:
-    """Prune an injected model to its config's `sparsity` in one go, in place; `compress_` packs it afterwards.
+    """Prune an injected model to its config's target in one go, in place; `compress_` packs it afterwards.
 
     Args:
         model: a model that `inject_` prepared.
@@ -75,11 +75,11 @@ def prune_(
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
-                update_(model, config.sparsity * step / rounds)
+                update_(model, layout.sparsity * step / rounds)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
             pruned = pruning_of(model).sparsity  # in here: whatever is raised, also by this, leaves the model as it was
-    logger.info(f"Pruned {pruned:.4f} of the {config.budget}.")
+    logger.info(f"Pruned {pruned:.4f} of the {config.counted}.")
     return model
 
 

@@ -14,7 +14,7 @@ from ..layout.layout import Layout
 from ..layout.records import Group
 from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, widths
 from ..state import injected_layout, layers_in, split_stacks
-from .rest_costs import costs_of_rest
+from .rest_costs import bytes_of_rest, costs_of_rest
 
 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:
@@ -48,21 +48,27 @@ def costs_of(
         stacks: names of the stacks of blocks, which may or may not be among `layers`.
     """
     feeds, reads = _links(layers, groups)
-    macs, costs = config.budget == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
+    macs, costs = config.counted == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
+    in_bytes = config.counted == "bytes"
+    scattering = {member.name for group in groups if not group.cut for member in group.producers}
     for name, layer in layers.items():
         if name in stacks:
             continue
         stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
         place = Place(
-            products=positions[name] if macs else 1,
+            products=positions[name] if macs else next(layer.parameters()).element_size() if in_bytes else 1,
             macs=macs,
+            index=8 if in_bytes else 0,
+            scatters=name in scattering,
             feeds=feeds.get(name, ()),
             reads=reads.get(name),
             stack=stack,
             block=int(name.removeprefix(f"{stack}.").split(".")[0]) if stack else 0,
         )
         costs[name] = _cost(layer, place)
-    if config.scope == "model":
+    if in_bytes:
+        costs |= bytes_of_rest(model, layers, groups)
+    elif config.counts_model:
         costs |= costs_of_rest(model, layers, groups, positions=positions if macs else None)
     return costs
 
@@ -72,8 +78,11 @@ class Place:
     """Where a layer stands in its model.
 
     Attributes:
-        products: How often each of its weights multiplies in one sample; 1 where parameters are counted.
-        macs: Whether multiply-accumulates are counted, and not parameters.
+        products: How often each of its weights multiplies in one sample; 1 where parameters are counted, and the size
+            of one where bytes are.
+        macs: Whether multiply-accumulates are counted, and not parameters or bytes.
+        index: What an index costs.
+        scatters: Whether its rows die in a tensor that keeps its width.
         feeds: With which segments of other layers, or units of groups, its rows die.
         reads: With which units of a group its inputs die; None unless it is a consumer of a group that is cut.
         stack: The name of the stack of blocks that the layer is part of; None outside of stacks.
@@ -82,6 +91,8 @@ class Place:
 
     products: int
     macs: bool
+    index: int
+    scatters: bool
     feeds: tuple[Link, ...]
     reads: Link | None
     stack: str | None
@@ -102,7 +113,9 @@ def _(layer: DendriticRecurrent, place: Place) -> Cost:
         directions=directions(layer),
         gates=gates(layer),
         per_weight=place.products,
-        per_row=2 if layer.bias and not place.macs else 0,
+        per_row=2 * place.products if layer.bias and not place.macs else 0,
+        per_index=place.index,
+        hidden=layer.hidden_size,
     )
 
 
@@ -115,11 +128,13 @@ def _(layer: DendriticWeight, place: Place) -> Cost:
         rows=rows,
         segment_size=0 if reads else layer.segment_size,
         per_weight=layer.weight.shape[2:].numel() * place.products,
-        per_row=0 if place.macs or layer.bias is None else 1,
+        per_row=0 if place.macs or layer.bias is None else place.products,
+        per_index=place.index,
+        scatters=place.scatters,
         feeds=place.feeds,
         reads=reads,
         sprout=rank * inputs * place.products,
-        sprout_row=rank * place.products + (0 if place.macs or not rank else 1),  # a gate is not a product of a matrix
+        sprout_row=place.products * (rank + bool(rank) * (not place.macs)),  # a gate is not a product of a matrix
         stack=place.stack,
         place=place.block,
     )

@@ -1,16 +1,20 @@
 """What the rest of a model costs: all that is no target, some of which shrinks with the groups that are cut."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..efficiency.size import largest_header
 from ..functional.costs import Cost, Link, TensorCost
 from ..functional.units import units_along
 from ..layout.records import Group, Member
 from ..nn import DendriticLayer, is_weight_layer
+from ..nn.base import OWN_BUFFERS
 
+HEADER = "header"  # no tensor has the name: a tensor's begins with that of a module, or the model has no modules
 Links = dict[str, dict[int, Link]]  # parameter -> axis -> the units that its entries die with
 
 
@@ -25,21 +29,45 @@ def costs_of_rest(
         positions: how often each layer multiplies in one sample, where multiply-accumulates are counted; None where
             parameters are. Only layers multiply.
     """
-    targets = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+    targets = _targets(layers)
     links = _links(model, groups)
     matrices = {f"{name}.weight": name for name, module in model.named_modules() if is_weight_layer(module)}
     costs: dict[str, Cost] = {}
     for name, parameter in model.named_parameters(remove_duplicate=positions is None):
         products = 1 if positions is None else positions.get(matrices.get(name, ""), 0)
-        if id(parameter) in targets or not products:
-            continue
-        own = links.get(name, {})
-        fixed = [size for axis, size in enumerate(parameter.shape) if axis not in own]
-        each = products
-        for size in fixed:
-            each *= size
-        costs[name] = TensorCost(each=each, links=tuple(own.values()))
+        if id(parameter) not in targets and products:
+            costs[name] = _tensor_cost(parameter, products, links.get(name, {}))
     return costs
+
+
+def bytes_of_rest(model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Iterable[Group]) -> dict[str, Cost]:
+    """The bytes of the model's safetensors file besides those of its `layers`: each other tensor that is saved, by its
+    name, buffers too; and the header at its largest."""
+    targets, links = _targets(layers), _links(model, groups)
+    costs: dict[str, Cost] = {}
+    saved = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not _is_own(name)}
+    first = {id(tensor): name for name, tensor in reversed(saved.items())}
+    for name, tensor in saved.items():
+        if id(tensor) not in targets and first[id(tensor)] == name:
+            costs[name] = _tensor_cost(tensor, tensor.element_size(), links.get(name, {}))
+    added = [f"{name}.{index}" for name in layers for index in ("inputs", "outputs")]
+    costs[HEADER] = TensorCost(each=largest_header(saved, added))
+    return costs
+
+
+def _is_own(name: str) -> bool:
+    return name.rpartition(".")[2] in OWN_BUFFERS
+
+
+def _targets(layers: Mapping[str, DendriticLayer]) -> set[int]:
+    """The parameters that are counted elsewhere, by identity."""
+    return {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+
+
+def _tensor_cost(tensor: Tensor, each: int, links: Mapping[int, Link]) -> TensorCost:
+    """A tensor of which one entry costs `each`."""
+    fixed = [size for axis, size in enumerate(tensor.shape) if axis not in links]
+    return TensorCost(each=each * math.prod(fixed), links=tuple(links.values()))
 
 
 def _links(model: nn.Module, groups: Iterable[Group]) -> Links:
@@ -59,8 +87,9 @@ def _links(model: nn.Module, groups: Iterable[Group]) -> Links:
             if isinstance(module := modules[member.name], nn.Embedding):
                 found[f"{member.name}.weight"][1] = _link(group, member, module.embedding_dim)
         for member in group.passers:
-            for key, parameter in modules[member.name].named_parameters(recurse=False):
-                found[f"{member.name}.{key}"][0] = _link(group, member, len(parameter))
+            for key, tensor in modules[member.name].state_dict(keep_vars=True).items():
+                if tensor.dim():
+                    found[f"{member.name}.{key}"][0] = _link(group, member, len(tensor))
     return found
 
 

@@ -77,7 +77,7 @@ def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
 def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
     compression = {"config": present(layout.config.to_dict()), "packed": layout.packed}
     if layout.config.native and layout.packed:  # its config says what it is, and no longer what it was
-        if layout.config.budget != "params" or not layout.dense_cost:
+        if layout.config.counted != "params" or layout.config.counts_model or not layout.dense_cost:
             return compression
         left = sum(p.numel() for name in layout.modules for p in model.get_submodule(name).parameters())
         return compression | {"removed": 1 - left / layout.dense_cost}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ...config import DendriticConfig
+from ...config import TARGETS, DendriticConfig
 from ...efficiency.report import ABSENT, scaled
 from .escape import Markdown, code, in_cell, on_hub, python, words
 
@@ -145,10 +145,32 @@ def config_words(config: Content) -> Markdown:
     'DendriticConfig(sparsity=0.8, budget="macs")'
     """
     default = DendriticConfig().to_dict()
-    named = [name for name in config if name == "sparsity" or (name in default and config[name] != default[name])]
+    named = [name for name in config if name in default and (name in TARGETS or config[name] != default[name])]
+    named = [name for name in named if name not in TARGETS or config[name] is not None]
     fields = [f"{name}={python(config[name])}" for name in named]
     line = f"DendriticConfig({', '.join(fields)})"
     return Markdown(line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)")
+
+
+def asked_words(config: Content) -> str:
+    """What was asked for, as a sentence.
+
+    >>> asked_words(DendriticConfig(speedup=2).to_dict())
+    'The model was to become 2 times as fast.'
+    """
+    asked = {name: config[name] for name in TARGETS if config.get(name) is not None}
+    match asked:
+        case {"speedup": times}:
+            return f"The model was to become {times:g} times as fast."
+        case {"latency_ms": limit}:
+            return f"The model was to take {limit:g} ms."
+        case {"parameters": limit}:
+            return f"The model was to have at most {int(limit):,} parameters."
+        case {"megabytes": limit}:
+            return f"The model was to have at most {limit:g} MB."
+    whose = "The model was" if config.get("scope") == "model" else "The target layers were"
+    budget = "MACs" if config["budget"] == "macs" else "parameters"
+    return f"{whose} to lose {percent(asked['sparsity'])} of {'its' if 'model' in whose else 'their'} {budget}."
 
 
 def form_counts(layers: Mapping[str, Content]) -> list[str]:

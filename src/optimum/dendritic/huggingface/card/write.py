@@ -137,8 +137,7 @@ def _compression(record: Mapping[str, Any]) -> dict[str, Any]:
         "removed": text.percent(compression["removed"]) if "removed" in compression else None,
         "layers": f"its {len(layers)} target layers" if layers else "its target layers",
         "config": text.config_words(config),
-        "asked": text.percent(config["sparsity"]),
-        "budget": "MACs" if config["budget"] == "macs" else "parameters",
+        "asked": text.asked_words(config),
         "forms": text.form_counts(layers),
         "gathers": any("gather" in layer["form"] for layer in layers.values()),
     }

@@ -48,10 +48,10 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
         yield "parameters", sorted([*layout.parameters, *layout.numbers]), "an injected model has them in full"
     stacks = {name for name, record in layout.modules.items() if isinstance(record, Stack)}
     called = {name for name, module in model.named_modules() if is_prunable(module)}
-    counted = called if layout.config.scope == "model" else layout.modules.keys() - stacks
+    counted = called if layout.config.counts_model else layout.modules.keys() - stacks
     unknown = layout.positions.keys() - counted
     unplaced = layout.modules.keys() - stacks - layout.positions.keys()
-    if unknown or (unplaced and all(injected) and layout.config.budget == "macs"):
+    if unknown or (unplaced and all(injected) and layout.config.counted == "macs"):
         yield "positions", sorted(unknown or unplaced), "must belong to the layers that are counted, one to each"
     for side in ("consumers", "passers", "parameters"):
         ends = [(member.name, member.axis) for group in layout.groups for member in getattr(group, side)]

@@ -137,7 +137,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         notes = {} if layout.packed else saved_attributes(type(self).__name__, self.config, state)
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
         self.random_states = random_states(args)
-        self.plan = {} if layout.packed else update_plan(self.config, self.max_steps)
+        self.plan = {} if layout.packed else update_plan(self.config, self.max_steps, layout.sparsity)
         check_length(self.max_steps, self.plan, state, self.config)
         if not layout.packed:
             check_trains_sprouts(model, kwargs["optimizer"])
