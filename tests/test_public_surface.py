@@ -1,6 +1,7 @@
 """The public surface: exactly these names, each documented, and nothing else is promised."""
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.compare import every
+from helpers.pages import PAGES, ROOT, blocks
 
 import optimum.dendritic
 
@@ -44,7 +46,7 @@ PUBLIC = [
     "update_",
     "update_plan",
 ]
-BESIDES = {  # public in modules of their own; README lists the same
+BESIDES = {  # public in modules of their own; docs/reference/api.md lists the same
     "optimum.dendritic.inspection.density": ["Density", "LayerDensity", "Side", "density"],
     "optimum.dendritic.inspection.figures": ["density_figure", "save_density_figure"],
     "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
@@ -56,8 +58,7 @@ BESIDES = {  # public in modules of their own; README lists the same
 }
 IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
 HOUSE = Path(optimum.dendritic.__file__).parent
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+TEXTS = {page: page.read_text() for page in PAGES}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))  # those in examples/benchmarks are ours and may use what is private
 
 
@@ -90,33 +91,51 @@ def is_public(module: str, name: str) -> bool:
     return name in ["", *PUBLIC] if module == "optimum.dendritic" else name in BESIDES.get(module, ())
 
 
-def test_readme_lists_what_is_public_besides():
-    table = re.search(r"<!-- public -->\n(.*?)<!-- /public -->", README, re.DOTALL)
+def test_the_documentation_lists_what_is_public_besides():
+    text = TEXTS[ROOT / "docs/reference/api.md"]
+    table = re.search(r"<!-- public -->\n(.*?)<!-- /public -->", text, re.DOTALL)
     assert table is not None
     rows = [re.findall(r"`([\w.]+)`", line) for line in table.group(1).splitlines()[2:]]
     assert {module: sorted(names) for module, *names in rows} == BESIDES
 
 
-def test_readme_and_the_examples_name_only_what_is_public():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    codes = {f"block {i} of README": code for i, code in enumerate(blocks)}
+def test_every_field_of_the_config_is_documented():
+    """With its default, in the order of the fields; add the row that is missing to docs/reference/config.md."""
+    text = TEXTS[ROOT / "docs/reference/config.md"]
+    table = re.search(r"<!-- fields -->\n(.*?)<!-- /fields -->", text, re.DOTALL)
+    assert table is not None
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.group(1).splitlines()[2:]]
+    assert every(len(row) == 4 for row in rows), "field, default, effect, when to change it"
+    documented = [(name.strip("`"), ast.literal_eval(default.strip("`"))) for name, default, *_ in rows]
+    fields = dataclasses.fields(optimum.dendritic.DendriticConfig)
+    assert documented == [(field.name, field.default) for field in fields]
+
+
+def test_the_documentation_and_the_examples_name_only_what_is_public():
+    codes = {f"{page}, {b.line}": b.code for page in PAGES for b in blocks(page) if b.language == "python"}
+    assert len(codes) > 30 and len(EXAMPLES) > 3
     codes |= {path.name: path.read_text() for path in EXAMPLES}
-    assert len(blocks) > 3 and len(EXAMPLES) > 3
     for place, code in codes.items():
         for module, name in imports(code):
             assert is_public(module, name), f"{place}: {module} {name}"
     modules = [*BESIDES, *(f"optimum.dendritic.{name}" for name in PUBLIC)]
-    dotted = set(re.findall(r"optimum\.dendritic(?:\.\w+)+", README))
+    dotted = {name for text in TEXTS.values() for name in re.findall(r"optimum\.dendritic(?:\.\w+)+", text)}
     assert "optimum.dendritic.metrics" in dotted and dotted <= set(modules)
 
 
-def test_what_readme_calls_is_public():
-    """A function or class of ours that README shows with its parenthesis, in a block of code or in a sentence."""
+def test_what_the_documentation_calls_is_public():
+    """A function or class of ours that is shown with its parenthesis, in a block of code or in a sentence."""
     trees = [ast.parse(path.read_text()) for path in HOUSE.rglob("*.py")]
     ours = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    called = set(re.findall(r"(?<![\w.])([A-Za-z]\w*)\(", README)) & ours
-    assert {"compress_", "density_figure"} <= called
+    named = {name for text in TEXTS.values() for name in re.findall(r"(?<![\w.])([A-Za-z]\w*)\(", text)}
+    made = {node.name for code in python_trees() for node in ast.walk(code) if isinstance(node, ast.FunctionDef)}
+    called = (named & ours) - made
+    assert {"compress_", "density"} <= called
     assert called <= {*PUBLIC, *(name for names in BESIDES.values() for name in names)}
+
+
+def python_trees() -> list[ast.Module]:
+    return [ast.parse(b.code) for page in PAGES for b in blocks(page) if b.language == "python"]
 
 
 PLACES = [("optimum.dendritic", name) for name in PUBLIC] + [

@@ -1,7 +1,7 @@
 """The families of models that compression is held to, each as a tiny model with rough weights and a training batch.
 
 There is one line for each family and no code for any: a family is a config. `test_families.py` runs all of them, and
-`families_table.py` makes the README's table of supported models from them.
+`families_table.py` makes the table of supported models from them.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The README's table of supported models, read off packed models and never written by hand.
+"""The table of supported models in docs/reference/families.md, read off packed models and never written by hand.
 
     cd tests
     python -m helpers.families_table                         # print it
-    python -m helpers.families_table --write ../README.md    # put it between the markers
+    python -m helpers.families_table --write ../docs/reference/families.md    # put it between the markers
 
 Each family's tiny model loses every second segment of every layer, so the table depends on the wiring alone.
 """
@@ -78,9 +78,9 @@ def endings(group: list[str], every: list[str]) -> list[str]:
     return list(dict.fromkeys(map(ending, group)))
 
 
-def split(readme: str) -> tuple[str, str, str]:
+def split(page: str) -> tuple[str, str, str]:
     """What stands before the table, the table, and what stands after it; the markers stay outside."""
-    before, start, rest = readme.partition(START)
+    before, start, rest = page.partition(START)
     found, end, after = rest.partition(END)
     assert start and end, f"{START} and {END} must stand in the file"
     return before + start, found.strip(), end + after
@@ -89,7 +89,7 @@ def split(readme: str) -> tuple[str, str, str]:
 def main(arguments: list[str]) -> None:
     if arguments:
         flag, file = arguments
-        assert flag == "--write", "usage: python -m helpers.families_table [--write ../README.md]"
+        assert flag == "--write", "usage: python -m helpers.families_table [--write ../docs/reference/families.md]"
         before, _, after = split(Path(file).read_text())
         Path(file).write_text(f"{before}\n{table()}\n{after}")
     else:

@@ -15,16 +15,16 @@ from .train_steps import Pruning, mask_, pruning_of, score_, target_sparsity, up
 
 
 class Pruner:
-    """Compresses a model in a training loop of one's own, and says so where a call is out of place.
+    """Compresses a model in a training loop of one's own, and says so where a call is out of place::
 
-    pruner = Pruner(model, config, steps=1000, optimizer=optimizer, example_inputs=batch)
-    for batch in batches:                       # 1000 optimizer steps
-        model(**batch).loss.backward()
-        pruner.before_step()                    # scores, and now and then chooses the masks anew
-        optimizer.step()
-        pruner.after_step()                     # pruned means zero
-        optimizer.zero_grad()
-    pruner.pack()
+        pruner = Pruner(model, config, steps=1000, optimizer=optimizer, example_inputs=batch)
+        for batch in batches:                       # 1000 optimizer steps
+            model(**batch).loss.backward()
+            pruner.before_step()                    # scores, and now and then chooses the masks anew
+            optimizer.step()
+            pruner.after_step()                     # pruned means zero
+            optimizer.zero_grad()
+        pruner.pack()
 
     Args:
         model: Any module that `inject_` takes, or one that it has injected with the same config.

@@ -20,7 +20,7 @@ def describe(model: nn.Module) -> dict[str, str]:
     Works on stock, injected, packed and loaded models alike.
 
     Returns:
-        Full name -> for example `"plain: 16 -> 8"` (a stock layer of smaller shape), `"gather: 8 of 16 -> 24"` (it
+        By full name: for example `"plain: 16 -> 8"` (a stock layer of smaller shape), `"gather: 8 of 16 -> 24"` (it
         picks the inputs that it reads from a tensor that stays wide), `"gather, scatter: 8 of 16 -> 24 of 48"` (and
         puts the rows that are left into a wide tensor of zeros), `"injected: 3 of 4 segments"`, `"dense: not a
         target"`.
