@@ -142,8 +142,13 @@ def test_a_run_has_one_maker(tmp_path):
         assert again
 
 
+def plan(**options) -> argparse.Namespace:
+    fields = {"seeds": [0, 1], "levels": [LEVEL], "methods": runs.METHODS, "variant": "", "config": {}}
+    return argparse.Namespace(**fields | {"base_seed": None} | options)
+
+
 def test_a_plan_names_every_run_once():
-    plain = argparse.Namespace(seeds=[0, 1], levels=[0.5, 0.8], methods=runs.METHODS, variant="", config={})
+    plain = plan(levels=[0.5, 0.8])
     names = [run.name for run in runs.planned(plain)]
     assert len(set(names)) == len(names) == 2 * (2 + 5 * 2)
     assert runs.OWN_RATE not in {run.method for run in runs.planned(plain, own_rate=False)}
@@ -152,8 +157,13 @@ def test_a_plan_names_every_run_once():
     assert not set(names) & {run.name for run in runs.planned(ablation)}
 
 
+def test_one_base_serves_all_seeds_where_that_is_asked_for():
+    assert {run.base.seed for run in runs.planned(plan())} == {0, 1}
+    assert {(run.base.seed, run.seed) for run in runs.planned(plan(base_seed=7))} == {(7, 0), (7, 1)}
+
+
 def test_claims_follow_the_numbers():
-    verdicts = {c.text: c.holds for c in claims.claims(Table(table(), [], metric.ACCURACY), "params", {LEVEL: 1.0}, {})}
+    verdicts = {c.text: c.holds for c in claims.claims(Table(table(), [], metric.ACCURACY), CARD)}
     assert verdicts == {
         "dendritic at 50% removes 50% of the parameters of the target modules": True,
         "dendritic at 50% loses at most 1 points against dense": False,

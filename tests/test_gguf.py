@@ -48,7 +48,7 @@ def ids() -> torch.Tensor:
 
 def packed(model: hf.PreTrainedModel, dead: dict[str, slice] | None = None, **fields: Any) -> hf.PreTrainedModel:
     """Whole heads and neurons go at random, 40 % of it all; then those that are named."""
-    config = DendriticConfig(**{"sparsity": 0.4, "segment_size": 4096, "importance": "random", **fields})
+    config = DendriticConfig(**{"sparsity": 0.4, "units": "structured", "importance": "random", **fields})
     inject_(model, config, example_inputs={"input_ids": ids()})
     score_(model)
     update_(model, config.sparsity)
@@ -181,8 +181,8 @@ def architecture(file: Path) -> str:
 
 def test_what_cannot_run_there_is_refused(tmp_path):
     needed("gguf")
-    gathers = packed(stock("llama"), segment_size=16)
-    with pytest.raises(DendriticError, match="gathers or scatters, which the target cannot do.*segment_size=4096"):
+    gathers = packed(stock("llama"), units="fine", segment_size=16)
+    with pytest.raises(DendriticError, match="gathers or scatters, which the target cannot do.*units="):
         exported(gathers, tmp_path)
     with pytest.raises(DendriticError, match="model_type = 'gpt2'.*Export one of llama, mistral, qwen2, qwen3"):
         exported(build("gpt2")[0], tmp_path)

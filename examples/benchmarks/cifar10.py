@@ -193,7 +193,8 @@ class Cifar10(Task):
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """A long recovery: from scratch, what is kept has much to learn yet."""
-        return {"budget": self.args.budget, "distillation": self.args.distillation, "end": 0.4}
+        fields = {"budget": self.args.budget, "distillation": self.args.distillation, "end": 0.4}
+        return {**fields, "units": "structured"}
 
     def fresh(self) -> nn.Module:
         return resnet() if self._is_resnet else vit()
@@ -238,7 +239,7 @@ class Cifar10(Task):
             metric_id="accuracy",
             budget=self.args.budget,
             tolerances={0.5: 0.0 if resnet20 else 1.0},
-            base=f"trained from scratch for {cycles} epochs{self._bettered()}",
+            base=f"trained from scratch for {cycles} epochs{self._bettered()}{self._one_base()}",
             second=f"{self.args.epochs1:g} epochs",
             smaller="all widths scaled alike, no more of the budget than that level "
             "leaves of the whole model; from scratch, through all stages.",
@@ -264,6 +265,10 @@ class Cifar10(Task):
             f"its weights are their running average (decay {average:g})" if average else "",
         ]
         return "".join(f"; {part}" for part in parts if part)
+
+    def _one_base(self) -> str:
+        seed = self.args.base_seed
+        return "" if seed is None else f"; the one of seed {seed} serves all seeds, whose last stages alone differ"
 
     def train_data(self, stage: int) -> tuple[Dataset, Any]:
         images, labels = self._splits["train"]

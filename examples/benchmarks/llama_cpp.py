@@ -54,7 +54,7 @@ def model_of(args: argparse.Namespace, sparsity: float) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval()
     if sparsity:
         inputs = {"input_ids": torch.arange(4)[None]}
-        pruning = DendriticConfig(sparsity=sparsity, segment_size=2**16, importance="random", floor=0.02)
+        pruning = DendriticConfig(sparsity=sparsity, units="structured", importance="random", floor=0.02)
         inject_(model, pruning, example_inputs=inputs)
         score_(model)
         update_(model, sparsity)

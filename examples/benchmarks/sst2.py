@@ -6,6 +6,8 @@
 
 With `--levels 0.9 --epochs1 4 --replace 0.3` each phase is that of a second table, at 90 % alone: twice as long, on
 sentences in which tokens are replaced by similar ones (runs/sst2-replaced, model_cards/minilm-sst2-replaced.md).
+With `--whole --levels 0.6 0.8` it is that of a third one, in which the whole model pays, its embeddings and its hidden
+width among it (runs/sst2-whole, model_cards/minilm-sst2-whole.md).
 
 Every phase resumes, and processes with the same options share the work. `--dataset` is a Hub id or a folder with the
 splits "train" and "validation" and the columns "sentence" (or "text") and "label".
@@ -47,12 +49,16 @@ class Sst2(SentenceTask):
     default_levels = (0.6, 0.8, 0.9)
     default_output_dir = "runs/sst2"
     default_card = "model_cards/minilm-sst2.md"
+    later = (*SentenceTask.later, "replace", "whole")
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         if args.replace:
             self.default_output_dir += "-replaced"
             self.default_card = "model_cards/minilm-sst2-replaced.md"
+        if args.whole:
+            self.default_output_dir += "-whole"
+            self.default_card = "model_cards/minilm-sst2-whole.md"
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +69,7 @@ class Sst2(SentenceTask):
         parser.add_argument("--learning_rate", type=float, default=5e-5)
         parser.add_argument("--learning_rate1", type=float, default=2e-4, help="of the epochs1, where layers shrink")
         parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
+        parser.add_argument("--whole", action="store_true", help="prune the whole model, streams and embeddings too")
         parser.add_argument("--replace", type=share, default=0.0, help="share of the tokens, in the epochs1")
 
     def recipe(self) -> dict[str, Any]:
@@ -70,7 +77,8 @@ class Sst2(SentenceTask):
         own = {name: getattr(self.args, name) for name in (*names, "bf16", "max_steps")}
         model = HUB_MODEL if self.args.model == default_model() else Path(self.args.model).name
         augmented = {"replace": self.args.replace} if self.args.replace else {}
-        return {"model": model, **own, **augmented}
+        whole = {"whole": True} if self.args.whole else {}
+        return {"model": model, **own, **augmented, **whole}
 
     def processing(self) -> Any:
         return self._tokenizer
@@ -79,13 +87,16 @@ class Sst2(SentenceTask):
         return {"learning_rate": self.args.learning_rate}
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
-        """Whole heads and neurons (segments as wide as the model leave no inputs to gather), and a long recovery.
+        """Whole heads and neurons, in the table of the whole model streams too, and a long recovery.
 
         A layer may end empty where the dendritic score says so; magnitude and random would empty the pooler, too, and
         every prediction would be the same.
         """
         floor = 0.0 if importance == "dendritic" else DendriticConfig().floor
-        return {"distillation": self.args.distillation, "segment_size": 4096, "floor": floor, "end": 0.4}
+        fields = {"distillation": self.args.distillation, "floor": floor, "end": 0.4}
+        if self.args.whole:
+            return {**fields, "units": "structured", "scope": "model"}
+        return {**fields, "units": ["heads", "neurons"]}
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
@@ -110,7 +121,8 @@ class Sst2(SentenceTask):
         return model, False
 
     def card(self) -> Card:
-        return self._replaced(self._plain()) if self.args.replace else self._plain()
+        card = self._replaced(self._plain()) if self.args.replace else self._plain()
+        return self._whole(card) if self.args.whole else card
 
     def _plain(self) -> Card:
         return Card(
@@ -163,6 +175,20 @@ class Sst2(SentenceTask):
                 f"{plain.selection}"
             ),
             selects=("epochs1", "replace"),
+        )
+
+    def _whole(self, plain: Card) -> Card:
+        return dataclasses.replace(
+            plain,
+            title=f"{plain.title}, of the whole model",
+            tolerances={0.6: 0.5},
+            scope="model",
+            targets=(
+                "and of everything else: half of this model is its embedding, which loses columns with the hidden "
+                "width that all layers share"
+            ),
+            selection="The fields of `DendriticConfig` are those of minilm-sst2.md, but for `units` and `scope`.",
+            selects=(*plain.selects, "whole"),
         )
 
     def encode(self, sentences: list[str]) -> list[list[int]]:

@@ -9,8 +9,10 @@ divided by the share of time: 1 if the time falls as the MACs do.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,12 @@ from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.latency import paired_ratio, time_in_turn
 from optimum.dendritic.efficiency.macs import count_macs
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from resnet20 import ResNet20Config, ResNet20ForImageClassification  # noqa: E402
+
 TOKENS, PIXELS = 128, 224
+LABELS: dict[str, Any] = {"num_labels": 10}
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ def resnet(share: float) -> nn.Module:
     return hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=_multiple(64 * share, 4), hidden_sizes=sizes))
 
 
+def resnet20(share: float) -> nn.Module:
+    sizes = [_multiple(width * share, 1) for width in (16, 32, 64)]
+    return ResNet20ForImageClassification(ResNet20Config(embedding_size=sizes[0], hidden_sizes=sizes, **LABELS))
+
+
 def tokens(samples: int) -> dict[str, Tensor]:
     return {
         "input_ids": torch.randint(0, 1000, (samples, TOKENS)),
@@ -70,14 +82,15 @@ def tokens(samples: int) -> dict[str, Tensor]:
     }
 
 
-def pixels(samples: int) -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(samples, 3, PIXELS, PIXELS)}
+def pixels(samples: int, size: int = PIXELS) -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(samples, 3, size, size)}
 
 
 SUBJECTS = {
     "bert-base": Subject(bert, tokens),
     "gpt2": Subject(gpt2, tokens),
     "resnet-50": Subject(resnet, pixels, channels_last=True),
+    "resnet-20": Subject(resnet20, partial(pixels, size=32), channels_last=True),
 }
 
 

@@ -7,6 +7,7 @@ from .metric import Metric
 from .runs import PRUNED
 from .statistics import Difference
 from .summary import Row, Table, label_of
+from .task import Card
 
 CONTROLS = (*(method for method in PRUNED if method != "dendritic"), "smaller-dense")
 
@@ -18,21 +19,18 @@ class Claim:
     holds: bool | None  # None: not measured
 
 
-def claims(table: Table, budget: str, tolerances: dict[float, float], latencies: dict[float, float]) -> list[Claim]:
-    """What the method promises, each held against the number: the budget, the loss, the controls and the speed.
-
-    Args:
-        tolerances: level -> loss against dense to stay within.
-        latencies: level -> share of dense's time to stay within; 1 where none is given.
-    """
+def claims(table: Table, card: Card) -> list[Claim]:
+    """What the card promises, each held against the number: the budget, the loss, the controls and the speed."""
     found = []
+    tolerances, latencies = card.tolerances, card.latencies
+    owner = {"targets": "target modules", "model": "whole model"}[card.scope]
     for row in (row for row in table.rows if row.method == "dendritic"):
         start = f"dendritic at {row.level:.0%}"
-        share = row.target_removed if budget == "params" else row.target_macs_removed
-        counted = "parameters" if budget == "params" else "MACs"
+        counted = {"params": "parameters", "macs": "MACs"}[card.budget]
+        share = _share_removed(row, card)
         found.append(
             Claim(
-                f"{start} removes {row.level:.0%} of the {counted} of the target modules",
+                f"{start} removes {row.level:.0%} of the {counted} of the {owner}",
                 f"{share:.2%}",
                 round(share, 4) >= row.level,
             )
@@ -54,6 +52,12 @@ def claims(table: Table, budget: str, tolerances: dict[float, float], latencies:
         if not row.ratios:
             found.append(Claim(f"{start} is faster than dense", "", None))
     return found
+
+
+def _share_removed(row: Row, card: Card) -> float:
+    if card.scope == "model":
+        return row.removed if card.budget == "params" else row.macs_removed
+    return row.target_removed if card.budget == "params" else row.target_macs_removed
 
 
 def _against_controls(table: Table, row: Row, start: str) -> Iterator[Claim]:

@@ -19,6 +19,7 @@ def main(task_class: type[Task], description: str | None) -> None:
     parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
     parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--base_seed", type=int, help="of the one base of all seeds; default: each its own")
     parser.add_argument("--levels", type=float, nargs="+", default=list(task_class.default_levels))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
     parser.add_argument(

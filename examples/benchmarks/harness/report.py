@@ -27,7 +27,7 @@ def render(task: Task, output_dir: Path, path: Path) -> None:
         setattr(task.args, name, value)  # the card speaks of the runs that are there, whatever the command line says
     card = task.card()
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = claims(table, card.budget, card.tolerances, card.latencies)
+    found = claims(table, card)
     content = {
         "rows": [
             asdict(row) | {"label": row.label, "mean": row.mean, "std": row.std} for row in table.rows + table.variants

@@ -6,7 +6,7 @@ import fcntl
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Run:
         level: fraction of the budget that is removed; 0 for `"base"` and those in `DENSE`.
         variant: name of an ablation, empty for the recipe itself.
         changes: fields of `DendriticConfig` that the ablation sets.
+        base_seed: seed of the base that it starts from, if that is not its own.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Run:
     seed: int
     variant: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
+    base_seed: int | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +46,7 @@ class Run:
     @property
     def base(self) -> "Run":
         """The run that this one starts from."""
-        return Run("base", 0.0, self.seed)
+        return Run("base", 0.0, self.seed if self.base_seed is None else self.base_seed)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,9 +61,12 @@ def planned(args: argparse.Namespace, own_rate: bool = True) -> Iterator[Run]:
     for seed in args.seeds:
         for method in (method for method in args.methods if own_rate or method != OWN_RATE):
             if method in PRUNED:
-                yield from (Run(method, level, seed, args.variant, args.config) for level in args.levels)
+                own = [Run(method, level, seed, args.variant, args.config) for level in args.levels]
             elif not args.variant:
-                yield from (Run(method, level, seed) for level in ([0.0] if method in DENSE else args.levels))
+                own = [Run(method, level, seed) for level in ([0.0] if method in DENSE else args.levels)]
+            else:
+                own = []
+            yield from (replace(run, base_seed=args.base_seed) for run in own)
 
 
 def parse_change(text: str) -> tuple[str, Any]:

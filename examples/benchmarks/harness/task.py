@@ -35,6 +35,7 @@ class Card:
 
     Attributes:
         script: file name of the task.
+        scope: of what a level is a share: `"targets"` or the whole `"model"`.
         tolerances: level -> loss against dense that the card claims to stay within.
         latencies: level -> share of dense's time that the card claims to stay within; 1 where none is given.
         augmented: a clause, from its comma on: how the samples of the last stage are changed.
@@ -59,6 +60,7 @@ class Card:
     unit_of_examples: str = "sentences"
     shape: str = ""
     augmented: str = ""
+    scope: str = "targets"
     selects: tuple[str, ...] = ()
     latencies: dict[float, float] = field(default_factory=dict)
 

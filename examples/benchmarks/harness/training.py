@@ -32,7 +32,8 @@ from .teaching import Teaching
 
 def base_phase(task: Task, output_dir: Path) -> None:
     """The base of every seed; what another process makes is left to it."""
-    _make_all(task, [Run("base", 0.0, seed) for seed in task.args.seeds], output_dir, "base")
+    seeds = task.args.seeds if task.args.base_seed is None else [task.args.base_seed]
+    _make_all(task, [Run("base", 0.0, seed) for seed in seeds], output_dir, "base")
 
 
 def keep_phase(task: Task, output_dir: Path) -> None:

@@ -12,7 +12,7 @@ from ..nn import PackedLayer
 ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
 FFN = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
-WHOLE = "Prune whole heads and neurons: segment_size=4096 or wider than the model, arbors=1, sprout_rank=0."
+WHOLE = "Prune whole units: units='structured', arbors=1, sprout_rank=0."
 
 
 @dataclass(frozen=True)
