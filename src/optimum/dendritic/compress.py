@@ -1,5 +1,6 @@
 """`compress_`: make an injected model physically small. What was zero is gone; the outputs stay."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,14 +9,16 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .distributed.dtensor import reshard
+from .distributed.dtensor import refuse_sharded, reshard
 from .errors import DendriticError
 from .inspection.describe import dense_layers, summary
 from .layout.layout import Layout
 from .layout.records import Follower, Form, Group, Record, Recurrent
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, channels_of
+from .nn.dormant import Dormant, attach_, holding
 from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record
 from .nn.surgery import replace_
+from .sizes import entries_left, masks_at, narrowed
 from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping
@@ -63,7 +66,31 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         for gate in gates_in(model, layout, layers).values():
             notes.note_pruned(gate)
             gate.mask_()
+        if layout.config.dormant is not None:
+            return _compress_apart_(model, layout, layers, inputs, layout.config.dormant)
         return native_(model, inputs, layout, layers) if layout.dials else _compress_(model, layout, layers, inputs)
+
+
+def _compress_apart_(
+    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any], dormant: float
+) -> nn.Module:
+    """Pack the model twice: the core in place, and what is masked at present as the awake model that belongs to it."""
+    refuse_sharded(model, "Leave dormant out of its config.")
+    awake = copy.deepcopy(model)
+    larger = replace(layout, config=replace(layout.config, sparsity=dormant, dormant=None))
+    set_layout(awake, larger)
+    outer = entries_left(model, layout, layers)
+    _compress_(awake, larger, layers_in(awake, larger), inputs)
+    core, gates = masks_at(model, layout.config.sparsity), gates_in(model, layout, layers)
+    with narrowed(model, core):
+        inner = entries_left(model, layout, layers)
+        _compress_(model, layout, layers, inputs)
+    grids = {
+        name: tuple(torch.searchsorted(*pair) for pair in zip(outer[name], inner[name], strict=True))
+        for name in outer.keys() & inner.keys()
+    }
+    attach_(model, Dormant(awake, holding(model, awake, grids), layout.config.segment_size))
+    return model
 
 
 def _compress_(

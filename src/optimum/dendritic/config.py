@@ -84,6 +84,9 @@ class DendriticConfig:
         sprout_rank: rank of the nonlinear sprouts that linear layers grow in place of what was pruned; 0 for none. They
             are paid for out of the same budget.
         distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
+        dormant: a milder sparsity, below `sparsity`. What lies between the two is packed apart, and computed only for
+            the inputs that need it; see `set_wake_rate`. The training keeps both, the model without it and the model
+            with it, in turn. None for no such part.
         native: prune only what the model's own config can say (the same FFN width and heads in every layer, fewer
             layers), so that the result is a stock model with a stock config.json, which loads without this package.
         speedup: how many times as fast as the dense model the packed one is to be, at least 1, as measured on the
@@ -116,6 +119,7 @@ class DendriticConfig:
     seed: int = 0
     sprout_rank: int = 0
     distillation: float = 0.0
+    dormant: float | None = None
     native: bool = False
     speedup: float | None = None
     latency_ms: float | None = None
@@ -154,6 +158,8 @@ class DendriticConfig:
                 raise invalid(
                     field, value, "a stock config cannot express it", f"Leave it at {stock} with native=True."
                 )
+        if self.dormant is not None:
+            self._check_dormant(self.dormant)
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
         if type(self.version) is not int or self.version != VERSION:
@@ -196,6 +202,16 @@ class DendriticConfig:
             if vars(self)[field]:
                 rule = f"has no measured price, and the target is {self.target}"
                 raise invalid(field, vars(self)[field], rule, f"Leave {field} out, or give sparsity.")
+
+    def _check_dormant(self, dormant: float) -> None:
+        _check_number("dormant", dormant, 0, 1, below=True)
+        if self.sparsity is None or dormant >= self.sparsity:
+            remedy = "Lower it: it is what is removed while everything that is packed apart is awake."
+            raise invalid("dormant", dormant, f"must be below sparsity = {self.sparsity}", remedy)
+        for field, value in (("native", self.native), ("sprout_rank", self.sprout_rank)):
+            if value:
+                rule = "its model has one form, and dormant makes two of different shapes"
+                raise invalid(field, value, rule, f"Leave {field} or dormant out.")
 
     def may_go(self, kind: str) -> bool:
         """Whether units of a kind may go, one of `UNITS`."""

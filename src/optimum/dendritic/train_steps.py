@@ -142,6 +142,8 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
             the gradients of this step; weaker ones go instead.
         optimizer: its state for regrown segments and for sprouts is set to zero.
 
+    With `dormant`, masks never prune more than that: what more goes of the core is chosen inside of them.
+
     Inactive sprouts absorb what is pruned. The update that reaches the config's sparsity is the final one: sprouts that
     cost less than what is pruned become active in it, and learn from then on. In a distributed training every rank
     calls, and rank 0 chooses.
@@ -151,13 +153,14 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     layout = injected_layout(model)
     layers = layers_in(model, layout)
     gates = gates_in(model, layout, layers)
-    costs, masks, rule = costs_in(model, layers, layout), _masks(gates), IMPORTANCE[layout.config.importance]
-    scores = _ranked(gates, layers, masks, costs, rule)
+    costs, masks, rule = costs_in(model, layers, layout), masks_of(gates), IMPORTANCE[layout.config.importance]
+    scores = ranked_scores(gates, layers, masks, costs, rule)
     if all(bool(mask.all()) for mask in masks.values()):
         _tell_unscored(gates, rule)
     growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
-    budget, floor = (1 - sparsity) * layout.dense_cost, layout.config.floor
+    reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
+    budget, floor = (1 - reached) * layout.dense_cost, layout.config.floor
     if layout.dials:
         chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
     else:
@@ -206,10 +209,11 @@ def pruning_of(model: nn.Module) -> Pruning:
     """How much of an injected model is pruned at present."""
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    return _pruning(_masks(gates_in(model, layout, layers)), costs_in(model, layers, layout), layout)
+    return _pruning(masks_of(gates_in(model, layout, layers)), costs_in(model, layers, layout), layout)
 
 
-def _masks(gates: AllGates) -> dict[str, Tensor]:
+def masks_of(gates: AllGates) -> dict[str, Tensor]:
+    """The present masks, on the CPU."""
     return {name: gate.dendrite_mask.cpu() for name, gate in gates.items()}
 
 
@@ -218,7 +222,7 @@ def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density)
 
 
-def _ranked(
+def ranked_scores(
     gates: AllGates, layers: Mapping[str, DendriticLayer], masks: Masks, costs: Costs, rule: Importance
 ) -> dict[str, Tensor]:
     """The scores as `select` ranks them by their cost: see `Importance`."""

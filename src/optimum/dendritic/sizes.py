@@ -1,0 +1,116 @@
+"""One injected model, several sizes of it: masks inside of the present ones, and what of each tensor they leave."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .functional.importance import IMPORTANCE
+from .functional.selection import select
+from .functional.units import streams
+from .layout.layout import Layout
+from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_type, weight_layer
+from .nn.pack_model import shapes_left
+from .state import gates_in, injected_layout, kept_in, layers_in
+from .structure.model_costs import costs_in
+from .train_steps import masks_of, ranked_scores
+from .unofficial import tensors_in
+
+
+@torch.no_grad()
+def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
+    """The masks with `sparsity` of the budget gone, by the present scores and inside of the present masks.
+
+    Of two sizes the smaller one is inside of the larger one, because both are beginnings of one ranking.
+    """
+    layout = injected_layout(model)
+    layers = layers_in(model, layout)
+    gates = gates_in(model, layout, layers)
+    costs, masks = costs_in(model, layers, layout), masks_of(gates)
+    scores = ranked_scores(gates, layers, masks, costs, IMPORTANCE[layout.config.importance])
+    budget = (1 - sparsity) * layout.dense_cost
+    return select(scores, masks, costs, budget, layout.config.floor, needed=streams(layout.groups))
+
+
+class Narrowed:
+    """A model some of whose segments are zero for a while, and what they are otherwise.
+
+    Attributes:
+        gates: The gates of the model.
+        asleep: Which segments are zero, by the name of the gate.
+    """
+
+    def __init__(self, gates: Mapping[str, Gates], masks: Mapping[str, Tensor]) -> None:
+        """Set what is outside of `masks` to zero, and let the masks say so."""
+        self.gates = gates
+        devices = {name: gate.dendrite_mask.device for name, gate in gates.items()}
+        self._before = {name: gate.dendrite_mask.clone() for name, gate in gates.items()}
+        self.asleep = {name: self._before[name] & ~masks[name].to(devices[name]) for name in gates}
+        self._taken = {
+            name: [part.take(self.asleep[name]) for part in _pieces(gate)] for name, gate in gates.items()
+        }
+        for name, gate in gates.items():
+            gate.dendrite_mask.copy_(self._before[name] & ~self.asleep[name])
+            gate.blank_(gate.segmented(), self.asleep[name])
+
+    @torch.no_grad()
+    def still_gradients_(self) -> None:
+        """Let what sleeps have no gradient: it is no part of the model that the loss was read of."""
+        for name, gate in self.gates.items():
+            found = {key: p.grad for key, p in gate.segmented().items() if p.grad is not None}
+            gate.blank_(found, self.asleep[name])
+
+    @torch.no_grad()
+    def widen_(self) -> None:
+        """Put everything back, also where an optimizer has moved it."""
+        for name, gate in self.gates.items():
+            for part, taken in zip(_pieces(gate), self._taken[name], strict=True):
+                part.put_(self.asleep[name], taken)
+            gate.dendrite_mask.copy_(self._before[name])
+
+
+@torch.no_grad()
+def narrow_(model: nn.Module, masks: Mapping[str, Tensor]) -> Narrowed:
+    """Make an injected model one of its sizes, until `widen_`."""
+    layout = injected_layout(model)
+    return Narrowed(gates_in(model, layout, layers_in(model, layout)), masks)
+
+
+@contextmanager
+def narrowed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[Narrowed]:
+    """The model as one of its sizes, while the context lasts."""
+    made = narrow_(model, masks)
+    try:
+        yield made
+    finally:
+        made.widen_()
+
+
+def entries_left(
+    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer]
+) -> dict[str, tuple[Tensor, ...]]:
+    """For each tensor that packing makes smaller, the ascending entries that are left along its first axes. Of layers
+    of several arbors and of recurrent layers it is not said."""
+    kept, alive = kept_in(model, layout, layers)
+    weights = {name: keep for name, keep in kept.items() if not is_recurrent_layer(model.get_submodule(name))}
+    left, found = shapes_left(model, weights, layout.groups, alive), dict[str, tuple[Tensor, ...]]()
+    for name, rows in left.outputs.items():
+        keeps = weights.get(name, [left.arrives[name]])
+        if len(keeps) == 1:
+            axes = (keeps[0], rows) if stock_type(weight_layer(model, name)).__name__ == "Conv1D" else (rows, keeps[0])
+            found |= {f"{name}.weight": axes, f"{name}.bias": (rows,)}
+    for name, keep in left.channels.items():
+        module = model.get_submodule(name)
+        table = isinstance(module, nn.Embedding)
+        for key, tensor in (item for registry in tensors_in(module) for item in registry.items()):
+            if tensor is not None and tensor.dim() > table and tensor.shape[int(table)] == channels_of(module):
+                found[f"{name}.{key}"] = (torch.arange(tensor.shape[0]), keep) if table else (keep,)
+    for name, axes in left.entries.items():
+        shape = model.get_parameter(name).shape
+        found[name] = tuple(axes.get(axis, torch.arange(shape[axis])) for axis in range(max(axes) + 1))
+    return found
+
+
+def _pieces(gate: Gates) -> list:
+    return gate.pieces({name: parameter.detach() for name, parameter in gate.segmented().items()})
