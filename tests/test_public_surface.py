@@ -26,6 +26,7 @@ PUBLIC = [
     "PushError",
     "Update",
     "Wiring",
+    "calibrate_dormant_",
     "compress_",
     "describe",
     "distill_",
@@ -35,12 +36,15 @@ PUBLIC = [
     "inject_",
     "last_checkpoint",
     "load",
+    "load_dormant_",
     "mask_",
     "measure",
     "prune_",
     "push_to_hub",
     "save",
+    "save_dormant",
     "score_",
+    "set_wake_rate",
     "target_sparsity",
     "trace_wiring",
     "update_",
@@ -56,7 +60,17 @@ BESIDES = {  # public in modules of their own; docs/reference/api.md lists the s
     "optimum.dendritic.runtimes.openvino": ["export_openvino"],
     "optimum.dendritic.runtimes.plain_linears": ["with_plain_linears"],
 }
-IN_PLACE = ["compress_", "distill_", "inject_", "mask_", "prune_", "score_", "update_"]
+IN_PLACE = [
+    "calibrate_dormant_",
+    "compress_",
+    "distill_",
+    "inject_",
+    "load_dormant_",
+    "mask_",
+    "prune_",
+    "score_",
+    "update_",
+]
 HOUSE = Path(optimum.dendritic.__file__).parent
 TEXTS = {page: page.read_text() for page in PAGES}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))  # those in examples/benchmarks are ours and may use what is private

@@ -148,3 +148,34 @@ def classify_here(sentence: str) -> float:
     from transformers import pipeline
 
     return pipeline("text-classification", packed("bert")[0], tokenizer=tokenizer())(sentence)[0]["score"]
+
+
+def push_dormant(repo_id: str, **options: Any) -> list[list[list[float]]]:
+    """Push a model with something dormant; what it answers asleep and awake, and what the loaded one does."""
+    from helpers.models import build, outputs
+    from transformers import AutoModelForSequenceClassification
+
+    from optimum.dendritic import (
+        DendriticConfig,
+        compress_,
+        inject_,
+        load_dormant_,
+        push_to_hub,
+        score_,
+        set_wake_rate,
+        update_,
+    )
+
+    model, inputs = build("bert")
+    config = DendriticConfig(sparsity=0.6, dormant=0.3, importance="magnitude", segment_size=4)
+    inject_(model, config, example_inputs=inputs)
+    score_(model)
+    update_(model, 0.6)
+    compress_(model, inputs)
+    push_to_hub(model, repo_id, **options)
+    core = outputs(model, inputs).tolist()
+    awake = outputs(set_wake_rate(model, 1.0), inputs).tolist()
+    loaded = AutoModelForSequenceClassification.from_pretrained(repo_id)
+    alone = outputs(loaded, inputs).tolist()
+    load_dormant_(loaded, repo_id)
+    return [core, awake, alone, outputs(set_wake_rate(loaded, 1.0), inputs).tolist()]

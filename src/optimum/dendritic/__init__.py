@@ -16,6 +16,8 @@ from .functional.distillation_loss import distillation_loss as distillation_loss
 from .huggingface import DendriticCallback as DendriticCallback
 from .huggingface import last_checkpoint as last_checkpoint
 from .huggingface import push_to_hub as push_to_hub
+from .huggingface.checkpoint.dormant import load_dormant_ as load_dormant_
+from .huggingface.checkpoint.dormant import save_dormant as save_dormant
 from .huggingface.checkpoint.from_config import from_config as from_config
 from .huggingface.checkpoint.plain import load as load
 from .huggingface.checkpoint.plain import save as save
@@ -33,3 +35,5 @@ from .train_steps import score_ as score_
 from .train_steps import target_sparsity as target_sparsity
 from .train_steps import update_ as update_
 from .train_steps import update_plan as update_plan
+from .wake import calibrate_dormant_ as calibrate_dormant_
+from .wake import set_wake_rate as set_wake_rate

@@ -81,8 +81,7 @@ def _compress_apart_(
     set_layout(awake, larger)
     outer = entries_left(model, layout, layers)
     _compress_(awake, larger, layers_in(awake, larger), inputs)
-    core, gates = masks_at(model, layout.config.sparsity), gates_in(model, layout, layers)
-    with narrowed(model, core):
+    with narrowed(model, masks_at(model, layout.sparsity)):
         inner = entries_left(model, layout, layers)
         _compress_(model, layout, layers, inputs)
     grids = {

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .config import DendriticConfig
+from .distributed.dtensor import refuse_sharded
 from .functional.importance import IMPORTANCE
 from .functional.selection import select
 from .functional.units import streams
@@ -14,7 +16,7 @@ from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_ty
 from .nn.pack_model import shapes_left
 from .state import gates_in, injected_layout, kept_in, layers_in
 from .structure.model_costs import costs_in
-from .train_steps import masks_of, ranked_scores
+from .train_steps import Update, masks_of, ranked_scores
 from .unofficial import tensors_in
 
 
@@ -33,23 +35,36 @@ def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     return select(scores, masks, costs, budget, layout.config.floor, needed=streams(layout.groups))
 
 
+def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:
+    """Which size a step of a training has: the sparsity of a smaller one; None for the largest.
+
+    From the time on that the schedule has passed `dormant`, every second step is one of the core, which climbs further.
+    A step that updates the masks is one of the largest.
+    """
+    reached = max((due.sparsity for at, due in plan.items() if at < step), default=0.0)
+    if config.dormant is None or step in plan or step % 2 or reached <= config.dormant:
+        return None
+    return reached
+
+
 class Narrowed:
-    """A model some of whose segments are zero for a while, and what they are otherwise.
+    """A model some of whose segments are zero for a while, and what they are otherwise. What BatchNorm layers count
+    meanwhile is forgotten: their statistics are those of the largest size.
 
     Attributes:
         gates: The gates of the model.
         asleep: Which segments are zero, by the name of the gate.
     """
 
-    def __init__(self, gates: Mapping[str, Gates], masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, gates: Mapping[str, Gates], masks: Mapping[str, Tensor]) -> None:
         """Set what is outside of `masks` to zero, and let the masks say so."""
         self.gates = gates
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
+        self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
         devices = {name: gate.dendrite_mask.device for name, gate in gates.items()}
         self._before = {name: gate.dendrite_mask.clone() for name, gate in gates.items()}
         self.asleep = {name: self._before[name] & ~masks[name].to(devices[name]) for name in gates}
-        self._taken = {
-            name: [part.take(self.asleep[name]) for part in _pieces(gate)] for name, gate in gates.items()
-        }
+        self._taken = {name: [part.take(self.asleep[name]) for part in _pieces(gate)] for name, gate in gates.items()}
         for name, gate in gates.items():
             gate.dendrite_mask.copy_(self._before[name] & ~self.asleep[name])
             gate.blank_(gate.segmented(), self.asleep[name])
@@ -68,13 +83,16 @@ class Narrowed:
             for part, taken in zip(_pieces(gate), self._taken[name], strict=True):
                 part.put_(self.asleep[name], taken)
             gate.dendrite_mask.copy_(self._before[name])
+        for buffer, value in self._statistics:
+            buffer.copy_(value)
 
 
 @torch.no_grad()
 def narrow_(model: nn.Module, masks: Mapping[str, Tensor]) -> Narrowed:
     """Make an injected model one of its sizes, until `widen_`."""
     layout = injected_layout(model)
-    return Narrowed(gates_in(model, layout, layers_in(model, layout)), masks)
+    refuse_sharded(model, "Leave dormant out of its config.")
+    return Narrowed(model, gates_in(model, layout, layers_in(model, layout)), masks)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .errors import invalid
-from .functional.dormant import pack_norms, quantiles, threshold
-from .nn.dormant import MODES, Dormant, dormant_of, in_rows, logits_of, packs_of
-from .functional.dormant import margins
+from .functional.dormant import margins, pack_norms, quantiles, threshold
+from .nn.dormant import MODES, Dormant, asleep, dormant_of, in_rows, logits_of, packs_of
 from .one_shot.calibration import as_batches, on_device
 from .structure.probing import quiet
 
@@ -38,7 +37,6 @@ def calibrate_dormant_(model: nn.Module, batches: Any) -> nn.Module:
         DendriticError: nothing is dormant, or there is no batch; the model is then as it was.
     """
     dormant, found = dormant_of(model), as_batches(batches)
-    before = dormant.mode, dormant.threshold, dormant.packs
     dormant.follow_(model)
     packs = packs_of(model, dormant)
     seen: dict[str, list[list[Tensor]]] = {name: [[] for _ in each.inputs] for name, each in packs.items()}
@@ -49,17 +47,16 @@ def calibrate_dormant_(model: nn.Module, batches: Any) -> nn.Module:
         for values, inputs in zip(seen[name], packs[name].inputs, strict=True):
             values.append(pack_norms(rows, inputs).cpu())
 
-    dormant.mode, dormant.threshold, dormant.packs = "doubt", -float("inf"), {}
     handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in packs]
     try:
-        _settle_norms_(model, found)
-        with quiet(model):
+        with asleep(model):
+            _settle_norms_(model, found)
+        with asleep(model), quiet(model):
             for batch in found:
                 outputs = model(**on_device(model, batch))
                 if _can_doubt(model):
                     sure.append(margins(logits_of(outputs)).cpu())
     finally:
-        dormant.mode, dormant.threshold, dormant.packs = before
         for handle in handles:
             handle.remove()
     dormant.margins = quantiles(torch.cat(sure)) if sure else None
@@ -83,8 +80,8 @@ def set_wake_rate(model: nn.Module, rate: float, *, by: str = "doubt") -> nn.Mod
         `model`. While it trains, and where it is exported, it is its core.
 
     Raises:
-        DendriticError: nothing is dormant, the rate is not in [0, 1] or was not calibrated; `by="doubt"` of a model that
-            generates text; `by="rows"` of a model without a layer that gathers. The dial is then as it was.
+        DendriticError: nothing is dormant, the rate is not in [0, 1] or was not calibrated; `by="doubt"` of a model
+            that generates text; `by="rows"` of a model without a layer that gathers. The dial is then as it was.
     """
     dormant = dormant_of(model)
     if by not in MODES:
@@ -117,7 +114,7 @@ def _set_rows(model: nn.Module, dormant: Dormant, rate: float) -> None:
     packs = packs_of(model, dormant) if rate else {}
     if rate and not packs:
         rule = "no layer of the core gathers its inputs from a tensor that has those that are dormant"
-        remedy = 'Wake by="doubt", or prune with "inputs" among the units.'
+        remedy = 'Prune with "inputs" among the units' + (', or wake by="doubt".' if _can_doubt(model) else ".")
         raise invalid("by", "rows", rule, remedy)
     for each in packs.values():
         if each.norms is None and rate < 1:

@@ -82,6 +82,11 @@ class Batch:
 
         return self._map(resize)
 
+    def samples(self) -> list[Batch]:
+        """Each of the samples as a batch of its own."""
+        size = next(iter(self._named().values())).shape[0]
+        return [self._map(lambda tensor, i=i: tensor[i : i + 1]) for i in range(size)]
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Every input on `device`; floating-point inputs in `dtype`, token ids and masks as they are."""
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))

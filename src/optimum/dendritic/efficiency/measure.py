@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from .macs import count_macs
 from .memory import peak_memory
 from .report import EfficiencyReport
 from .size import count_parameters, serialised_bytes
+from .wakeful import wakeful_of
 
 
 def measure(
@@ -61,11 +63,12 @@ def measure(
     examples = Batch.of(example_inputs)
     sizes = tuple(dict.fromkeys((1, large_batch)))
     with _in_evaluation(models):
-        reports = [_static(each, _fit(examples, each, 1), sizes, threads, memory) for each in models]
+        reports = [_static(each, examples, sizes, threads, memory) for each in models]
         blocks = {}  # batch size -> model -> block -> milliseconds
         for size in sizes:
-            calls = [_call(each, _fit(examples, each, size)) for each in models]
-            blocks[size] = time_in_turn(calls, threads=threads, seconds=seconds)
+            calls, count = _calls(models, examples, size)
+            found = time_in_turn(calls, threads=threads, seconds=seconds)
+            blocks[size] = [[milliseconds / count for milliseconds in each] for each in found]
         if energy:
             reports = [
                 _with_energy(report, each, examples, threads) for report, each in zip(reports, models, strict=True)
@@ -80,15 +83,25 @@ def measure(
     return replace(reports[0], baseline=reports[1], ratios=_ratios(*reports) | paired)
 
 
-def _static(model: nn.Module, batch: Batch, sizes: tuple[int, ...], threads: int, memory: bool) -> EfficiencyReport:
-    """The figures of one model that are not timed; `batch` holds one sample."""
+def _static(model: nn.Module, examples: Batch, sizes: tuple[int, ...], threads: int, memory: bool) -> EfficiencyReport:
+    """The figures of one model that are not timed."""
+    batch = _fit(examples, model, 1)
+    besides = wakeful_of(model)
+    if besides is None:
+        macs = count_macs(model, batch)
+    else:
+        besides.reset()
+        every = examples.to(device_of(model), dtype_of(model))
+        macs = round(count_macs(model, every) / len(every.samples()))
+    rate = None if besides is None else besides.rate
     return EfficiencyReport(
         parameters=count_parameters(model),
         bytes=serialised_bytes(model),
-        macs=count_macs(model, batch),
+        macs=macs,
         latency_ms={},
         peak_memory_bytes=peak_memory(model, batch, device=device_of(model), threads=threads) if memory else None,
         context=describe(model, threads=threads, batch_sizes=sizes, input_shapes=batch.shapes),
+        wake_rate=rate,
     )
 
 
@@ -99,6 +112,20 @@ def _with_energy(report: EfficiencyReport, model: nn.Module, examples: Batch, th
 
 def _fit(examples: Batch, model: nn.Module, size: int) -> Batch:
     return examples.resized(size).to(device_of(model), dtype_of(model))
+
+
+def _calls(models: list[nn.Module], examples: Batch, size: int) -> tuple[list[Callable[[], object]], int]:
+    """What is timed of each model, and how many forward passes that is. A single sample is the first one; where a model
+    wakes for some inputs, it is each of them in turn."""
+    if size > 1 or all(wakeful_of(model) is None for model in models):
+        return [_call(each, _fit(examples, each, size)) for each in models], 1
+    fitted = [examples.to(device_of(each), dtype_of(each)).samples() for each in models]
+    return [partial(_run_each, *pair) for pair in zip(models, fitted, strict=True)], len(fitted[0])
+
+
+def _run_each(model: nn.Module, batches: list[Batch]) -> None:
+    for batch in batches:
+        batch.run(model)
 
 
 def _call(model: nn.Module, batch: Batch) -> Callable[[], object]:

@@ -23,6 +23,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .batch import Batch
+from .wakeful import wakeful_of
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +49,9 @@ def peak_memory(model: nn.Module, batch: Batch, *, device: torch.device, threads
 def _without_capturing(model: nn.Module) -> Iterator[None]:
     """Remove, for a while, the hooks by which transformers collects hidden states: they are closures, which cannot be
     pickled, and the fresh process needs no hidden states."""
-    registries = {module: module._forward_hooks for module in model.modules()}
+    besides = wakeful_of(model)
+    modules = [*model.modules(), *(() if besides is None else besides.modules())]
+    registries = {module: module._forward_hooks for module in modules}
     try:
         for module, hooks in registries.items():
             module._forward_hooks = OrderedDict(

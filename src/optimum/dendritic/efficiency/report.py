@@ -39,6 +39,8 @@ class EfficiencyReport:
         peak_memory_bytes: What loading the model and a forward pass of one sample add to a fresh process, at its peak.
         energy_joules: What a forward pass of one sample takes; None where it was not asked for or nothing counts it.
         energy: The run that it was measured in.
+        wake_rate: The mean share of the inputs for which what is dormant was computed; None of a model without. Its
+            MACs and its latency of one sample are means over all of the example inputs.
         context: The conditions of the measurement.
         baseline: The report of the baseline, measured in turn with this model.
         ratios: This model's figure divided by the baseline's (0.4 is 40 % of the cost), for each figure that both have:
@@ -57,6 +59,7 @@ class EfficiencyReport:
     baseline: EfficiencyReport | None = None
     ratios: Mapping[str, float] = field(default_factory=dict)
     energy: Energy | None = None
+    wake_rate: float | None = None
 
     def figures(self) -> dict[str, int | float | None]:
         """Every figure under the name that it has in `ratios`; a latency as its median."""
@@ -86,6 +89,7 @@ class EfficiencyReport:
                 "input_shapes": {name: list(shape) for name, shape in self.context.input_shapes.items()},
             },
             "ratios": dict(self.ratios),
+            **({} if self.wake_rate is None else {"wake_rate": self.wake_rate}),
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
         }
 
@@ -121,7 +125,9 @@ def _labels(report: EfficiencyReport) -> dict[str, str]:
     for size in report.latency_ms:
         labels[f"latency_ms_batch_{size}"] = f"latency, batch {size}"
         labels[f"latency_ms_batch_{size}_p95"] = "  95th percentile"
-    return labels | {"peak_memory_bytes": "peak memory, batch 1", "energy_joules": "energy, batch 1"}
+    labels |= {"peak_memory_bytes": "peak memory, batch 1", "energy_joules": "energy, batch 1"}
+    awake = [each for each in (report, report.baseline) if each is not None and each.wake_rate is not None]
+    return labels | ({"wake_rate": "wake rate"} if awake else {})
 
 
 def _cells(report: EfficiencyReport) -> dict[str, str]:
@@ -132,6 +138,7 @@ def _cells(report: EfficiencyReport) -> dict[str, str]:
         "peak_memory_bytes": ABSENT if report.peak_memory_bytes is None else scaled(report.peak_memory_bytes, "B"),
         "energy_joules": ABSENT if report.energy_joules is None else f"{report.energy_joules:.4g} J",
     }
+    cells["wake_rate"] = "" if report.wake_rate is None else f"{report.wake_rate:.3f}"
     for size, latency in report.latency_ms.items():
         cells[f"latency_ms_batch_{size}"] = f"{latency.median:.4g} ms"
         cells[f"latency_ms_batch_{size}_p95"] = f"{latency.p95:.4g} ms"

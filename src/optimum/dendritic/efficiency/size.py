@@ -14,18 +14,24 @@ from collections.abc import Iterable, Mapping
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .wakeful import wakeful_of
+
 
 def count_parameters(model: nn.Module) -> int:
-    """Elements of the unique parameters; a parameter that two modules share counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Elements of the unique parameters; a parameter that two modules share counts once, and one that a model holds
+    beside its modules, too."""
+    besides = wakeful_of(model)
+    return sum(p.numel() for p in model.parameters()) + (0 if besides is None else besides.parameters())
 
 
 def serialised_bytes(model: nn.Module) -> int:
-    """Size in bytes of the model's state dict as one safetensors file."""
+    """Size in bytes of the model's state dict, and of what it holds besides, as one safetensors file."""
     with tempfile.TemporaryDirectory(prefix="dendritic-") as folder:
         path = os.path.join(folder, "model.safetensors")
         # The metadata that `save_pretrained` writes, so that the header is as long as in the file that users receive.
-        save_file(_untied(model.state_dict()), path, metadata={"format": "pt"})
+        besides = wakeful_of(model)
+        held = model.state_dict() | ({} if besides is None else besides.tensors())
+        save_file(_untied(held), path, metadata={"format": "pt"})
         return os.path.getsize(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ class Wakeful(ABC):
     @abstractmethod
     def parameters(self) -> int:
         """The elements of its parameters that the model does not have."""
+
+    @abstractmethod
+    def modules(self) -> Iterator[nn.Module]:
+        """Its modules, some of which may be the model's."""
 
     @property
     def rate(self) -> float:

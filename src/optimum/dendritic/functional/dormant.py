@@ -29,7 +29,7 @@ def pack_norms(rows: Float[Tensor, "rows inputs *positions"], inputs: Int[Tensor
 def add_packs_(
     y: Float[Tensor, "rows outputs *places"],
     rows: Float[Tensor, "rows inputs *positions"],
-    packs: Sequence[Int[Tensor, " pack"]],
+    packs: Sequence[Int[Tensor, "..."]],
     thresholds: Sequence[float],
     multiply: Callable[[int, Tensor], Tensor],
 ) -> int:
@@ -92,7 +92,7 @@ def threshold(known: Float[Tensor, " levels"], share: float) -> float:
     return low + (place - int(place)) * (high - low)
 
 
-def inside(shape: Sequence[int], grid: Sequence[Int[Tensor, " entries"]]) -> Tensor:
+def inside(shape: Sequence[int], grid: Sequence[Int[Tensor, "..."]]) -> Tensor:
     """Which entries of a tensor lie on a grid, given by the entries along its first axes; a bool of that shape.
 
     >>> inside((2, 3), (torch.tensor([1]), torch.tensor([0, 2]))).long()

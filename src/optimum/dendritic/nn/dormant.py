@@ -5,7 +5,8 @@ are dormant besides; what has the same shape in both is shared. It is used in on
 which the core is unsure, or as packs of the layers that gather their inputs, for the rows whose gate fires.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,7 @@ class Dormant(Wakeful):
         self.norms: dict[str, list[Tensor]] = {}
         self.mode, self.threshold = "doubt", -float("inf")
         self.packs: dict[str, Packs] = {}
+        self.shared: set[int] = set()  # identities of the tensors that it uses of the core
 
     def own(self) -> dict[str, Tensor]:
         """The tensors of the awake model that the core does not share, by name."""
@@ -74,6 +76,9 @@ class Dormant(Wakeful):
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.own().values() if isinstance(tensor, nn.Parameter))
 
+    def modules(self) -> Iterator[nn.Module]:
+        return self.awake.modules()
+
     def follow_(self, model: nn.Module) -> None:
         """Go to the device and the dtype of the core, which moves without what is no module of it."""
         like = next(p for p in model.parameters() if p.is_floating_point())
@@ -84,14 +89,10 @@ class Dormant(Wakeful):
                 packs.inputs = [index.to(like.device) for index in packs.inputs]
                 packs.weights = [weight.to(like.device, like.dtype) for weight in packs.weights]
 
-    @property
-    def shared(self) -> set[int]:
-        return self._shared
-
     def share_(self, model: nn.Module) -> None:
         """Let the awake model use every tensor of the core that is equal to its own."""
         theirs = dict(model.named_modules())
-        self._shared: set[int] = set()
+        self.shared = set()
         for name, module in self.awake.named_modules():
             if name not in theirs:
                 continue
@@ -100,9 +101,9 @@ class Dormant(Wakeful):
                     known = core.get(key)
                     if tensor is not None and known is not None and _equal(tensor, known):
                         mine[key] = known
-                        self._shared.add(id(known))
+                        self.shared.add(id(known))
         for parameter in self.awake.parameters():
-            if id(parameter) not in self._shared:
+            if id(parameter) not in self.shared:
                 parameter.requires_grad_(False)
         self.awake.eval()
 
@@ -139,6 +140,20 @@ def dormant_of(model: nn.Module) -> Dormant:
         remedy = "Compress it with DendriticConfig(dormant=...), or load what was saved with load_dormant_(model, …)."
         raise invalid("model", type(model).__name__, "has nothing dormant", remedy)
     return found
+
+
+@contextmanager
+def asleep(model: nn.Module) -> Iterator[None]:
+    """The model as its core, while the context lasts."""
+    dormant: Dormant | None = vars(model).get(ATTRIBUTE)
+    before = None if dormant is None else (dormant.mode, dormant.threshold, dormant.packs)
+    try:
+        if dormant is not None:
+            dormant.mode, dormant.threshold, dormant.packs = "doubt", -float("inf"), {}
+        yield
+    finally:
+        if dormant is not None and before is not None:
+            dormant.mode, dormant.threshold, dormant.packs = before
 
 
 def packable(model: nn.Module, dormant: Dormant) -> dict[str, tuple[Grid, Int[Tensor, " dormant"]]]:

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..nn.dormant import asleep
 from ..process_state import without_output
 from ..structure.example_inputs import as_mapping
 from ..structure.probing import quiet
@@ -77,7 +78,7 @@ def export_to(
     exporter, runner = _found(runtime)
     inputs, axes = runtime.axes(as_mapping(model, example_inputs))
     furthest = FURTHEST if int8 else None
-    with staged(folder) as staging, quiet(model), _gradients_asked_for(model):
+    with staged(folder) as staging, quiet(model), asleep(model), _gradients_asked_for(model):
         quantizer = runtime.quantizer(model, calibration) if int8 and runtime.quantizer is not None else None
         exported = model if quantizer is None else with_plain_linears(model)
         metadata = _export(exporter, exported, inputs, axes, quantizer, staging)

@@ -6,10 +6,12 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedModel
 
+from ...efficiency.wakeful import wakeful_of
 from ...errors import CheckpointError, invalid
 from ...state import layout_of
 from ...unofficial import classes_of
 from .auto_class import auto_class_for
+from .dormant import save_dormant
 from .loader import check_saved
 
 STUB = "loading_dendritic.py"
@@ -45,7 +47,8 @@ def save(model: PreTrainedModel, folder: Path, *, processor: Any = None, remote_
 
 
 def make_loadable(model: PreTrainedModel, folder: Path) -> None:
-    """Save again under the names of the modules where the original format would fuse tensors that packing made unequal.
+    """Save again under the names of the modules where the original format would fuse tensors that packing made unequal;
+    and beside it what is dormant, if anything is.
 
     Raises:
         CheckpointError: the files would not load that way either.
@@ -55,6 +58,8 @@ def make_loadable(model: PreTrainedModel, folder: Path) -> None:
     except CheckpointError:
         model.save_pretrained(folder, save_original_format=False)
         check_saved(model, folder)
+    if wakeful_of(model) is not None:
+        save_dormant(model, folder)
 
 
 def check_remote_code(model: PreTrainedModel) -> None:

@@ -209,11 +209,11 @@ def _segments_faults(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]
 
 def _index_faults(limits: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     for index, below in limits.items():
-        if index in tensors and not _ascending(tensors[index], below):
+        if index in tensors and not ascending(tensors[index], below):
             yield index, f"must ascend strictly within [0, {below})"
 
 
-def _ascending(index: Tensor, below: int) -> bool:
+def ascending(index: Tensor, below: int) -> bool:
     """Whether the last axis of an int64 index ascends strictly within `[0, below)`."""
     inside = bool(((index >= 0) & (index < below)).all())
     return inside and bool((index[..., 1:] > index[..., :-1]).all())

@@ -40,6 +40,7 @@ from .resume import (
     refuse_second,
     saved_attributes,
 )
+from .sizes import Sizes, refuse_sizes
 from .teacher import Teacher, match_trainer, name_of, teacher_for
 from .until_final import train_until_
 
@@ -93,6 +94,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.regrown = 0
         self.saw_init = False
         self.progress = Progress()
+        self.sizes = Sizes()
         self.engine: Any = None  # the DeepSpeed engine, which calls the optimizer itself
 
     def state(self) -> dict[str, Any]:
@@ -152,6 +154,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if distillation is not None:
             match_trainer(distillation, args)
         self.engine = deepspeed_engine() if self.plan else None
+        refuse_sizes(self.config, self.engine)
         if self.engine is not None:
             around_steps_(self.engine, model, partial(self._due, state), partial(self._prune, model, state, None))
 
@@ -161,16 +164,18 @@ class DendriticCallback(TrainerCallback, ExportableState):
         distillation = distillation_of(inner_model(model))
         if distillation is not None:
             distillation.active = not self._scores(state.global_step + 1)
+        self.sizes.begin_(inner_model(model), self.config, self.plan, state.global_step + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.engine is None:
+        if self.engine is None and not self.sizes.still_gradients_():
             self._prune(inner_model(model), state, kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        self.sizes.end_()
         if self.plan and self.engine is None:
             mask_(inner_model(model))
 
@@ -217,6 +222,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        self.sizes.end_()
         if not self.plan:
             return
         if self.engine is not None:

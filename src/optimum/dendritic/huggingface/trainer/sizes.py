@@ -1,0 +1,51 @@
+"""A training of several sizes of one model at once: each step is one of them (Yu et al. 2019, slimmable networks)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...config import DendriticConfig
+from ...errors import invalid
+from ...sizes import Narrowed, masks_at, narrow_, size_due
+from ...train_steps import Update
+
+
+class Sizes:
+    """Which size the present step has. Everything follows from the step, the scores and the masks: there is no state to
+    resume."""
+
+    def __init__(self) -> None:
+        self.present: Narrowed | None = None
+        self._last: tuple[float, dict[str, Tensor]] | None = None  # the masks of the core, once they are final
+
+    def begin_(self, model: nn.Module, config: DendriticConfig, plan: Mapping[int, Update], step: int) -> None:
+        """Make the model the size that this step has."""
+        self.end_()
+        sparsity = size_due(config, plan, step) if plan else None
+        if sparsity is None:
+            return
+        frozen = step > max(plan)
+        masks = self._last[1] if frozen and self._last is not None else masks_at(model, sparsity)
+        self._last = (sparsity, masks) if frozen else None
+        self.present = narrow_(model, masks)
+
+    def still_gradients_(self) -> bool:
+        """Whether the step has a smaller size; what sleeps then has no gradient, and nothing is scored."""
+        if self.present is None:
+            return False
+        self.present.still_gradients_()
+        return True
+
+    def end_(self) -> None:
+        """Make the model whole again."""
+        if self.present is not None:
+            self.present.widen_()
+            self.present = None
+
+
+def refuse_sizes(config: DendriticConfig, engine: Any) -> None:
+    """Raises `DendriticError` where an engine calls the optimizer itself, and would move what sleeps."""
+    if engine is not None and config.dormant is not None:
+        rule = "DeepSpeed moves what sleeps, too: it calls the optimizer itself"
+        raise invalid("dormant", config.dormant, rule, "Train without DeepSpeed, or without dormant.")
