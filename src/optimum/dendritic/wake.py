@@ -105,7 +105,7 @@ def _set_doubt(model: nn.Module, dormant: Dormant, rate: float) -> None:
     found = {0.0: -float("inf"), 1.0: float("inf")}.get(rate)
     if found is None and dormant.margins is not None:
         found = threshold(dormant.margins, rate)
-    dormant.mode, dormant.packs = "doubt", {}
+    dormant.by, dormant.packs = "doubt", {}
     dormant.threshold = -float("inf") if found is None else found
 
 
@@ -122,7 +122,7 @@ def _set_rows(model: nn.Module, dormant: Dormant, rate: float) -> None:
         each.thresholds = [-float("inf")] * len(each.inputs)
         if each.norms is not None and rate < 1:
             each.thresholds = [threshold(known, 1 - rate) for known in each.norms]
-    dormant.mode, dormant.threshold, dormant.packs = "rows", -float("inf"), packs
+    dormant.by, dormant.threshold, dormant.packs = "rows", -float("inf"), packs
 
 
 def _not_calibrated(rate: float) -> Exception:

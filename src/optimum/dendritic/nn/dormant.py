@@ -51,16 +51,16 @@ class Dormant(Wakeful):
         segment_size: About how many inputs of a layer belong together.
         margins: Quantiles of how sure the core was in calibration; None before it.
         norms: Those of the norms of each pack, by the name of the layer.
-        mode: How it wakes, one of `MODES`.
+        by: How it wakes, one of `MODES`.
         threshold: The margin below which an input wakes the whole model.
-        packs: The packs of the layers that have some, by name; empty unless the mode is `"rows"`.
+        packs: The packs of the layers that have some, by name; empty unless that is `"rows"`.
     """
 
     def __init__(self, awake: nn.Module, grids: Mapping[str, Grid], segment_size: int) -> None:
         self.awake, self.grids, self.segment_size = awake, dict(grids), segment_size
         self.margins: Tensor | None = None
         self.norms: dict[str, list[Tensor]] = {}
-        self.mode, self.threshold = "doubt", -float("inf")
+        self.by, self.threshold = "doubt", -float("inf")
         self.packs: dict[str, Packs] = {}
         self.shared: set[int] = set()  # identities of the tensors that it uses of the core
 
@@ -146,14 +146,14 @@ def dormant_of(model: nn.Module) -> Dormant:
 def asleep(model: nn.Module) -> Iterator[None]:
     """The model as its core, while the context lasts."""
     dormant: Dormant | None = vars(model).get(ATTRIBUTE)
-    before = None if dormant is None else (dormant.mode, dormant.threshold, dormant.packs)
+    before = None if dormant is None else (dormant.by, dormant.threshold, dormant.packs)
     try:
         if dormant is not None:
-            dormant.mode, dormant.threshold, dormant.packs = "doubt", -float("inf"), {}
+            dormant.by, dormant.threshold, dormant.packs = "doubt", -float("inf"), {}
         yield
     finally:
         if dormant is not None and before is not None:
-            dormant.mode, dormant.threshold, dormant.packs = before
+            dormant.by, dormant.threshold, dormant.packs = before
 
 
 def packable(model: nn.Module, dormant: Dormant) -> dict[str, tuple[Grid, Int[Tensor, " dormant"]]]:
@@ -221,7 +221,7 @@ def logits_of(outputs: Any) -> Tensor:
 def _wake_on_doubt(model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
     """Let the awake model answer where the core is unsure."""
     dormant: Dormant | None = vars(model).get(ATTRIBUTE)
-    if dormant is None or dormant.mode != "doubt" or dormant.threshold == -float("inf") or _asleep(model):
+    if dormant is None or dormant.by != "doubt" or dormant.threshold == -float("inf") or _asleep(model):
         return None
     logits = logits_of(outputs)
     dormant.follow_(model)
@@ -251,7 +251,7 @@ def _rows_of(rows: Tensor, samples: int, value: Any) -> Any:
 def _wake_rows(dormant: Dormant, name: str, layer: PackedLayer, args: Any, y: Tensor) -> Tensor | None:
     """Add to what a layer of the core answers what its packs answer for the rows whose gates fire."""
     packs = dormant.packs.get(name)
-    if packs is None or dormant.mode != "rows" or _asleep(layer):
+    if packs is None or dormant.by != "rows" or _asleep(layer):
         return None
     dormant.follow_(layer)
     rows, answers = in_rows(layer, args[0]), in_rows(layer, y)
