@@ -27,10 +27,10 @@ from optimum.dendritic import (
     score_,
     update_,
 )
+from optimum.dendritic.functional.low_rank import factorise, sprout_parameters
 from optimum.dendritic.functional.selection import select, total_cost
 from optimum.dendritic.layout.records import Form, Segments
 from optimum.dendritic.nn import DendriticLayer, PackedLayer, Sprout
-from optimum.dendritic.nn.sprout import factorise, sprout_parameters
 from optimum.dendritic.state import dendritic_layers, injected_layout, layout_of
 from optimum.dendritic.structure.model_costs import layer_costs
 from optimum.dendritic.train_steps import pruning_of

@@ -9,7 +9,7 @@ from torch import nn
 from ..layout.records import Follower, Form, Group, Record, Recurrent, Segments, Stack
 from ..nn import DendriticLayer
 from ..state import layout_of
-from ..structure.nan_tracing import READERS
+from ..structure.readers import READERS
 
 DENSE = "dense: not a target"
 

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..functional.low_rank import sprout_parameters
 from ..unofficial import padded
 from .base import DendriticLayer
 from .recurrent import DendriticGRU, DendriticLSTM, RecurrentLayer, is_recurrent_layer
-from .sprout import sprout_parameters
 from .surgery import shallow_copy
 from .weight import DendriticWeight, WeightLayer, widths
 

@@ -16,7 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..functional.codes import Reach, candidates, code, decode, reach_of
-from .nan_tracing import Seen, Tangled, Tracer, Words
+from .marks import Tangled
+from .nan_tracing import Seen, Tracer, Words
 
 EXACT = 256  # up to so many channels each is marked alone, where several arrive together
 BLOCK = 8  # beyond, so many together: the heads of wide layers are multiples of it

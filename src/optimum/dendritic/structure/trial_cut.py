@@ -22,7 +22,8 @@ from ..nn.per_channel import shrink_channels
 from ..nn.surgery import shallow_copy
 from ..unofficial import answering, tensors_in
 from .example_inputs import repeat_first, tensors_of
-from .nan_tracing import Tracer, answer_shape, channel_axis
+from .nan_tracing import Tracer
+from .readers import answer_shape, channel_axis
 from .verification import compared, exchanged
 
 logger = logging.get_logger(__name__)
