@@ -5,23 +5,11 @@ Every push is real: a client process, HTTP, and a server that refuses, cuts the 
 
 import pytest
 from hub import actions
+from hub.pushing import PUSHED, REPO, STEPS
 from hub.repository import Commit, File
 from hub.server import ALICE, BOB, CUT, LOST, NONE, READ_ONLY
 
 pytestmark = pytest.mark.slow
-
-REPO = "alice/model"
-PUSHED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-STEPS = {
-    "create": "POST /api/repos/create",
-    "branch": "POST /api/models/.*/branch/",
-    "info": "GET /api/models/alice/[^/]*",
-    "card": "POST /api/validate-yaml",
-    "preupload": "POST .*/preupload/",
-    "batch": "POST .*/lfs/objects/batch",
-    "file": "PUT /lfs/",
-    "commit": "POST .*/commit/",
-}
 
 
 @pytest.fixture

@@ -13,25 +13,15 @@ sys.path.append(str(TESTS))
 
 from hub import actions  # noqa: E402  # pyright: ignore[reportMissingImports]
 from hub.client import Client  # noqa: E402  # pyright: ignore[reportMissingImports]
+from hub.pushing import PUSHED, REPO  # noqa: E402  # pyright: ignore[reportMissingImports]
+from hub.pushing import STEPS as PUSH  # noqa: E402  # pyright: ignore[reportMissingImports]
 from hub.server import ALICE, CUT, LOST, Hub  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from .trials import Tell  # noqa: E402
 
-REPO = "alice/model"
-PUSHED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-STEPS = {
-    "whoami": "GET /api/whoami",
-    "create": "POST /api/repos/create",
-    "branch": "POST /api/models/.*/branch/",
-    "info": "GET /api/models/alice/[^/]*",
-    "card": "POST /api/validate-yaml",
-    "preupload": "POST .*/preupload/",
-    "batch": "POST .*/lfs/objects/batch",
-    "file": "PUT /lfs/",
-    "config": "(GET|HEAD) /alice/model/resolve/.*config.json",
-    "commit": "POST .*/commit/",
-    "anything": ".",
-}
+CONFIG = "(GET|HEAD) /alice/model/resolve/.*config.json"
+*EARLIER, COMMIT = PUSH.items()  # in the order of the requests: what a seed draws follows from it
+STEPS = dict([("whoami", "GET /api/whoami"), *EARLIER, ("config", CONFIG), COMMIT, ("anything", ".")])
 STATUSES = [CUT, LOST, 301, 304, 400, 401, 403, 404, 408, 409, 410, 412, 413, 416, 418, 422, 429]
 STATUSES += [500, 501, 502, 503, 504]
 NONSENSE: list[Any] = [b"", b"{", b"null", b"\xff\xfe\x00", b"<html>busy</html>", b"[" * 5000, [], {}, 0, "words"]
