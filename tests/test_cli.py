@@ -348,7 +348,8 @@ class TestMistakesOfCompress:
         [
             (["--sparsity", "1.5"], "--sparsity = 1.5: must be a number in [0, 1)"),
             (["--sparsity", "0.999"], "sparsity = 0.999: at most"),
-            (["--dataset", "./absent"], "--dataset = './absent': cannot be loaded"),
+            (["--dataset", "./absent"], "--dataset = './absent': there is no such folder"),
+            (["--sparsity", "60"], "--sparsity = 60.0: is the fraction that goes, below 1. Did you mean 0.6?"),
             (["--split", "training"], "--split = 'training': the dataset has no such split. Its splits are train"),
             (["--eval-split", "dev"], "--eval-split = 'dev': the dataset has no such split"),
             (
@@ -375,7 +376,7 @@ class TestMistakesOfCompress:
         code, output, errors = cli("dendritic", "compress", "bert", *usual, *arguments)
         assert code == 1 and output == "", errors
         assert "optimum-cli dendritic compress: " in errors and message in errors and "Traceback" not in errors
-        assert not (tmp_path / "small/model.safetensors").exists()
+        assert not (tmp_path / "small").exists()
 
     def test_a_model_of_another_kind(self, cli, tmp_path):
         from transformers import BertModel
@@ -410,8 +411,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nowhere/at/all"], "MODEL = 'nowhere/at/all': cannot be loaded"),
-            (["bert", "--baseline", "./absent"], "--baseline = './absent': cannot be loaded"),
+            (["nowhere/at/all"], "MODEL = 'nowhere/at/all': there is no such folder"),
+            (["bert", "--baseline", "./absent"], "--baseline = './absent': there is no such folder"),
             (["bert", "--json", "absent/report.json"], "--json = 'absent/report.json': its folder does not exist"),
             (["bert", "--import", "absent_module"], "--import = 'absent_module': ModuleNotFoundError: No module named"),
             (["bert", "--device", "abacus"], "--device = 'abacus': "),
@@ -445,7 +446,9 @@ class TestMistakes:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         code, _, errors = cli("dendritic", "bench", "me/absent")
         assert code == 1 and errors.startswith("optimum-cli dendritic bench: MODEL") and errors.count("\n") == 1
-        with pytest.raises(DendriticError, match="^MODEL = 'me/absent': cannot be loaded"):
+        with pytest.raises(
+            DendriticError, match="^MODEL = 'me/absent': there is no such folder, and from the Hub it cannot be loaded"
+        ):
             cli("dendritic", "bench", "me/absent", "--debug")
 
     @pytest.mark.slow

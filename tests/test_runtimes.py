@@ -13,7 +13,8 @@ from helpers.models import build, outputs
 from torch import nn
 
 from optimum.dendritic import DendriticError, compress_
-from optimum.dendritic.cli.export import FORMATS, RUNTIMES
+from optimum.dendritic.cli.export import RUNTIMES
+from optimum.dendritic.cli.requests import FORMATS
 from optimum.dendritic.runtimes.comparison import bounded_axes, cases, open_axes
 from optimum.dendritic.runtimes.gguf import TYPES
 

@@ -192,6 +192,9 @@ class DendriticConfig:
             raise invalid(other, vars(self)[other], rule, f"Give one of {', '.join(TARGETS)}.")
         lowest, value = {"sparsity": 0, "speedup": 1}, vars(self)[self.target]
         highest = 1 if self.target == "sparsity" else math.inf
+        if self.target == "sparsity" and isinstance(value, int | float) and 2 <= value < 100:
+            rule = "is the fraction that goes, below 1"
+            raise invalid("sparsity", value, rule, f"Did you mean {value / 100:g}? Choose a number in [0, 1).")
         _check_number(self.target, value, lowest.get(self.target, 0), highest, below=True)
         if self.target not in lowest and value == 0:
             raise invalid(self.target, value, "must be above 0", "Choose what the packed model may take.")

@@ -1,8 +1,9 @@
 """`optimum-cli dendritic ...`: the command line of optimum-dendritic.
 
 `optimum-cli` imports this file at every start, whatever it is asked to do: here are the arguments only, and the work is
-in `optimum.dendritic.cli`, imported when a command runs. A new command is a subclass of `Command`, one line in
-`DendriticCommand.SUBCOMMANDS`, and a module of its name in `optimum.dendritic.cli` with a function `run(args) -> str`.
+in `optimum.dendritic.cli`, imported when a command runs and its arguments are sound. A new command is a subclass of
+`Command`, one line in `DendriticCommand.SUBCOMMANDS`, what can be refused at once in `optimum.dendritic.cli.requests`,
+and a module of its name beside that with a function `run(args) -> str`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,38 @@ import importlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 
-class Choices:
-    """The choices that a module of `optimum.dendritic` lists under a name.
+def light(name: str) -> ModuleType:
+    """A module of `optimum.dendritic` that needs no torch, without `optimum.dendritic` itself, which imports it.
 
-    They are read when an argument is checked or its help is shown, and not before, because that import brings torch.
+    Where that is imported already, its own module is returned; else one of the same file under another package's name.
     """
+    if "optimum.dendritic" in sys.modules:
+        return importlib.import_module(f"optimum.dendritic.{name}")
+    package = ModuleType("optimum_dendritic_without_torch")
+    package.__path__ = [str(Path(__file__).parents[2] / "dendritic")]
+    return importlib.import_module(f"{sys.modules.setdefault(package.__name__, package).__name__}.{name}")
+
+
+class Choices:
+    """The choices that a light module lists under a name, read when an argument is checked or its help is shown."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
 
     def __iter__(self) -> Iterator[str]:
-        return iter(vars(importlib.import_module(f"optimum.dendritic.{self.module}"))[self.name])
+        return iter(vars(light(self.module))[self.name])
 
 
 BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
 SCOPES, UNITS = Choices("config", "SCOPES"), Choices("config", "PRESETS")
-FORMATS = Choices("cli.export", "FORMATS")
-GGUF_TYPES = Choices("runtimes.gguf", "TYPES")
+FORMATS, GGUF_TYPES = Choices("cli.requests", "FORMATS"), Choices("cli.requests", "GGUF_TYPES")
 
 
 class Command(BaseOptimumCLICommand):
@@ -43,17 +55,28 @@ class Command(BaseOptimumCLICommand):
     def run(self) -> None:
         assert self.args is not None
         name = self.COMMAND.name
+        requests = light("cli.requests")
+        with self._told(requests.DendriticError):
+            requests.check(name, self.args)
         work = importlib.import_module(f"optimum.dendritic.cli.{name}")
+        from optimum.dendritic.cli.noise import quiet
         from optimum.dendritic.errors import DendriticError
 
+        with self._told(DendriticError), quiet(self.args):
+            print(work.run(self.args))
+
+    @contextmanager
+    def _told(self, refused: type[Exception]) -> Iterator[None]:
+        """End with one line where something inside is refused or cannot be read or written."""
+        assert self.args is not None
         try:
-            text = work.run(self.args)
-        except (DendriticError, OSError) as error:
+            yield
+        except (refused, OSError) as error:
             if self.args.debug:
                 raise
-            print(f"optimum-cli dendritic {name}: {' '.join(str(error).split())}", file=sys.stderr)
+            line = " ".join(str(error).split())
+            print(f"optimum-cli dendritic {self.COMMAND.name}: {line}", file=sys.stderr)
             raise SystemExit(1) from None
-        print(text)
 
 
 class BenchCommand(Command):
@@ -94,7 +117,7 @@ class CompressCommand(Command):
         )
         _add_model(parser)
         data = parser.add_argument_group("data")
-        data.add_argument("--dataset", required=True, help="A folder that datasets.load_dataset reads, or a Hub id.")
+        data.add_argument("--dataset", help="A folder that datasets.load_dataset reads, or a Hub id.")
         data.add_argument("--subset", metavar="NAME", help="The configuration of a dataset that has several.")
         data.add_argument("--split", default="train", help="Where the calibration samples come from (train).")
         data.add_argument("--eval-split", metavar="NAME", help="Where to evaluate (validation or test, if there).")
@@ -110,47 +133,62 @@ class CompressCommand(Command):
         )
         data.add_argument("--seed", type=int, default=0, help="Which samples are drawn (0).")
         pruning = parser.add_argument_group("pruning")
-        target = pruning.add_mutually_exclusive_group(required=True)
-        target.add_argument("--sparsity", type=float, metavar="S", help="Fraction of the budget that goes, 0 to 1.")
+        target = pruning.add_mutually_exclusive_group()
+        target.add_argument(
+            "--sparsity",
+            type=float,
+            nargs="+",
+            metavar="S",
+            help="Fraction of the budget that goes, 0 to 1; several make a model each, and a table.",
+        )
         target.add_argument("--speedup", type=float, metavar="X", help="How many times as fast it is to be.")
         target.add_argument("--latency-ms", type=float, metavar="MS", help="How long one forward pass may take.")
         target.add_argument("--parameters", type=float, metavar="N", help="How many parameters it may have, e.g. 15e6.")
         target.add_argument("--megabytes", type=float, metavar="MB", help="How large its file may be, in 10^6 bytes.")
         pruning.add_argument(
-            "--budget",
-            choices=BUDGETS,
-            default="params",
-            metavar="NAME",
-            help="What is counted: %(choices)s (params).",
+            "--config", metavar="FILE", help="A JSON file with fields of DendriticConfig; options given here win."
         )
         pruning.add_argument(
-            "--scope",
-            choices=SCOPES,
-            default="targets",
-            metavar="NAME",
-            help="Of what --sparsity is a fraction: %(choices)s (targets).",
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="Set any field of DendriticConfig, for example floor=0.0; may be repeated.",
+        )
+        pruning.add_argument("--budget", choices=BUDGETS, metavar="NAME", help="What is counted: %(choices)s (params).")
+        pruning.add_argument(
+            "--scope", choices=SCOPES, metavar="NAME", help="Of what --sparsity is a fraction: %(choices)s (targets)."
         )
         pruning.add_argument(
             "--units",
             choices=UNITS,
-            default="fine",
             metavar="NAME",
             help="What may go: %(choices)s (fine). Structured models get narrower throughout and gather nothing.",
         )
         pruning.add_argument(
             "--importance",
             choices=IMPORTANCES,
-            default="dendritic",
             metavar="NAME",
             help="What segments are ranked by: %(choices)s (dendritic).",
         )
+        pruning.add_argument("--floor", type=float, metavar="F", help="Smallest fraction that a layer keeps (0.05).")
+        pruning.add_argument("--segment-size", type=_positive(int), metavar="N", help="Inputs in one segment (32).")
         pruning.add_argument(
             "--no-reconstruct", action="store_true", help="Leave out the least-squares reconstruction."
         )
         pruning.add_argument(
-            "--native", action="store_true", help="Prune evenly, to a stock model that loads without this package."
+            "--native",
+            action="store_true",
+            default=None,
+            help="Prune evenly, to a stock model that loads without this package.",
         )
-        parser.add_argument("--output", required=True, metavar="DIR", help="Where the packed model is saved.")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Tell what would go, from which layers, and what would be left, and save nothing. Without --dataset, "
+            "by the magnitude of the weights.",
+        )
+        parser.add_argument("--output", metavar="DIR", help="Where the packed model is saved.")
 
 
 class ShowCommand(Command):
@@ -258,6 +296,9 @@ def _add_model(parser: ArgumentParser, runs: bool = True) -> None:
         "--trust-remote-code", action="store_true", help="Allow a model to run code from its repository."
     )
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="Show no progress and no warnings.")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="Also tell what becomes of each layer.")
 
 
 def _add_timing(parser: ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from ..efficiency import measure
-from .loading import check_energy, check_json, check_runs, example_inputs, import_modules, load_model, write_json
+from .loading import check_runs, example_inputs, import_modules, load_model, write_json
 
 
 def run(args: Namespace) -> str:
@@ -12,8 +12,6 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist or cannot be measured.
     """
-    check_json(args)
-    check_energy(args)
     import_modules(args.modules)
     model = load_model(args.model, args)
     baseline = None if args.baseline is None else load_model(args.baseline, args, "--baseline")

@@ -9,7 +9,7 @@ from ..errors import invalid
 from ..huggingface.card.efficiency_json import FILE
 from ..huggingface.card.text import cost_rows
 from ..huggingface.card.write import write_card
-from .loading import check_energy, check_json, example_inputs, import_modules, load_model, output_folder, write_json
+from .loading import example_inputs, import_modules, load_model, output_folder, write_json
 
 
 def run(args: Namespace) -> str:
@@ -18,13 +18,12 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist or cannot be loaded.
     """
-    check_json(args)
-    check_energy(args)
     import_modules(args.modules)
     folder = _folder(args)
     model = load_model(args.model, args)
     timing = {"large_batch": args.batch_size, "threads": args.threads, "seconds": args.seconds, "energy": args.energy}
     inputs = None if args.no_measure else example_inputs(model, args.sequence_length)
+    output_folder(folder)
     repo_id = args.repo_id or (None if Path(args.model).is_dir() else args.model)
     measuring = False if args.no_measure else timing
     record = write_card(model, folder, repo_id=repo_id, example_inputs=inputs, measuring=measuring)
@@ -33,10 +32,10 @@ def run(args: Namespace) -> str:
 
 
 def _folder(args: Namespace) -> Path:
-    """The folder that the card is written to, created if it does not exist."""
+    """The folder that the card is written to."""
     if args.output is None and not Path(args.model).is_dir():
         raise invalid("MODEL", args.model, "is not a folder", "Name a folder for the card with --output.")
-    return output_folder(args.model if args.output is None else args.output)
+    return Path(args.model if args.output is None else args.output)
 
 
 def _table(record: Mapping[str, Any]) -> str:

@@ -10,25 +10,14 @@ from ..runtimes.executorch import export_executorch
 from ..runtimes.gguf import export_gguf
 from ..runtimes.onnx import export_onnx
 from ..runtimes.openvino import export_openvino
-from .loading import (
-    check_file,
-    check_json,
-    example_inputs,
-    import_modules,
-    load_model,
-    processor_beside,
-    told,
-    write_json,
-)
+from .loading import example_inputs, import_modules, load_model, processor_beside, told, write_json
+from .requests import GGUF
 
 RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
     "onnx": ("ONNX Runtime", export_onnx),
     "openvino": ("OpenVINO", export_openvino),
     "executorch": ("ExecuTorch", export_executorch),
 }
-GGUF = "gguf"  # one file, and nothing here to run it
-QUANTIZED = ("onnx", "openvino")  # to int8, without samples
-FORMATS = (*RUNTIMES, GGUF)
 
 
 def run(args: Namespace) -> str:
@@ -37,15 +26,7 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist or cannot be exported.
     """
-    check_json(args)
     is_file = args.format == GGUF
-    if args.int8 and args.format not in QUANTIZED:
-        remedy = "Give --gguf-type q8_0." if is_file else f"Choose {' or '.join(QUANTIZED)}."
-        raise invalid("--int8", True, f"is not made for {args.format}", remedy)
-    if is_file:
-        check_file("--output", args.output)
-    elif Path(args.output).exists() and not Path(args.output).is_dir():
-        raise invalid("--output", args.output, "is not a folder", "Name a folder, which need not exist.")
     import_modules(args.modules)
     model = load_model(args.model, args)
     processor = processor_beside(args.model, args)

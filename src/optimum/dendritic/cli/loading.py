@@ -1,7 +1,6 @@
 """What every command begins with: the user's modules, and a model by the Auto class that builds its architecture."""
 
 import importlib
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -19,30 +18,8 @@ from ..structure.example_inputs import of_length
 from ..structure.made_inputs import example_inputs_for, longest_text
 
 
-def check_json(args: Namespace) -> None:
-    """Refuse `--json` before anything is computed that could then not be written."""
-    check_file("--json", args.json)
-
-
-def check_file(option: str, file: str | None) -> None:
-    """Refuse a file to write if its folder does not exist or a folder has its name."""
-    if file is None:
-        return
-    if not Path(file).absolute().parent.is_dir():
-        raise invalid(option, file, "its folder does not exist", "Create the folder first.")
-    if Path(file).is_dir():
-        raise invalid(option, file, "is a folder", "Name a file.")
-
-
-def check_energy(args: Namespace) -> None:
-    """Refuse `--energy` before anything is measured if the package that reads the counters is missing."""
-    if args.energy and importlib.util.find_spec("zeus") is None:
-        remedy = "Install it: pip install optimum-dendritic[energy]."
-        raise invalid("--energy", True, "is measured by zeus, which is not installed", remedy)
-
-
 def output_folder(path: str | Path) -> Path:
-    """The folder of `--output`, created before the work, so that a wrong name is refused before it and not after."""
+    """The folder of `--output`, created."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +54,9 @@ def load_model(name: str, args: Namespace, option: str = "MODEL") -> PreTrainedM
         model: Any = load(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     except Exception as error:  # the code of the architecture runs, on a config and weights that may be damaged
         remedy = "If the architecture is your own, name the module that registers it: --import my_module."
+        if not Path(name).exists():
+            rule = f"there is no such folder, and from the Hub it cannot be loaded ({told(error)})"
+            raise invalid(option, name, rule, "Name a folder that exists, or an id on the Hub.") from error
         raise invalid(option, name, f"cannot be loaded ({told(error)})", remedy) from error
     remedy = "Name a device that this machine has, such as cpu."
     try:

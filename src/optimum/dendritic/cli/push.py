@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from ..huggingface import push_to_hub
-from .loading import check_json, import_modules, load_model, processor_beside, write_json
+from .loading import import_modules, load_model, processor_beside, write_json
 
 
 def run(args: Namespace) -> str:
@@ -12,7 +12,6 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist, or the push failed (`PushError`).
     """
-    check_json(args)
     import_modules(args.modules)
     model = load_model(args.model, args)
     processor = processor_beside(args.model, args)

@@ -14,7 +14,7 @@ from ..errors import DendriticError, invalid
 from ..inspection.density import Density, LayerDensity, Side, density
 from ..inspection.describe import together
 from ..inspection.figures import block, percent, save_density_figure, short_names
-from .loading import check_file, check_json, import_modules, load_model, write_json
+from .loading import import_modules, load_model, write_json
 
 WIDEST, NARROWEST = 40, 6  # characters of a strip
 
@@ -44,8 +44,6 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist or cannot be shown.
     """
-    check_json(args)
-    check_file("--figure", args.figure)
     import_modules(args.modules)
     found = density(load_model(args.model, args))
     if args.figure is not None:

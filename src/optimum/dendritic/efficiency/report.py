@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from .conditions import Context
 from .energy import Energy
+from .words import in_words
 
 FORMAT_VERSION = 1
 ABSENT = "not measured"
@@ -111,7 +112,8 @@ def render(report: EfficiencyReport) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*(line.rstrip() for line in lines), "", *_conditions(report)])
+    words = [in_words(report.ratios, times="x"), ""] if report.ratios else []
+    return "\n".join([*(line.rstrip() for line in lines), "", *words, *_conditions(report)])
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
