@@ -110,7 +110,7 @@ def _compress_(
         for name, module in packed.modules.items()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
-    cut = {"parameters": shapes, "numbers": packed.numbers}
+    cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, **cut))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)

@@ -9,6 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers.utils import logging
 
 from .config import DendriticConfig
+from .distributed.collectives import made_by_first_rank
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
 from .functional.importance import IMPORTANCE, random_scores
@@ -17,6 +18,7 @@ from .functional.tiles import largest_divisor
 from .functional.units import needed_hosts
 from .layout.layout import Layout
 from .layout.records import Group, Record, Segments, Stack
+from .layout.times import Times
 from .nn import (
     DendriticLayer,
     PrunableLayer,
@@ -34,11 +36,14 @@ from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import as_mapping
 from .structure.goal import allowed_cost, check_reachable
-from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
+from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for, timed_inputs_for
 from .structure.model_costs import costs_of
 from .structure.norms import norms_of
 from .structure.readiness import refuse_unready
 from .structure.targets import refuse_adapters, spared_names, target_names
+from .structure.time_cache import cached, key_of
+from .structure.time_table import measured_times
+from .structure.timed_runs import note_timed_inputs
 from .undo import all_or_nothing
 from .unofficial import is_compiled
 
@@ -46,7 +51,12 @@ logger = logging.get_logger(__name__)
 
 
 def inject_(
-    model: nn.Module, config: DendriticConfig, *, example_inputs: Any = None, layer_by_layer: bool = False
+    model: nn.Module,
+    config: DendriticConfig,
+    *,
+    example_inputs: Any = None,
+    layer_by_layer: bool = False,
+    timed_on: Any = None,
 ) -> nn.Module:
     """Replace the target layers by layers with dendritic segments, in place.
 
@@ -57,6 +67,8 @@ def inject_(
             Default: made from the config of a `PreTrainedModel`.
         layer_by_layer: whether to prune a model whose forward pass cannot be traced all the same. Each layer of it is
             then packed alone, nothing is cut across layers, and nothing can prove that the packed model answers alike.
+        timed_on: keyword arguments of `model.forward` that the model is timed on, where `speedup` or `latency_ms` is
+            the target. Default: `example_inputs`, or one sample of 128 tokens or of the config's image size.
 
     Returns:
         `model`.
@@ -69,10 +81,12 @@ def inject_(
     """
     with all_or_nothing() as notes:
         notes.note_modules(model)
-        return _inject_(model, config, example_inputs, layer_by_layer)
+        return _inject_(model, config, example_inputs, layer_by_layer, timed_on)
 
 
-def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool) -> nn.Module:
+def _inject_(
+    model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool, timed_on: Any
+) -> nn.Module:
     _refuse_wrapped(model)
     refuse_unready(model)
     refuse_adapters(model)
@@ -91,9 +105,10 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
         remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
         raise invalid("model", type(model).__name__, rule, remedy)
-    if config.counted == "macs" and not wiring.positions:
-        rule = "the forward pass could not be traced, so its MACs are unknown"
-        raise invalid("budget", config.budget, rule, 'Pass other example_inputs, or budget="params".')
+    if config.counted in ("macs", "time") and not wiring.positions:
+        field = "budget" if config.counted == "macs" else config.target
+        rule = f"the forward pass could not be traced, so its {config.counted} cannot be counted"
+        raise invalid(field, vars(config)[field], rule, 'Pass other example_inputs, or budget="params".')
     targets = _called(targets, wiring)
     counted = set(wiring.positions) if config.counts_model else set(targets)
     positions = {name: count for name, count in wiring.positions.items() if name in counted}
@@ -110,11 +125,14 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
     }
-    costs = costs_of(model, replacements, groups, positions=positions, config=config, stacks=stacks)
+    times = None
+    if config.counted == "time":
+        times = _times(model, replacements, groups, timed_on or (example_inputs and inputs))
+    costs = costs_of(model, replacements, groups, positions=positions, config=config, stacks=stacks, times=times)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items() if layer.dendrite_mask.numel()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
-    allowed = allowed_cost(config, dense_cost)
+    allowed = allowed_cost(config, dense_cost, times)
     sparsity = 1 - allowed / dense_cost if config.sparsity is None else config.sparsity
     check_reachable(
         config, dense, costs, sparsity=sparsity, dials=dials, needed=needed_hosts(groups, config.counts_model)
@@ -135,6 +153,7 @@ def _inject_(model: nn.Module, config: DendriticConfig, example_inputs: Any, lay
         dense_cost=dense_cost,
         dials=dials,
         allowed=allowed,
+        times=times,
     )
     set_layout(model, layout)
     for name in shapes:
@@ -199,6 +218,18 @@ def _inputs(model: nn.Module, example_inputs: Any, layer_by_layer: bool) -> Any:
         if layer_by_layer:
             return None
         raise DendriticError(f"The wiring cannot be traced without inputs: {error}") from None
+
+
+def _times(model: nn.Module, layers: dict[str, DendriticLayer], groups: tuple[Group, ...], timed_on: Any) -> Times:
+    """The measured table, from the disk where the model was timed before; the same on every rank."""
+    inputs = as_mapping(model, timed_on or timed_inputs_for(model))
+    note_timed_inputs(model, inputs)
+
+    def measured() -> Times:
+        key = key_of(model, layers, groups, inputs)
+        return cached(key, lambda: measured_times(model, layers, groups, inputs))
+
+    return made_by_first_rank(measured)
 
 
 def _called(targets: list[str], wiring: Wiring) -> list[str]:

@@ -11,6 +11,7 @@ from .errors import DendriticError, invalid
 from .inject import inject_
 from .nn import DendriticWeight
 from .state import dendritic_layers, injected_layout
+from .structure.time_correction import restore_timing_, timing_of
 from .train_steps import Pruning, mask_, pruning_of, score_, target_sparsity, update_, update_plan
 
 
@@ -57,7 +58,7 @@ class Pruner:
         inject_(model, config, example_inputs=example_inputs, layer_by_layer=layer_by_layer)
         self.plan = update_plan(config, steps, sparsity=target_sparsity(model))
         check_trains_sprouts(model, optimizer)
-        self.model, self.config, self.optimizer = model, config, optimizer
+        self.model, self.config, self.optimizer, self.steps = model, config, optimizer, steps
         self.example_inputs = example_inputs
         self.step = 0  # optimizer steps that are done
         self._inside = self._packed = False
@@ -121,14 +122,18 @@ class Pruner:
         self._packed = True
         return self.model
 
-    def state_dict(self) -> dict[str, int]:
-        """What a resumed run needs beside the states of the model and of the optimizer."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the states of the model and of the optimizer; JSON-ready."""
         self._refuse(self._inside, "state_dict", "a step has not ended", "Call after_step() first.")
-        return {"step": self.step}
+        timing = None if self._packed else timing_of(self.model)
+        return {"step": self.step} | ({} if timing is None else {"timing": timing})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the steps that `state_dict` tells of; masks and scores come with the model's own state."""
         injected_layout(self.model)
+        if "timing" in state:
+            restore_timing_(self.model, state["timing"])
+            self.plan = update_plan(self.config, self.steps, target_sparsity(self.model))
         self.step = state["step"]
 
     def _refuse(self, wrong: bool, call: str, rule: str, remedy: str) -> None:

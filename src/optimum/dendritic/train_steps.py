@@ -12,6 +12,7 @@ for step in range(1, max_steps + 1):
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,9 @@ from .functional.units import needed_hosts
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
-from .state import gates_in, gates_of, injected_layout, layers_in
+from .state import gates_in, gates_of, injected_layout, layers_in, set_layout
 from .structure.model_costs import costs_in
+from .structure.time_correction import corrected, is_due
 from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
@@ -159,19 +161,25 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         _tell_unscored(gates, rule)
     growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else scores
     regrown = choose_regrown(growth, masks, regrow)
+    floor, needed = layout.config.floor, needed_hosts(layout.groups, layout.config.counts_model)
     reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
-    budget, floor = (1 - reached) * layout.dense_cost, layout.config.floor
-    if layout.dials:
-        chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
+
+    def choose(gain: float) -> dict[str, Tensor]:
+        budget = (1 - reached * gain) * layout.dense_cost
+        if layout.dials:
+            chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
+        else:
+            chosen = select(scores, masks, costs, budget, floor, regrown, needed=needed)
+        chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
+        from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
+        return {name: mask.cpu() for name, mask in chosen.items()}
+
+    final, returned, times = sparsity >= layout.sparsity, 0, layout.times
+    if times is not None and is_due(times, sparsity / layout.sparsity):
+        chosen, times = corrected(model, layers, gates, layout, sparsity, choose, partial(_removed, costs, layout))
     else:
-        chosen = select(
-            scores, masks, costs, budget, floor, regrown, needed=needed_hosts(layout.groups, layout.config.counts_model)
-        )
-    chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
-    from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
-    chosen = {name: mask.cpu() for name, mask in chosen.items()}
-    final, returned = sparsity >= layout.sparsity, 0
-    pruning = _pruning(chosen, costs, layout)
+        chosen = choose(1.0 if times is None else times.gain)
+    pruning = _pruning(chosen, costs, replace(layout, times=times))
     with all_or_nothing() as notes:
         for name, gate in gates.items():
             new, old = (each[name].to(gate.dendrite_mask.device) for each in (chosen, masks))
@@ -185,6 +193,8 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
             gate.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
         for gate in gates.values():
             gate.mask_()
+        if times != layout.times:
+            set_layout(model, replace(layout, times=times))
     return replace(pruning, regrown=returned)
 
 
@@ -219,7 +229,13 @@ def masks_of(gates: AllGates) -> dict[str, Tensor]:
 
 def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     density = {name: mask.float().mean().item() for name, mask in masks.items()}
-    return Pruning(1 - total_cost(masks, costs) / layout.dense_cost, density)
+    gain = 1.0 if layout.times is None else layout.times.gain
+    return Pruning(_removed(costs, layout, masks) / gain, density)
+
+
+def _removed(costs: Costs, layout: Layout, masks: Masks) -> float:
+    """The part of what is counted that is gone."""
+    return 1 - total_cost(masks, costs) / layout.dense_cost
 
 
 def ranked_scores(

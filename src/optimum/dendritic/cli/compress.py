@@ -109,7 +109,7 @@ def _compressed(
     """One model, saved with its processor and its card; its figures."""
     started = time.perf_counter()
     _note_score(model, job, before, sparsity=0.0)
-    inject_(model, config)
+    inject_(model, config, timed_on=job.inputs.kwargs)
     prune_(model, job.calibration, reconstruct=not args.no_reconstruct)
     compress_(model)
     after = _figures(model, job.inputs, job.task, job.evaluation)

@@ -4,11 +4,14 @@ Masks are chosen from what every rank shares: gradients that the engine has aver
 inputs of its own averaged here. All ranks of the default process group train the same model, and all of them call.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -32,6 +35,19 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_reduce(flat)
     parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def made_by_first_rank(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank: measurements that no two ranks would make alike.
+
+    >>> made_by_first_rank(lambda: 3)
+    3
+    """
+    if world_size() == 1:
+        return make()
+    made: list[Any] = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made, src=0)
+    return made[0]
 
 
 @torch.no_grad()

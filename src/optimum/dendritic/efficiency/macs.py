@@ -35,7 +35,7 @@ def count_macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
 
 
 def _counted(model: nn.Module, batch: Batch) -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    counter = FlopCounterMode(display=False, custom_mapping=RECURRENT)
     with torch.no_grad(), plain_attention(), without_fast_path(), _frozen(model), counter:
         batch.run(model)
     return counter
@@ -67,7 +67,7 @@ def _cudnn_rnn_flops(inputs, weights, *args, out_shape=None, **kwargs) -> int:
     return _recurrent_flops(inputs, *weights)
 
 
-_RECURRENT = {
+RECURRENT = {
     torch.ops.aten.mkldnn_rnn_layer: _mkldnn_rnn_flops,
     torch.ops.aten._cudnn_rnn: _cudnn_rnn_flops,
 }

@@ -127,6 +127,11 @@ class LayerCost(Cost):
         pruned = int(((~masks[name]).sum(1) * self.segment_size * rows).sum()) * self.per_weight
         return sprout if sprout < pruned else 0
 
+    def size(self, masks: Masks, name: str) -> tuple[int, float]:
+        """How many outputs are alive, and how many inputs one of them reads in the mean."""
+        inputs = self._inputs_of_arbors(masks, name)
+        return int(self._alive_of_arbors(masks, name).sum()), float(inputs.float().mean())
+
     def exists(self, masks: Masks) -> bool:
         """Whether its block, if it is part of one, is kept."""
         return self.stack is None or bool(masks[self.stack][0, self.place])

@@ -13,6 +13,7 @@ from ..config import DendriticConfig
 from ..errors import CheckpointError, DendriticError, invalid
 from .records import Dial, Follower, Form, Group, Record, Recurrent, Segments, Stack
 from .strict_json import REMEDY, bad, only, read
+from .times import Times
 
 METHOD = "optimum-dendritic"  # the name to install: transformers shows it to whoever loads without this package
 METHODS = (METHOD, "dendritic")  # what is read
@@ -42,6 +43,7 @@ class Layout:
         parameters: The shapes of parameters that stand alone and were cut, by name, once the model is packed.
         numbers: The numbers of modules that were changed with the number of units, by the path of the attribute, once
             the model is packed.
+        times: The measured table, where the config's target is a time; none once the model is packed.
         allowed: What the packed model may cost where the config's target is another one than `sparsity`, in the units
             of `dense_cost`; else 0.
     """
@@ -55,6 +57,7 @@ class Layout:
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     allowed: int = 0
+    times: Times | None = None
 
     @property
     def packed(self) -> bool:
@@ -81,7 +84,8 @@ class Layout:
         dials = {"dials": [dataclasses.asdict(dial) for dial in self.dials]} if self.dials else {}
         shapes = {name: list(shape) for name, shape in self.parameters.items()}
         numbers = {"numbers": dict(self.numbers)} if self.numbers else {}
-        allowed = {"allowed": self.allowed} if self.allowed else {}
+        allowed: dict[str, Any] = {"allowed": self.allowed} if self.allowed else {}
+        allowed |= {"times": dataclasses.asdict(self.times)} if self.times is not None else {}
         return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers | allowed
 
     @classmethod
@@ -113,6 +117,7 @@ class Layout:
             parameters=read(dict[str, tuple[int, ...]], fields["parameters"], "parameters"),
             numbers=read(dict[str, int], fields["numbers"], "numbers"),
             allowed=fields["allowed"],
+            times=None if fields["times"] is None else read(Times, fields["times"], "times"),
         )
 
 
@@ -120,7 +125,7 @@ def _with_defaults(data: Any) -> Any:
     """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
     if not isinstance(data, dict):
         return data
-    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0}
+    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0, "times": None}
     absent |= {"groups": []} if data.get("bundles") == [] else {}
     return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 

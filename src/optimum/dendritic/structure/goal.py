@@ -10,25 +10,29 @@ from ..functional.costs import Cost
 from ..functional.selection import select, total_cost
 from ..functional.uniform_selection import select_uniform
 from ..layout.records import Dial
+from ..layout.times import Times
 
 
-def allowed_cost(config: DendriticConfig, dense_cost: int) -> int:
-    """What the packed model may cost where the target is a number of parameters or of megabytes; 0 for a sparsity,
-    which is a fraction already.
+def allowed_cost(config: DendriticConfig, dense_cost: int, times: Times | None) -> int:
+    """What the packed model may cost, in the units of `dense_cost`; 0 where the target is a sparsity, which is a
+    fraction already.
 
     Args:
         dense_cost: what the dense model costs.
+        times: the measured table where the target is a time.
 
     Raises:
         DendriticError: the dense model costs no more than that.
     """
     if config.sparsity is not None:
         return 0
-    allowed = int(1e6 * config.megabytes) if config.megabytes is not None else int(config.parameters or 0)
-    if allowed >= dense_cost:
-        has = dense_cost / 1e6 if config.megabytes is not None else dense_cost
+    dense: dict[str, float] = {"parameters": dense_cost, "megabytes": dense_cost / 1e6, "speedup": 1.0}
+    dense |= {} if times is None else {"latency_ms": times.dense_ms}
+    asked, has = vars(config)[config.target], dense[config.target]
+    allowed = int(dense_cost * (has / asked if config.target == "speedup" else asked / has))
+    if allowed >= dense_cost and config.target != "speedup":
         rule = f"the dense model has {has:,.10g} already"
-        raise invalid(config.target, vars(config)[config.target], rule, "Ask for less, or leave the model as it is.")
+        raise invalid(config.target, asked, rule, "Ask for less, or leave the model as it is.")
     return allowed
 
 

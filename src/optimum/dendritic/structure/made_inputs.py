@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import invalid
-from .example_inputs import as_mapping, decodes_text, repeat_first, tensors_of
+from .example_inputs import as_mapping, decodes_text, of_length, repeat_first, tensors_of
 from .probing import quiet
 
 TEXT_LENGTH = 4
+TIMED_LENGTH = 128
 TRACING_IMAGE_SIZE = 64  # pixels; wiring does not depend on it, and small images trace fast
 WAVEFORMS = (2000, 16000)  # numbers of samples that are tried; short ones trace fast
 FRAMES = 16
@@ -42,6 +43,15 @@ def example_inputs_for(model: nn.Module, *, image_size: int = 224) -> Inputs:
         faults.append(fault)
     known = f"does not run on inputs made from its config ({faults[-1]})" if faults else "has inputs of no known kind"
     raise invalid("main_input_name", model.main_input_name, known, REMEDY)
+
+
+def timed_inputs_for(model: nn.Module) -> Inputs:
+    """One sample of the size that models are measured with: 128 tokens, or as many as the model takes if that is fewer,
+    or an image of the config's size."""
+    inputs = example_inputs_for(model)
+    if not isinstance(model, PreTrainedModel) or model.main_input_name != "input_ids":
+        return inputs
+    return of_length(inputs, min(TIMED_LENGTH, longest_text(model) or TIMED_LENGTH))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What each injected layer costs, given how the layers are wired."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -12,9 +12,11 @@ from ..functional.costs import Cost, LayerCost, Link, RecurrentCost, StackCost
 from ..functional.units import units_along
 from ..layout.layout import Layout
 from ..layout.records import Group
-from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, widths
+from ..layout.times import Times
+from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, is_weight_layer, widths
 from ..state import injected_layout, layers_in, split_stacks
 from .rest_costs import bytes_of_rest, costs_of_rest
+from .time_prices import timed_costs
 
 
 def layer_costs(model: nn.Module) -> dict[str, Cost]:
@@ -26,7 +28,8 @@ def layer_costs(model: nn.Module) -> dict[str, Cost]:
 def costs_in(model: nn.Module, layers: dict[str, DendriticLayer], layout: Layout) -> dict[str, Cost]:
     """What the `layers` of an injected model cost, as `layer_costs`."""
     stacks = split_stacks(layers)[0]
-    return costs_of(model, layers, layout.groups, positions=layout.positions, config=layout.config, stacks=stacks)
+    about = {"positions": layout.positions, "config": layout.config, "times": layout.times}
+    return costs_of(model, layers, layout.groups, stacks=stacks, **about)
 
 
 def costs_of(
@@ -37,6 +40,7 @@ def costs_of(
     positions: dict[str, int],
     config: DendriticConfig,
     stacks: Collection[str],
+    times: Times | None = None,
 ) -> dict[str, Cost]:
     """What each of `layers` and `stacks` costs, in units of the config's budget; and with the scope `"model"` what
     everything else in the model costs.
@@ -46,8 +50,12 @@ def costs_of(
         groups: which rows and inputs of the layers die together.
         positions: how often each layer multiplies in one sample; needed for MACs alone.
         stacks: names of the stacks of blocks, which may or may not be among `layers`.
+        times: the measured table; needed for times alone.
     """
-    feeds, reads = _links(layers, groups)
+    if times is not None:
+        every = {name: module for name, module in model.named_modules() if is_weight_layer(module)}
+        return timed_costs(model, layers, groups, times, *_links(layers, groups, every | layers))
+    feeds, reads = _links(layers, groups, layers)
     macs, costs = config.counted == "macs", dict[str, Cost]({name: StackCost() for name in stacks})
     in_bytes = config.counted == "bytes"
     scattering = {member.name for group in groups if not group.cut for member in group.producers}
@@ -141,9 +149,9 @@ def _(layer: DendriticWeight, place: Place) -> Cost:
 
 
 def _links(
-    layers: dict[str, DendriticLayer], groups: tuple[Group, ...]
+    layers: Mapping[str, DendriticLayer], groups: Iterable[Group], counted: Mapping[str, nn.Module]
 ) -> tuple[dict[str, tuple[Link, ...]], dict[str, Link]]:
-    """With what the rows and the inputs of each of the `layers` die."""
+    """With what the rows and the inputs of each of the `counted` layers die, of which `layers` are pruned."""
     feeds: dict[str, tuple[Link, ...]] = {}
     reads: dict[str, Link] = {}
     for group in groups:
@@ -151,11 +159,11 @@ def _links(
         assert isinstance(host, DendriticWeight)
         segment = torch.arange(group.units) if group.cut else _segment_of_units(host, group)
         for member in group.producers:
-            if (layer := layers.get(member.name)) is not None:
+            if (layer := counted.get(member.name)) is not None:
                 link = _link(group.host, segment, units_along(member.runs, widths(layer)[1]))
                 feeds[member.name] = (*feeds.get(member.name, ()), link)
         for member in group.consumers if group.cut else ():
-            if (layer := layers.get(member.name)) is not None:
+            if (layer := counted.get(member.name)) is not None:
                 reads[member.name] = _link(group.host, segment, units_along(member.runs, widths(layer)[0]))
     return feeds, reads
 

@@ -24,7 +24,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
     )
-    with kept_random_state(devices), plain_attention(), _unmixed(model), _kept_buffers(model):
+    with kept_random_state(devices), plain_attention(), unmixed(model), _kept_buffers(model):
         try:
             model.eval()
             yield
@@ -53,7 +53,7 @@ def _is_theirs(buffer: str) -> bool:
 
 
 @contextmanager
-def _unmixed(model: nn.Module) -> Iterator[None]:
+def unmixed(model: nn.Module) -> Iterator[None]:
     """No autocast, whose rounding passes for a change of the outputs; nor the one accelerate wraps `forward` in."""
     device = next((p.device.type for p in model.parameters()), "cpu")
     with torch.autocast(device, enabled=False), unprepared(model):

@@ -53,6 +53,7 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     unplaced = layout.modules.keys() - stacks - layout.positions.keys()
     if unknown or (unplaced and all(injected) and layout.config.counted == "macs"):
         yield "positions", sorted(unknown or unplaced), "must belong to the layers that are counted, one to each"
+    yield from _time_faults(layout, called)
     for side in ("consumers", "passers", "parameters"):
         ends = [(member.name, member.axis) for group in layout.groups for member in getattr(group, side)]
         if len(ends) != len(set(ends)):
@@ -165,6 +166,18 @@ def _number_faults(model: nn.Module, path: str, value: int) -> Iterator[str]:
     stock = None if module is None or name.startswith("_") else vars(module).get(name)
     if type(stock) is not int or not 0 < value <= stock:
         yield f"must be at least 1 and at most what a {type(module).__name__} has there: {stock}"
+
+
+def _time_faults(layout: Layout, called: set[str]) -> Iterator[tuple[str, object, str]]:
+    """What is wrong with the measured times."""
+    if layout.packed or layout.config.counted != "time":
+        if layout.times is not None:
+            yield "times", sorted(layout.times.layers), "only an injected model whose target is a time has them"
+        return
+    if layout.times is None or not layout.modules.keys() <= layout.times.layers.keys() <= called:
+        yield "times", layout.times, "must be given of the layers that are called, one to each target"
+    elif not layout.times.units.keys() <= {group.host for group in layout.groups if group.cut}:
+        yield "times.units", sorted(layout.times.units), "must be of groups that are cut"
 
 
 def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[str]:

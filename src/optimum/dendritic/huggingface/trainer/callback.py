@@ -20,15 +20,17 @@ from ...distillation import distill_, distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
+from ...layout.layout import Layout
 from ...pruner import check_trains_sprouts
 from ...state import layout_of
+from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, deepspeed_engine, save_full_state_dict
-from .first_batch import example_inputs_of_trainer
+from .first_batch import example_inputs_of_trainer, timed_inputs
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
@@ -92,6 +94,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
         self.regrown = 0
+        self.timing: dict[str, Any] | None = None  # what is known of times, where the target is one
         self.saw_init = False
         self.progress = Progress()
         self.sizes = Sizes()
@@ -100,6 +103,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer saves to build this callback again; see `ExportableState`."""
         run = {"max_steps": self.max_steps, "random_states": self.random_states, "regrown": self.regrown}
+        run |= {} if self.timing is None else {"timing": self.timing}
         made = {"config": self.config.to_dict(), "until_final": self.until_final}
         return {"args": made, "attributes": {"saw_init": True, **run}}
 
@@ -116,7 +120,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             return
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
-        inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer)
+        timed_on = self.example_inputs or timed_inputs(model, self.config)
+        inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer, timed_on=timed_on)
         if teacher is not None:
             distill_(model, teacher, weight=self.config.distillation)
         if isinstance(model, PreTrainedModel):
@@ -138,6 +143,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
         notes = {} if layout.packed else saved_attributes(type(self).__name__, self.config, state)
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
+        layout = self._with_timing(model, notes.get("timing"))
         self.random_states = random_states(args)
         self.plan = {} if layout.packed else update_plan(self.config, self.max_steps, layout.sparsity)
         check_length(self.max_steps, self.plan, state, self.config)
@@ -267,6 +273,15 @@ class DendriticCallback(TrainerCallback, ExportableState):
         """What the model is traced and proved with; None where it is to be made from the config."""
         return self.example_inputs or example_inputs_of_trainer(model, wrapper)
 
+    def _with_timing(self, model: nn.Module, saved: dict[str, Any] | None) -> Layout:
+        """The layout; of a resumed run with the table of times that the run began with."""
+        if saved is not None:
+            restore_timing_(model, saved)
+        layout = layout_of(model)
+        assert layout is not None
+        self.timing = None if layout.packed else timing_of(model)
+        return layout
+
     def _due(self, state: TrainerState) -> bool:
         """Whether this step scores or updates."""
         step = state.global_step + 1
@@ -280,6 +295,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if step in self.plan:
             due = self.plan[step]
             self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=optimizer).regrown
+            self.timing = timing_of(model)
 
     @property
     def _freeze(self) -> int:

@@ -12,8 +12,11 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
+from ...config import DendriticConfig
+from ...errors import DendriticError
 from ...process_state import kept_random_state
 from ...structure.batch_inputs import inputs_from_batch
+from ...structure.made_inputs import timed_inputs_for
 from ...unofficial import calling, used_columns
 
 if TYPE_CHECKING:
@@ -43,6 +46,18 @@ def example_inputs_of_trainer(model: nn.Module, wrapper: nn.Module) -> dict[str,
         if inputs is not None:
             return inputs
     return None
+
+
+def timed_inputs(model: nn.Module, config: DendriticConfig) -> dict[str, Any] | None:
+    """What a model is timed on where the target is a time and nobody says: one sample of the usual size, since those of
+    the training data are cut short. None where that cannot be made, or no time is needed."""
+    if config.counted != "time":
+        return None
+    try:
+        return timed_inputs_for(model)
+    except DendriticError:
+        logger.warning("The model is timed on a small sample of the training data: pass example_inputs to say on what.")
+        return None
 
 
 def _first_batches(trainer: "Trainer") -> Iterator[Any]:
