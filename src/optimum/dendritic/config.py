@@ -94,6 +94,8 @@ class DendriticConfig:
         latency_ms: the milliseconds that one forward pass of the packed model is to take, measured likewise.
         parameters: the largest number of parameters of the packed model.
         megabytes: the largest size of its safetensors file, in 10^6 bytes.
+        multiple_of: what the width of every tensor that shrinks, and of every gather, stays a multiple of; 8, 16 or 64
+            where a device computes such widths faster. The budget is then met to within one such step.
         version: format version of the JSON form.
 
     Raises:
@@ -125,6 +127,7 @@ class DendriticConfig:
     latency_ms: float | None = None
     parameters: float | None = None
     megabytes: float | None = None
+    multiple_of: int = 1
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -137,7 +140,7 @@ class DendriticConfig:
         _check_number("decay", self.decay, 0, 1, below=True)
         _check_number("floor", self.floor, 0, 1)
         _check_number("distillation", self.distillation, 0, math.inf, below=True)
-        for field in ("segment_size", "arbors", "updates"):
+        for field in ("segment_size", "arbors", "updates", "multiple_of"):
             _check_integer(field, getattr(self, field), at_least=1)
         for field in ("seed", "sprout_rank"):
             _check_integer(field, getattr(self, field), at_least=0)

@@ -38,6 +38,7 @@ from .structure.example_inputs import as_mapping
 from .structure.goal import allowed_cost, check_reachable
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for, timed_inputs_for
 from .structure.model_costs import costs_of
+from .structure.multiples import units_together
 from .structure.norms import norms_of
 from .structure.readiness import refuse_unready
 from .structure.targets import refuse_adapters, spared_names, target_names
@@ -134,9 +135,9 @@ def _inject_(
     dense_cost = total_cost(dense, costs)
     allowed = allowed_cost(config, dense_cost, times)
     sparsity = 1 - allowed / dense_cost if config.sparsity is None else config.sparsity
-    check_reachable(
-        config, dense, costs, sparsity=sparsity, dials=dials, needed=needed_hosts(groups, config.counts_model)
-    )
+    needed = needed_hosts(groups, config.counts_model)
+    together = units_together(replacements, groups, config.multiple_of)
+    check_reachable(config, dense, costs, sparsity=sparsity, dials=dials, needed=needed, together=together)
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():

@@ -33,6 +33,7 @@ from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .state import gates_in, gates_of, injected_layout, layers_in, set_layout
 from .structure.model_costs import costs_in
+from .structure.multiples import units_together
 from .structure.time_correction import corrected, is_due
 from .undo import all_or_nothing
 
@@ -163,13 +164,14 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     regrown = choose_regrown(growth, masks, regrow)
     floor, needed = layout.config.floor, needed_hosts(layout.groups, layout.config.counts_model)
     reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
+    together = units_together(layers, layout.groups, layout.config.multiple_of)
 
     def choose(gain: float) -> dict[str, Tensor]:
         budget = (1 - reached * gain) * layout.dense_cost
         if layout.dials:
-            chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown)
+            chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown, together=together)
         else:
-            chosen = select(scores, masks, costs, budget, floor, regrown, needed=needed)
+            chosen = select(scores, masks, costs, budget, floor, regrown, needed=needed, together=together)
         chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
         from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
         return {name: mask.cpu() for name, mask in chosen.items()}

@@ -174,6 +174,12 @@ class CompressCommand(Command):
         pruning.add_argument("--floor", type=float, metavar="F", help="Smallest fraction that a layer keeps (0.05).")
         pruning.add_argument("--segment-size", type=_positive(int), metavar="N", help="Inputs in one segment (32).")
         pruning.add_argument(
+            "--multiple-of",
+            type=_positive(int),
+            metavar="N",
+            help="What every width stays a multiple of, for devices that compute such widths faster (1).",
+        )
+        pruning.add_argument(
             "--no-reconstruct", action="store_true", help="Leave out the least-squares reconstruction."
         )
         pruning.add_argument(

@@ -8,6 +8,7 @@ rows die with it; so every layer has a `Cost`, the total is counted exactly, and
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +35,7 @@ def select(
     regrown: Masks | None = None,
     *,
     needed: Collection[str] = (),
+    together: Mapping[str, int] | None = None,
 ) -> dict[str, Bool[Tensor, "arbors segments"]]:
     """The masks that keep the highest scores per cost with `total_cost <= budget`.
 
@@ -46,25 +48,28 @@ def select(
         budget: largest cost allowed.
         floor: fraction of its segments (at least one) that a layer keeps; 0 allows none.
         needed: names of those that keep one segment in any case, such as streams.
+        together: where widths are to be multiples, how many segments of each layer make one: it keeps a multiple of so
+            many, or all.
     """
     regrown = regrown or {name: torch.zeros_like(mask) for name, mask in masks.items()}
-    orders, ranked, fewest, most = {}, [], {}, {}
+    orders, ranked, first = {}, [], {}
     unit_costs = unit_cost(masks, costs)
     for index, (name, mask) in enumerate(masks.items()):
         dead = ~mask & ~regrown[name]
         score = scores[name].double().masked_fill(dead, -math.inf).masked_fill(regrown[name], math.inf)
         ordered, orders[name] = score.sort(dim=1, stable=True)
-        fewest[name] = int(dead.sum(1)[0])
-        least = max(smallest_kept(mask.shape[1], floor), int(name in needed))
-        most[name] = max(fewest[name], mask.shape[1] - least)
-        units = per_cost(ordered.sum(0), unit_costs[name])[fewest[name] : most[name]]
-        ranked += [(value, index, name) for value in units.tolist()]
+        gone, size = int(dead.sum(1)[0]), mask.shape[1]
+        least = max(smallest_kept(size, floor), int(name in needed))
+        rungs = _rungs(size, gone, max(gone, size - least), (together or {}).get(name, 1))
+        first[name] = rungs[0]
+        values = per_cost(ordered.sum(0), unit_costs[name])
+        ranked += [(values[a:b].mean().item(), index, name, b - a) for a, b in pairwise(rungs)]
     ranked.sort(key=lambda unit: unit[:2])  # stable: within a layer the weaker unit stays first
 
     def masks_without(units: int) -> dict[str, Tensor]:
-        pruned = dict(fewest)
-        for _, _, name in ranked[:units]:
-            pruned[name] += 1
+        pruned = dict(first)
+        for _, _, name, count in ranked[:units]:
+            pruned[name] += count
         return {name: _without(order, pruned[name]) for name, order in orders.items()}
 
     enough = bisect_left(range(len(ranked)), -budget, key=lambda units: -total_cost(masks_without(units), costs))
@@ -98,6 +103,16 @@ def choose_regrown(growth: Scores, masks: Masks, fraction: float) -> dict[str, B
         ]  # without a gradient there is nothing to grow from
         regrown[name] = torch.zeros_like(mask).scatter_(1, chosen, True)
     return regrown
+
+
+def _rungs(size: int, fewest: int, most: int, step: int) -> list[int]:
+    """The numbers of pruned segments from `fewest` to `most` that leave a multiple of `step`, or all.
+
+    >>> _rungs(20, 0, 17, 8), _rungs(20, 5, 20, 8), _rungs(4, 1, 3, 1), _rungs(4, 0, 3, 8)
+    ([0, 4, 12], [12, 20], [1, 2, 3], [0])
+    """
+    fitting = [pruned for pruned in range(fewest, most + 1) if not pruned or (size - pruned) % step == 0]
+    return fitting or [fewest]
 
 
 def smallest_kept(segments: int, floor: float) -> int:

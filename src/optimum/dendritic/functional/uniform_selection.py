@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import lcm
 
 import torch
 from jaxtyping import Bool, Int
@@ -50,6 +51,8 @@ def select_uniform(
     floor: float,
     dials: Sequence[Dial],
     regrown: Masks | None = None,
+    *,
+    together: Mapping[str, int] | None = None,
 ) -> Chosen:
     """The masks with `total_cost <= budget` that keep the highest scores per cost with as many units in every member of
     a dial.
@@ -62,12 +65,14 @@ def select_uniform(
         masks: the present masks; members of a dial have one arbor and equally many segments.
         budget: largest cost allowed.
         floor: fraction of its units (at least one) that a member keeps.
+        together: of how many units each member keeps a multiple, or all; 1 where it is not named.
     """
     nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     back = regrown or nothing
     orders = {m: _order(scores[m], masks[m], back[m]) for dial in dials for m in dial.members}
     units = unit_cost(masks, costs)
-    ladders = [_ladder(dial, scores, masks, back, orders, units, floor) for dial in dials]
+    of = {dial: lcm(*((together or {}).get(member, 1) for member in dial.members)) for dial in dials}
+    ladders = [_ladder(dial, scores, masks, back, orders, units, floor, of[dial]) for dial in dials]
     steps = [(value, index) for index, ladder in enumerate(ladders) for value in ladder.values]
     steps.sort(key=lambda step: step[0])  # stable, and values ascend within a dial
 
@@ -131,10 +136,11 @@ def _ladder(
     orders: Mapping[str, Tensor],
     units: Mapping[str, float],
     floor: float,
+    of: int,
 ) -> Ladder:
     size = masks[dial.members[0]].shape[1]
     least = max(1, smallest_kept(size, floor))
-    kept = [count for count in dial.counts or range(1, size + 1) if least <= count < size]
+    kept = [count for count in dial.counts or range(1, size + 1) if least <= count < size and count % of == 0]
     pruned = (0, *(size - count for count in reversed(kept)))
     dead = max(int((~masks[m] & ~back[m]).sum()) for m in dial.members)
     first = min(bisect_left(pruned, dead), len(pruned) - 1)

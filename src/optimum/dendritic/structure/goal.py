@@ -44,6 +44,7 @@ def check_reachable(
     sparsity: float,
     dials: Sequence[Dial],
     needed: Collection[str],
+    together: Mapping[str, int],
 ) -> None:
     """Check that floors do not forbid the target.
 
@@ -51,13 +52,16 @@ def check_reachable(
         dense: the masks of the dense model.
         sparsity: the fraction of its cost that is to go.
         needed: see `select`.
+        together: see `select`.
 
     Raises:
         DendriticError: less can go than has to.
     """
     scores = {name: mask.float() for name, mask in dense.items()}
-    fewest = select_uniform(scores, dense, costs, -1, config.floor, dials) if dials else None
-    least = total_cost(fewest or select(scores, dense, costs, -1, config.floor, needed=needed), costs)
+    fewest = select_uniform(scores, dense, costs, -1, config.floor, dials, together=together) if dials else None
+    least = total_cost(
+        fewest or select(scores, dense, costs, -1, config.floor, needed=needed, together=together), costs
+    )
     dense_cost = total_cost(dense, costs)
     if least > (1 - sparsity) * dense_cost:
         most = f"{1 - least / dense_cost:.4f}"
