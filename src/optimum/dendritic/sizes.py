@@ -10,12 +10,13 @@ from .config import DendriticConfig
 from .distributed.dtensor import refuse_sharded
 from .functional.importance import IMPORTANCE
 from .functional.selection import select
-from .functional.units import streams
+from .functional.units import needed_hosts
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_type, weight_layer
 from .nn.pack_model import shapes_left
 from .state import gates_in, injected_layout, kept_in, layers_in
 from .structure.model_costs import costs_in
+from .structure.multiples import units_together
 from .train_steps import Update, masks_of, ranked_scores
 from .unofficial import tensors_in
 
@@ -32,7 +33,9 @@ def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     costs, masks = costs_in(model, layers, layout), masks_of(gates)
     scores = ranked_scores(gates, layers, masks, costs, IMPORTANCE[layout.config.importance])
     budget = (1 - sparsity) * layout.dense_cost
-    return select(scores, masks, costs, budget, layout.config.floor, needed=streams(layout.groups))
+    needed = needed_hosts(layout.groups, layout.config.counts_model)
+    together = units_together(layers, layout.groups, layout.config.multiple_of)
+    return select(scores, masks, costs, budget, layout.config.floor, needed=needed, together=together)
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:
