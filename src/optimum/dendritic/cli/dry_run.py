@@ -32,7 +32,7 @@ def planned(
         inputs: one sample.
     """
     by_weights = batches is None
-    inject_(model, replace(config, importance=BY_WEIGHTS) if by_weights else config)
+    inject_(model, replace(config, importance=BY_WEIGHTS) if by_weights else config, timed_on=dict(inputs))
     prune_(model, [dict(inputs)] if batches is None else batches, reconstruct=False, rounds=1)
     compress_(model)
     return model

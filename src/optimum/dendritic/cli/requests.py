@@ -18,7 +18,16 @@ QUANTIZED = ("onnx", "openvino")  # to int8, without samples
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 REPO_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")  # of the Hub: a name, or an owner and a name
-OPTIONS = ("budget", "scope", "units", "importance", "native", "floor", "segment_size")  # by the fields' names
+OPTIONS = (
+    "budget",
+    "scope",
+    "units",
+    "importance",
+    "native",
+    "floor",
+    "segment_size",
+    "multiple_of",
+)  # by the fields' names
 
 
 def check(command: str, args: Namespace) -> None:
