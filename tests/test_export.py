@@ -132,7 +132,7 @@ def test_the_command_exports_with_the_image_processor(cli, tmp_path):
         (["injected"], "model = 'BertForSequenceClassification': is injected"),
         (["packed", "--dtype", "bfloat16"], "dtype = ['bfloat16']"),
         (["packed", "--sequence-length", "17"], "--sequence-length = 17: the model takes at most 16 tokens"),
-        (["absent"], "MODEL = 'absent': cannot be loaded"),
+        (["absent"], "MODEL = 'absent': there is no such folder"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(cli, tmp_path, monkeypatch, arguments: list[str], message: str):
