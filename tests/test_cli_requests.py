@@ -106,6 +106,13 @@ def test_options_win_over_the_file_and_set_over_both(tmp_path):
     assert configs_of(parsed("--parameters", "1e6", "--config", str(file)))[0].target == "parameters"
 
 
+def test_a_preset_is_where_the_rest_begins():
+    assert configs_of(parsed("--preset", "high-sparsity")) == [DendriticConfig.preset("high-sparsity")]
+    assert configs_of(parsed("--preset", "speed", "--sparsity", "0.5"))[0].units == "structured"
+    with pytest.raises(DendriticError, match="nothing says how much"):
+        configs_of(parsed("--preset", "speed"))
+
+
 def test_every_field_can_be_set():
     values = {"target_modules": '["query", "key"]', "exclude_modules": "embeddings", "units": '["heads"]', "end": "0.9"}
     for name, default in DendriticConfig().to_dict().items():

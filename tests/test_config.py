@@ -149,3 +149,17 @@ def test_a_config_is_frozen():
 
 def test_a_set_of_names_has_one_order():
     assert DendriticConfig(target_modules={"b", "a", "c"}).target_modules == ("a", "b", "c")
+
+
+def test_a_preset_is_an_ordinary_config():
+    assert DendriticConfig.preset("speed") == DendriticConfig(budget="macs", units="structured")
+    assert DendriticConfig.preset("speed", sparsity=0.5, floor=0.1).floor == 0.1
+    assert DendriticConfig.preset("speed", speedup=2.0) == DendriticConfig(speedup=2.0, units="structured")
+    assert DendriticConfig.preset("high-sparsity", parameters=1e6).sparsity is None
+    assert DendriticConfig.preset("high-sparsity").to_dict()["floor"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "fields"), [("fast", {}), ("speed", {"florr": 0}), ("speed", {"sparsity": 60})])
+def test_a_preset_refuses_what_the_config_refuses(name, fields):
+    with pytest.raises(DendriticError, match="must be one of speed, high-sparsity|not a field|Did you mean 0.6"):
+        DendriticConfig.preset(name, **fields)

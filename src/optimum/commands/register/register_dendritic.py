@@ -12,7 +12,7 @@ import importlib
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +42,7 @@ class Choices:
 
 
 BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
+RECIPES = Choices("config", "RECIPES")
 SCOPES, UNITS = Choices("config", "SCOPES"), Choices("config", "PRESETS")
 FORMATS, GGUF_TYPES = Choices("cli.requests", "FORMATS"), Choices("cli.requests", "GGUF_TYPES")
 
@@ -58,7 +59,8 @@ class Command(BaseOptimumCLICommand):
         requests = light("cli.requests")
         with self._told(requests.DendriticError):
             requests.check(name, self.args)
-        work = importlib.import_module(f"optimum.dendritic.cli.{name}")
+        with redirect_stdout(sys.stderr):  # stdout is for the result, and others print while they are imported
+            work = importlib.import_module(f"optimum.dendritic.cli.{name}")
         from optimum.dendritic.cli.noise import quiet
         from optimum.dendritic.errors import DendriticError
 
@@ -145,6 +147,12 @@ class CompressCommand(Command):
         target.add_argument("--latency-ms", type=float, metavar="MS", help="How long one forward pass may take.")
         target.add_argument("--parameters", type=float, metavar="N", help="How many parameters it may have, e.g. 15e6.")
         target.add_argument("--megabytes", type=float, metavar="MB", help="How large its file may be, in 10^6 bytes.")
+        pruning.add_argument(
+            "--preset",
+            choices=RECIPES,
+            metavar="NAME",
+            help="A recipe of fields, which a file and options add to or win over: %(choices)s.",
+        )
         pruning.add_argument(
             "--config", metavar="FILE", help="A JSON file with fields of DendriticConfig; options given here win."
         )

@@ -5,11 +5,11 @@ import json
 import os
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import TARGETS, DendriticConfig
+from ..config import RECIPES, TARGETS, DendriticConfig
 from ..errors import DendriticError, invalid
 
 GGUF = "gguf"  # one file, and nothing here to run it
@@ -113,7 +113,9 @@ def check_dry_run(args: Namespace) -> None:
 
 
 def configs_of(args: Namespace) -> list[DendriticConfig]:
-    """The config of each model that is asked for: the fields of `--config`, then the named options, then `--set`.
+    """The config of each model that is asked for: preset, then file, then named options, then `--set`.
+
+    What comes later wins.
 
     There are several where `--sparsity` has several values.
     """
@@ -126,19 +128,20 @@ def configs_of(args: Namespace) -> list[DendriticConfig]:
     several: Sequence[Any] = targets.pop("sparsity", [None])
     if len(set(several)) < len(several):
         raise invalid("--sparsity", several, "has a value twice", "Give each once.")
-    if not targets and several == [None] and not {*fields, *own} & {*TARGETS}:
+    preset = RECIPES.get(args.preset, {})
+    if not targets and several == [None] and not {*preset, *fields, *own} & {*TARGETS}:
         rule = "nothing says how much is to go"
         raise invalid("--sparsity", None, rule, f"Give one of {', '.join(map(_option, TARGETS))}, or --config.")
     configs = []
     for sparsity in several:
         dial = {} if sparsity is None else {"sparsity": sparsity}
-        configs.append(_config({"seed": args.seed, **fields, **named, **targets, **dial, **own}))
+        configs.append(_config(args.preset, {"seed": args.seed, **fields, **named, **targets, **dial, **own}))
     return configs
 
 
-def _config(fields: Mapping[str, Any]) -> DendriticConfig:
+def _config(preset: str | None, fields: dict[str, Any]) -> DendriticConfig:
     try:
-        return DendriticConfig.from_dict(dict(fields))
+        return DendriticConfig.from_dict(fields) if preset is None else DendriticConfig.preset(preset, **fields)
     except DendriticError as error:
         name = str(error).partition(" = ")[0]
         raise DendriticError(str(error).replace(name, _option(name), 1)) from error
