@@ -15,6 +15,7 @@ from datasets import Dataset, load_dataset
 from helpers.cards import pruned, tiny_bert
 from helpers.compare import every
 from helpers.models import build
+from helpers.vocabulary import save_tokenizer
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from transformers import (
@@ -176,7 +177,8 @@ class TestBody:
         own, dense = sum(p.numel() for p in trained.model.parameters()), tiny_bert().num_parameters()
         assert f"| parameters | {dense:,} | {own:,} | {own / dense:.3f} |" in trained.text
         assert trained.record["efficiency"]["bytes"] == (trained.folder / "model.safetensors").stat().st_size
-        assert "| energy | not measured | not measured |  |" in trained.text and "random weights" in trained.text
+        assert "not measured" not in trained.text and "random weights" in trained.text
+        assert "fewer MACs. A *ratio* is the share of dense's cost that is left" in trained.text
         assert "one sample is input_ids 1 × 12" in trained.text, "as many tokens as the model has places for"
         assert (
             "dendritic card me/small-bert --output card --threads 1 --batch-size 2 --sequence-length 12" in trained.text
@@ -379,3 +381,30 @@ class TestTwin:
         built = dense_baseline.dense_baseline(pruned(dense))
         assert {key: tensor.shape for key, tensor in built.state_dict().items()} == shapes
         assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestWhatIsHandedIn:
+    def test_the_scores_of_a_control_the_license_and_the_base_model(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        told = {"license": "mit", "base_model": "acme/tiny-bert", "baseline_metrics": {"eval_accuracy": 0.875}}
+        model = pruned(tiny_bert())
+        text = rendered(model, tmp_path / "small", metrics={"accuracy": 0.75}, **told)
+        assert "| dense | 0.875 |\n| this model | 0.75 |" in text and "trained as long without pruning" in text
+        data = ModelCard(text).data
+        assert (data.license, data.base_model) == ("mit", "acme/tiny-bert")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+        assert "| dense | 0.875 |" in rendered(again, tmp_path / "small"), "what was told is kept"
+
+    def test_a_later_control_takes_the_place_of_an_earlier_one(self, tmp_path):
+        model = pruned(tiny_bert())
+        rendered(model, tmp_path / "small", metrics={"accuracy": 0.75}, baseline_metrics={"accuracy": 0.8})
+        text = rendered(model, tmp_path / "small", baseline_metrics={"accuracy": 0.9})
+        assert "| dense | 0.9 |" in text and "0.8" not in text.split("## How well")[1].split("##")[0]
+
+    def test_the_names_of_the_classes_and_a_pipeline_where_a_tokenizer_is_beside(self, tmp_path):
+        names = {0: "negative", 1: "positive"}
+        model = pruned(tiny_bert(id2label=names, label2id={name: i for i, name in names.items()}))
+        text = rendered(model, tmp_path / "small")
+        assert "It tells apart: negative, positive." in text and "pipeline(" not in text
+        save_tokenizer(tmp_path / "small")
+        assert 'pipe = pipeline("text-classification", model="path/to/small")' in rendered(model, tmp_path / "small")

@@ -319,12 +319,13 @@ class TestCard:
         assert record["efficiency"]["context"]["input_shapes"]["input_ids"] == [1, 12]
         assert 0 < record["efficiency"]["peak_memory_bytes"] and "| peak memory, batch 1 | not" not in text
         assert (folder / "figures/density.png").exists() and "figures/density.png" in text
-        arguments = ["small", "--no-measure", "--output", "card", "--repo-id", "me/tiny"]
+        arguments = ["small", "--no-measure", "--output", "card", "--repo-id", "me/tiny", "--license", "mit"]
         code, output, errors = cli("dendritic", "card", *arguments)
         assert code == 0, errors
         again = json.loads((tmp_path / "card/efficiency.json").read_text())
         assert again == record, "what was measured of these weights is still known"
-        assert 'from_pretrained("me/tiny")' in (tmp_path / "card/README.md").read_text()
+        card = (tmp_path / "card/README.md").read_text()
+        assert 'from_pretrained("me/tiny")' in card and "license: mit" in card
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

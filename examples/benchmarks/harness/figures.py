@@ -15,14 +15,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-COLOURS = {
-    "dense": "0.35",
-    "dense-own-rate": "0.6",
-    "dendritic": "tab:blue",
-    "magnitude": "tab:orange",
-    "shrinkage+magnitude": "tab:purple",
-    "random": "tab:red",
-    "smaller-dense": "tab:green",
+STYLES = {  # colours of Okabe and Ito, which colour-blind readers tell apart, and markers
+    "dense": ("0.35", ""),
+    "dense-own-rate": ("0.6", ""),
+    "dendritic": ("#0072B2", "o"),
+    "magnitude": ("#E69F00", "s"),
+    "shrinkage+magnitude": ("#CC79A7", "D"),
+    "random": ("#D55E00", "^"),
+    "smaller-dense": ("#009E73", "v"),
 }
 REMOVED: dict[str, tuple[str, Callable[[Row], float]]] = {
     "params": ("parameters", lambda row: row.removed),
@@ -46,7 +46,7 @@ def _removed(table: Table, budget: str, card: Path) -> Path:
     what, share = REMOVED[budget]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _lines(axes, table, lambda row: 100 * share(row))
-    axes.set(xlabel=f"{what} of the model removed (%)", ylabel=table.metric.name)
+    axes.set(xlabel=f"{what} of the model removed (%)", ylabel=table.metric.name, title="What pruning costs")
     axes.legend(fontsize="small")
     return _save(figure, card, "removed")
 
@@ -56,9 +56,9 @@ def _latency(table: Table, card: Path) -> Path:
     size = (5 * len(names), 4.5)
     figure, panels = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, name in zip(panels[0], names, strict=True):
-        _lines(axes, table, lambda row, name=name: row.ratios.get(name))
-        axes.axvline(1, color=COLOURS["dense"], linestyle=":")
-        axes.set(title=f"batch {_batch(name)}", xlabel="latency, share of dense")
+        _lines(axes, table, lambda row, name=name: 1 / row.ratios[name] if name in row.ratios else None)
+        axes.axvline(1, color=STYLES["dense"][0], linestyle=":")
+        axes.set(title=f"batch {_batch(name)}", xlabel="times as fast as dense")
     panels[0][0].set_ylabel(table.metric.name)
     panels[0][0].legend(fontsize="small")
     return _save(figure, card, "latency")
@@ -84,7 +84,7 @@ def _density(table: Table, card: Path) -> Path:
 
 def _lines(axes: Axes, table: Table, x: Callable[[Row], float | None]) -> None:
     """Mean and standard deviation of every method along `x`; dense as a band."""
-    for method, colour in COLOURS.items():
+    for method, (colour, marker) in STYLES.items():
         own = [row for row in table.rows if row.method == method]
         if method in DENSE and own:
             spread = own[0].std or 0.0
@@ -94,7 +94,10 @@ def _lines(axes: Axes, table: Table, x: Callable[[Row], float | None]) -> None:
         points = [(place, row.mean, row.std or 0.0) for row in own if (place := x(row)) is not None]
         if points:
             places, means, spreads = zip(*points, strict=True)
-            axes.errorbar(places, means, spreads, color=colour, label=own[0].label, marker="o", capsize=3)
+            line = "-" if len(points) > 1 else "none"
+            axes.errorbar(
+                places, means, spreads, color=colour, label=own[0].label, marker=marker, linestyle=line, capsize=3
+            )
     axes.grid(alpha=0.3)
 
 

@@ -104,6 +104,10 @@ class CardCommand(Command):
         _add_model(parser)
         parser.add_argument("--output", metavar="DIR", help="Where to write (the model's own folder).")
         parser.add_argument("--repo-id", metavar="ID", help="Under which the model will stand on the Hub.")
+        parser.add_argument(
+            "--license", metavar="ID", help="Of the model, as the Hub calls it, for example apache-2.0."
+        )
+        parser.add_argument("--base-model", metavar="ID", help="On the Hub: what the model was made from.")
         parser.add_argument("--no-measure", action="store_true", help="Tell what is known, and measure nothing.")
         _add_timing(parser)
 

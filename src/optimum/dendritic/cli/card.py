@@ -26,7 +26,8 @@ def run(args: Namespace) -> str:
     output_folder(folder)
     repo_id = args.repo_id or (None if Path(args.model).is_dir() else args.model)
     measuring = False if args.no_measure else timing
-    record = write_card(model, folder, repo_id=repo_id, example_inputs=inputs, measuring=measuring)
+    told = {"license": args.license, "base_model": args.base_model}
+    record = write_card(model, folder, repo_id=repo_id, example_inputs=inputs, measuring=measuring, **told)
     write_json(args, record)
     return f"{_table(record)}Written: {folder / 'README.md'}, {FILE} and figures."
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 FOLDER = "figures"
-COLOURS = {"loss": "tab:blue", "sparsity": "tab:green", "score": "tab:blue"}
+COLOURS = {"loss": "#0072B2", "sparsity": "#D55E00", "score": "#0072B2"}  # of Okabe and Ito
 NARROWEST = 0.1  # share of the width that a phase needs to have its name above it
 LEAST_POINTS = 3  # of a curve; fewer are better read in a table
 
@@ -68,7 +68,7 @@ def _density(figure: "Figure", record: Mapping[str, Any]) -> bool:
     image = axes.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(depths)), list(map(_label, depths)))
     axes.set_yticks(range(len(kinds)), list(map(_label, kinds)))
-    axes.set_xlabel("block")
+    axes.set(xlabel="block", title="What is left of each layer")
     for row, line in enumerate(cells):
         for column, value in enumerate(line):
             if value == value and len(depths) <= 16:
@@ -85,7 +85,9 @@ def _bars(figure: "Figure", kept: dict[str, float]) -> None:
     axes.set_yticks(range(len(kept)), list(map(_label, _short(list(kept)))))
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
     axes.invert_yaxis()
-    axes.set(xlabel="% of the parameters left", xlim=(0, max(108.0, *kept.values())))
+    axes.set(
+        title="What is left of each layer", xlabel="% of the parameters left", xlim=(0, max(108.0, *kept.values()))
+    )
     axes.grid(alpha=0.3, axis="x")
 
 
@@ -100,7 +102,7 @@ def _training(figure: "Figure", record: Mapping[str, Any]) -> bool:
     steps = [point["step"] for point in points]
     above.plot(steps, [point["loss"] for point in points], color=COLOURS["loss"], marker=_marker(steps))
     sparsity = [100 * point["sparsity"] for point in points]
-    below.step(steps, sparsity, where="post", color=COLOURS["sparsity"])
+    below.step(steps, sparsity, where="post", color=COLOURS["sparsity"], linestyle="--")
     for phase, name in enumerate(PHASES):
         own = [point["step"] for point in points if point.get("phase") == phase]
         if own:
@@ -134,6 +136,7 @@ def _evaluations(figure: "Figure", record: Mapping[str, Any]) -> bool:
             axes.annotate(
                 f"step {entry['step']:,}", (x, y), xytext=(6, 6), textcoords="offset points", fontsize="small"
             )
+    axes.set_title(f"{_label(metric)} while it was pruned")
     budget = "MACs" if record["compression"]["config"]["budget"] == "macs" else "parameters"
     axes.set(xlabel=f"removed (% of the {budget} of the target layers)", ylabel=_label(metric))
     axes.margins(x=0.12, y=0.15)

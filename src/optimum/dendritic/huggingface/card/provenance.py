@@ -25,6 +25,7 @@ ATTRIBUTE = "dendritic_facts"
 POINTS = 500  # of a training curve that are kept; more cannot be seen
 SAMPLED = 256  # elements of a tensor that its fingerprint reads
 CURVE = ("step", "epoch", "loss", "learning_rate", "sparsity", "regrown", "phase")
+CONTROL = "0" * 64  # stands for the fingerprint of a dense control, which is another model, trained as long
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
@@ -109,10 +110,17 @@ def note_evaluation(
     data: Any = None,
 ) -> None:
     """Record scores of the present weights: the numbers among `metrics`, without those of the Trainer's own speed."""
-    scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
-    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    numbers = _scores(metrics)
     facts, weights, seen = facts_of(model), fingerprint(model), data_of(data)
     facts.evaluations.append(Evaluation(metrics=numbers, weights=weights, step=step, sparsity=sparsity, data=seen))
+
+
+def note_control(model: nn.Module, metrics: Mapping[str, Any]) -> None:
+    """Record the scores of a dense model that was trained as long as this one, on the data that this one is scored on.
+    They take the place of earlier ones."""
+    facts = facts_of(model)
+    facts.evaluations = [entry for entry in facts.evaluations if entry.weights != CONTROL]
+    facts.evaluations.append(Evaluation(metrics=_scores(metrics), weights=CONTROL, sparsity=0.0))
 
 
 def transfer_scores(model: nn.Module, before: str) -> None:
@@ -147,6 +155,12 @@ def present(value: Any) -> Any:
 
 def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among metrics, without those of the Trainer's own speed."""
+    scores = {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(CLOCKS)}
+    return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
 def _digest(tensor: Tensor) -> bytes:

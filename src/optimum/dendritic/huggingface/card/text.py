@@ -7,6 +7,7 @@ from typing import Any
 from ...config import TARGETS, DendriticConfig
 from ...efficiency.report import ABSENT, scaled
 from .escape import Markdown, code, in_cell, on_hub, python, words
+from .provenance import CONTROL
 
 Content = Mapping[str, Any]
 
@@ -83,6 +84,8 @@ def cost_rows(report: Content | None) -> list[list[str]]:
     own, theirs = _costs(report), {} if dense is None else _costs(dense)
     rows = [["", "this model"] if dense is None else ["", "dense", "this model", "ratio"]]
     for name, (label, cell) in own.items():
+        if cell == ABSENT and (name not in theirs or theirs[name][1] == ABSENT):
+            continue
         beside = [] if dense is None else [theirs[name][1] if name in theirs else ""]
         ratio = [] if dense is None else [f"{ratios[name]:.3f}" if name in ratios else ""]
         rows.append([label, *beside, cell, *ratio])
@@ -103,18 +106,24 @@ def score_rows(record: Content) -> list[list[str]]:
         if entry is None:
             continue
         step = f"{entry['step']:,}" if "step" in entry else ""
+        data = own[-1].get("data") if is_control(entry) else entry.get("data")
         values = [number(entry["metrics"][name]) if name in entry["metrics"] else "" for name in metrics]
-        rows.append([label, data_words(entry.get("data")), step, *values])
+        rows.append([label, data_words(data), step, *values])
     return [
         list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _has_entries(column)), strict=True)
     ]
 
 
 def dense_evaluation(record: Content) -> Content | None:
-    """The last evaluation of the model while nothing of it was removed."""
+    """That of a dense control that was trained as long, else the last of the model while nothing of it was removed."""
     weights = record["model"]["weights"]
     before = [e for e in record.get("evaluations", []) if e.get("sparsity", 1) <= 0 and e["weights"] != weights]
-    return before[-1] if before else None
+    return next(filter(is_control, before), before[-1] if before else None)
+
+
+def is_control(entry: Content) -> bool:
+    """Whether an evaluation is that of a dense model that was trained as long."""
+    return entry["weights"] == CONTROL
 
 
 def data_words(data: Content | None) -> Markdown:

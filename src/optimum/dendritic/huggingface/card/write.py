@@ -17,7 +17,9 @@ from transformers.utils import logging
 
 from ...efficiency import EfficiencyReport
 from ...efficiency.conditions import own_version
+from ...efficiency.words import in_words
 from ...errors import DendriticError, invalid
+from ...state import source_named
 from ..checkpoint.auto_class import auto_class_for
 from ..checkpoint.files import replace
 from . import escape, text
@@ -25,7 +27,7 @@ from .dense_baseline import measure_beside_dense
 from .efficiency_json import FILE, recall, record_of, report_as_dict
 from .figures import draw
 from .metadata import earlier_metadata, metadata_of, pipeline_of
-from .provenance import note_evaluation
+from .provenance import facts_of, note_control, note_evaluation
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +35,8 @@ TEMPLATE = Path(__file__).with_name("card.md")
 DENSE_BASELINE = (
     "a model of the same class and config with random weights: what a forward pass costs does not depend on them"
 )
+PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+MOST_LABELS = 20  # that a card lists
 GIVEN = "the model that this one was measured beside"
 
 
@@ -45,6 +49,9 @@ def write_card(
     example_inputs: Any = None,
     metrics: Mapping[str, float] | None = None,
     measuring: Mapping[str, Any] | bool = True,
+    baseline_metrics: Mapping[str, float] | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
 ) -> dict[str, Any]:
     """Write `README.md`, `efficiency.json` and `figures/*.png` into a folder that holds the saved model.
 
@@ -60,6 +67,9 @@ def write_card(
         example_inputs: to measure with; default: one sample made from the model's config.
         metrics: scores of these weights, beside those that `DendriticCallback` saw.
         measuring: options of `measure` with which to measure anew; False measures nothing.
+        baseline_metrics: scores of a dense model that was trained as long, on the data that this one is scored on.
+        license: of the model, as the Hub calls it. Default: that of an earlier card, else of the base model on the Hub.
+        base_model: the id on the Hub of the model that this one was made from, where its folder's name does not say it.
 
     Returns:
         The content of `efficiency.json`.
@@ -73,6 +83,10 @@ def write_card(
     if metrics is not None:
         note_evaluation(model, metrics)
     earlier = recall(model, folder)
+    if baseline_metrics is not None:
+        note_control(model, baseline_metrics)
+    if base_model is not None:
+        facts_of(model).base = source_named(base_model)
     efficiency = earlier.get("efficiency")
     if report is not None:
         efficiency = report_as_dict(report, GIVEN)
@@ -81,7 +95,7 @@ def write_card(
         efficiency = efficiency if report is None else report_as_dict(report, DENSE_BASELINE)
     record = record_of(model, efficiency, earlier)
     figures = draw(record)
-    card = _card(model, record, {name: path for name, (path, _) in figures.items()}, folder, repo_id)
+    card = _card(model, record, {name: path for name, (path, _) in figures.items()}, folder, repo_id, license)
     numbers = json.dumps(record, indent=2, allow_nan=False) + "\n"
     for path, image in figures.values():
         (folder / path).parent.mkdir(exist_ok=True)
@@ -97,11 +111,14 @@ def _card(
     figures: Mapping[str, str],
     folder: Path,
     repo_id: str | None,
+    license: str | None,
 ) -> str:
     title = (repo_id or folder.resolve().name).rpartition("/")[2]
     auto_class = _auto_class(model)
     pipeline_tag = pipeline_of(auto_class)
     metadata = metadata_of(record, name=title, pipeline_tag=pipeline_tag, earlier=earlier_metadata(folder))
+    if license is not None:
+        metadata.license = license
     filters = {"code": escape.code, "identifier": escape.identifier, "python": escape.python}
     environment = jinja2.Environment(finalize=escape.words)  # whatever is not Markdown is escaped
     environment.filters |= filters
@@ -113,6 +130,8 @@ def _card(
         auto_class=auto_class,
         **_code(model),
         pipeline_tag=pipeline_tag,
+        has_processor=any((folder / file).exists() for file in PROCESSORS),
+        labels=_labels(model),
         version=own_version(),
         **_compression(record),
         **_costs(record, repo_id),
@@ -121,6 +140,13 @@ def _card(
         **{f"{name}_figure": figures.get(name) for name in ("density", "training", "evaluations")},
     )
     return re.sub(r"\n{3,}", "\n\n", content).rstrip() + "\n"
+
+
+def _labels(model: PreTrainedModel) -> str | None:
+    """The names of the classes, where they have names of their own and are few."""
+    names = list((model.config.id2label or {}).values())
+    named = [str(name) for name in names if not str(name).startswith("LABEL_")]
+    return ", ".join(named) if 0 < len(named) == len(names) <= MOST_LABELS else None
 
 
 def _compression(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +175,7 @@ def _costs(record: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
         return {"costs": None}
     return {
         "costs": text.table(text.cost_rows(report)),
+        "in_words": escape.Markdown(in_words(report.get("ratios", {}))),
         "dense": report.get("dense"),
         "context": report["context"],
         "shapes": text.shapes_of(report),
@@ -176,6 +203,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
         "scores": text.table(rows) if rows else None,
         "dense_scored": dense is not None,
         "dense_step": None if dense is None else dense.get("step"),
+        "control": dense is not None and text.is_control(dense),
     }
 
 

@@ -1,5 +1,6 @@
 """`push_to_hub`: a model, its layout, its processor and its card become one commit on the Hub."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,10 @@ def push_to_hub(
     revision: str | None = None,
     remote_code: bool = False,
     example_inputs: Any = None,
+    metrics: Mapping[str, float] | None = None,
+    baseline_metrics: Mapping[str, float] | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
 ) -> CommitInfo:
     """Push a model with its card, in one commit, so that readers of the repository find all of it or the former state.
 
@@ -49,6 +54,10 @@ def push_to_hub(
         remote_code: also push a stub for `from_pretrained(…, trust_remote_code=True)`, which needs no
             `import optimum.dendritic` (but the package).
         example_inputs: keyword arguments of `model.forward`, for what the card shows.
+        metrics: scores of these weights, for the card.
+        baseline_metrics: scores of a dense model that was trained as long, on the same data.
+        license: of the model, as the Hub calls it.
+        base_model: the id on the Hub of the model that this one was made from.
 
     Returns:
         The commit; the newest one if the repository held all of this already.
@@ -75,6 +84,7 @@ def push_to_hub(
     with TemporaryDirectory() as name:
         folder = Path(name)
         save(model, folder, processor=processor, remote_code=remote_code)
-        write_card(model, folder, report=report, repo_id=upload.name(), example_inputs=example_inputs)
+        told = {"metrics": metrics, "baseline_metrics": baseline_metrics, "license": license, "base_model": base_model}
+        write_card(model, folder, report=report, repo_id=upload.name(), example_inputs=example_inputs, **told)
         upload.open(private)
         return upload.send(folder, commit_message)

@@ -26,7 +26,7 @@ from ...state import layout_of
 from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
 from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
-from ..card.provenance import fingerprint, note_evaluation, note_training, transfer_scores
+from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
 from .engines import check_engine, deepspeed_engine, save_full_state_dict
@@ -64,6 +64,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
         until_final: let nothing, such as `EarlyStoppingCallback`, stop the training before the mask is final. By
             default a training that is stopped before that ends with a warning and is not packed.
+        baseline_metrics: scores of a dense model that was trained as long, on the evaluation data, for the model card:
+            what `evaluate()` of its Trainer returned.
 
     Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
@@ -80,6 +82,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         example_inputs: Any = None,
         layer_by_layer: bool = False,
         until_final: bool = False,
+        baseline_metrics: dict[str, float] | None = None,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -90,6 +93,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self.teacher = teacher
         self.example_inputs = example_inputs
         self.layer_by_layer, self.until_final = layer_by_layer, until_final
+        self.baseline_metrics = baseline_metrics
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
@@ -105,6 +109,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         run = {"max_steps": self.max_steps, "random_states": self.random_states, "regrown": self.regrown}
         run |= {} if self.timing is None else {"timing": self.timing}
         made = {"config": self.config.to_dict(), "until_final": self.until_final}
+        made |= {} if self.baseline_metrics is None else {"baseline_metrics": self.baseline_metrics}
         return {"args": made, "attributes": {"saw_init": True, **run}}
 
     def on_init_end(
@@ -152,6 +157,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if self.plan:
             teacher = name_of(model, self.teacher) if self.config.distillation else None
             note_training(model, args, state, kwargs["train_dataloader"], teacher)
+        if self.baseline_metrics is not None:
+            note_control(model, self.baseline_metrics)
         attach_hub_pushes()
         self.progress = order_callbacks(self)
         if self.plan and self.until_final:
