@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from optimum.dendritic.functional.low_rank import factorise
-
 
 class LowRankBertConfig(BertConfig):
     """A `BertConfig`.
@@ -65,8 +63,11 @@ def with_low_rank_embedding(
     small = LowRankBertForSequenceClassification(config)
     state = model.state_dict()
     words = state.pop("bert.embeddings.word_embeddings.weight")
-    up, down = factorise(words.t(), (counts + 1).sqrt(), rank)
-    state |= {"bert.embeddings.word_embeddings.table.weight": down.t(), "bert.embeddings.word_embeddings.up.weight": up}
+    _, values, directions = torch.linalg.svd(words * (counts + 1).sqrt()[:, None], full_matrices=False)
+    up, roots = directions[:rank].t(), values[:rank].sqrt()  # which both factors share, so that both learn alike
+    table = words @ up / roots
+    state |= {"bert.embeddings.word_embeddings.table.weight": table}
+    state |= {"bert.embeddings.word_embeddings.up.weight": up * roots}
     small.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()})
     return small.to(words.dtype).train(model.training)
 
