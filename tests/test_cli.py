@@ -229,6 +229,21 @@ class TestCompress:
         assert figures["after"]["accuracy"] == right.double().mean().item()
 
     @pytest.mark.slow
+    def test_a_division_is_searched_and_kept_to(self, cli, tmp_path):
+        save_classifier(tmp_path / "bert")
+        save_reviews(tmp_path / "data")
+        usual = ["bert", "--dataset", "data", *self.options]
+        options = ["--evaluations", 3, "--cache", "losses.jsonl", "--json", "found.json", "--output", "division.json"]
+        code, output, errors = cli("dendritic", "search", *usual, *options)
+        assert code == 0 and "evolution" in output and "Saved in division.json." in output, errors
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["loss"] <= found["controls"]["global"]
+        code, _, errors = cli("dendritic", "compress", *usual, "--output", "small", "--allocation", "division.json")
+        assert code == 0, errors
+        code, _, errors = cli("dendritic", "compress", *usual, "--output", "other", "--allocation", "found.json")
+        assert code == 1 and "is no allocation" in errors
+
+    @pytest.mark.slow
     def test_a_native_model_is_a_stock_one(self, cli, tmp_path):
         save_classifier(tmp_path / "bert")
         save_reviews(tmp_path / "data")

@@ -19,6 +19,7 @@ FLOORS = [  # bottom to top; the rooms of one floor do not import each other, bu
     {"structure"},
     {"stock_config", "train_steps", "inspection", "distillation", "runtimes"},
     {"sizes"},
+    {"search"},
     {"inject", "one_shot", "compress"},
     {"pruner", "wake"},
     {"huggingface.checkpoint"},

@@ -15,6 +15,7 @@ from helpers.pages import PAGES, ROOT, blocks
 import optimum.dendritic
 
 PUBLIC = [
+    "Allocation",
     "CheckpointError",
     "DendriticCallback",
     "DendriticConfig",
@@ -44,6 +45,7 @@ PUBLIC = [
     "save",
     "save_dormant",
     "score_",
+    "search_allocation",
     "set_wake_rate",
     "target_sparsity",
     "trace_wiring",

@@ -285,6 +285,10 @@ class Cifar10(Task):
     def samples(self) -> dict[str, int]:
         return {name: len(labels) for name, (_, labels) in self._splits.items()}
 
+    def splits_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images and labels of a split."""
+        return self._splits[name]
+
     @cached_property
     def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         return decoded(self.args.dataset, (self.args.output_dir or Path(self.default_output_dir)) / "data")

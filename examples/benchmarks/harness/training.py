@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint
+from optimum.dendritic import DendriticCallback, DendriticConfig, last_checkpoint, save_dormant
 from optimum.dendritic.huggingface.card.dataset import Data
 from optimum.dendritic.huggingface.card.provenance import note_evaluation
 from optimum.dendritic.huggingface.card.write import write_card
@@ -119,6 +119,8 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
         steps += trainer.train(resume_from_checkpoint=checkpoint).global_step
         epochs += [{"stage": stage, **epoch} for epoch in history(trainer.state)]
     trainer.save_model(str(unfinished / "model"))
+    if config is not None and config.dormant is not None and trainer.model is not None:
+        save_dormant(trainer.model, unfinished / "model")
     finished = output_dir / run.name
     shutil.rmtree(finished, ignore_errors=True)
     (unfinished / "model").rename(finished)

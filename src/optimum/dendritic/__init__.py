@@ -23,9 +23,11 @@ from .huggingface.checkpoint.plain import load as load
 from .huggingface.checkpoint.plain import save as save
 from .inject import inject_ as inject_
 from .inspection.describe import describe as describe
+from .one_shot.allocate import search_allocation as search_allocation
 from .one_shot.prune import prune_ as prune_
 from .pruner import Pruner as Pruner
 from .runtimes.onnx import export_onnx as export_onnx
+from .search.allocation import Allocation as Allocation
 from .structure.dependency_groups import Wiring as Wiring
 from .structure.dependency_groups import trace_wiring as trace_wiring
 from .train_steps import Pruning as Pruning

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ TIMED = ("speedup", "latency_ms")
 DEFAULT_SPARSITY = 0.6
 SCOPES = ("targets", "model")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
+ALLOCATIONS = ("global", "uniform")
+SEARCHES = (*ALLOCATIONS, "evolution", "rl")  # for an allocation
 UNITS = ("heads", "neurons", "channels", "streams", "inputs")
 PRESETS: dict[str, tuple[str, ...]] = {  # of units
     "structured": ("heads", "neurons", "channels", "streams"),
@@ -83,6 +85,8 @@ class DendriticConfig:
             `end`.
         updates: number of mask updates, spread evenly between `start` and `end`.
         decay: decay of the running score per optimizer step, in [0, 1).
+        allocation: how the budget is divided: `"global"`, by one ranking of all scores per cost; `"uniform"`, the same
+            fraction of everything; or the fraction that each is to keep, by name, as `search_allocation` finds them.
         floor: smallest fraction of its segments that a layer keeps (at least one); 0 lets a layer be cut through.
         seed: seed of the `"random"` importance.
         sprout_rank: rank of the nonlinear sprouts that linear layers grow in place of what was pruned; 0 for none. They
@@ -121,6 +125,7 @@ class DendriticConfig:
     regrow: float = 0.1
     updates: int = 50
     decay: float = 0.99
+    allocation: str | Mapping[str, float] = "global"
     floor: float = 0.05
     seed: int = 0
     sprout_rank: int = 0
@@ -149,6 +154,7 @@ class DendriticConfig:
         for field in ("seed", "sprout_rank"):
             _check_integer(field, getattr(self, field), at_least=0)
         object.__setattr__(self, "units", _units(self.units))
+        object.__setattr__(self, "allocation", _allocation(self.allocation))
         _check_choice("budget", self.budget, BUDGETS)
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("importance", self.importance, IMPORTANCES)
@@ -160,10 +166,11 @@ class DendriticConfig:
                 "must be True or False",
                 "Leave it at its default, False, for the finest pruning.",
             )
-        for field, value, stock in (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0)):
+        stocks = (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0))
+        for field, value, stock in (*stocks, ("allocation", self.allocation, "global")):
             if self.native and value != stock:
                 raise invalid(
-                    field, value, "a stock config cannot express it", f"Leave it at {stock} with native=True."
+                    field, value, "a stock config cannot express it", f"Leave it at {stock!r} with native=True."
                 )
         if self.dormant is not None:
             self._check_dormant(self.dormant)
@@ -308,6 +315,18 @@ def _units(value: Any) -> str | tuple[str, ...]:
     rule = f"must be {' or '.join(map(repr, PRESETS))}, or a list of {', '.join(UNITS)}"
     remedy = near(value, [*PRESETS, *UNITS]) if isinstance(value, str) else ""
     raise invalid("units", value, rule, f"{remedy}Choose one of them.")
+
+
+def _allocation(value: Any) -> str | dict[str, float]:
+    if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value):
+        for name, kept in value.items():
+            _check_number(f"allocation[{name!r}]", kept, 0, 1)
+        return {name: float(kept) for name, kept in value.items()}
+    if isinstance(value, str) and value in ALLOCATIONS:
+        return value
+    rule = f"must be {' or '.join(map(repr, ALLOCATIONS))}, or the fraction that each keeps, by name"
+    remedy = "Search one with search_allocation(model, batches), or name one of them."
+    raise invalid("allocation", value, rule, remedy)
 
 
 def _check_number(field: str, value: Any, low: float, high: float, below: bool = False) -> None:

@@ -17,7 +17,7 @@ from .nn.pack_model import shapes_left
 from .state import gates_in, injected_layout, kept_in, layers_in
 from .structure.model_costs import costs_in
 from .structure.multiples import units_together
-from .train_steps import Update, masks_of, ranked_scores
+from .train_steps import Update, divided_as, masks_of, ranked_scores
 from .unofficial import tensors_in
 
 
@@ -32,10 +32,12 @@ def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     gates = gates_in(model, layout, layers)
     costs, masks = costs_in(model, layers, layout), masks_of(gates)
     scores = ranked_scores(gates, layers, masks, costs, IMPORTANCE[layout.config.importance])
-    budget = (1 - sparsity) * layout.dense_cost
-    needed = needed_hosts(layout.groups, layout.config.counts_model)
-    together = units_together(layers, layout.groups, layout.config.multiple_of)
-    return select(scores, masks, costs, budget, layout.config.floor, needed=needed, together=together)
+    budget, config = (1 - sparsity) * layout.dense_cost, layout.config
+    needed, divided = needed_hosts(layout.groups, config.counts_model), divided_as(config.allocation, masks)
+    together = units_together(layers, layout.groups, config.multiple_of)
+    return select(
+        *(scores, masks, costs, budget, config.floor), needed=needed, together=together, allocation=divided
+    )
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:

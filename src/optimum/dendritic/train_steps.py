@@ -136,7 +136,14 @@ def score_(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer: Optimizer | None = None) -> Pruning:
+def update_(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    regrow: float = 0.0,
+    optimizer: Optimizer | None = None,
+    allocation: str | Mapping[str, float] | None = None,
+) -> Pruning:
     """Choose the masks anew so that `sparsity` of the budget is gone, and set what is pruned to zero.
 
     Args:
@@ -144,6 +151,7 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         regrow: fraction of each layer's segments (the pruned or the live ones, whichever are fewer) that returns, by
             the gradients of this step; weaker ones go instead.
         optimizer: its state for regrown segments and for sprouts is set to zero.
+        allocation: how the budget is divided, in place of the config's `allocation`.
 
     With `dormant`, masks never prune more than that: what more goes of the core is chosen inside of them.
 
@@ -165,13 +173,16 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
     floor, needed = layout.config.floor, needed_hosts(layout.groups, layout.config.counts_model)
     reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
     together = units_together(layers, layout.groups, layout.config.multiple_of)
+    divided = divided_as(layout.config.allocation if allocation is None else allocation, masks)
 
     def choose(gain: float) -> dict[str, Tensor]:
         budget = (1 - reached * gain) * layout.dense_cost
         if layout.dials:
             chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown, together=together)
         else:
-            chosen = select(scores, masks, costs, budget, floor, regrown, needed=needed, together=together)
+            chosen = select(
+                *(scores, masks, costs, budget, floor, regrown), needed=needed, together=together, allocation=divided
+            )
         chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
         from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
         return {name: mask.cpu() for name, mask in chosen.items()}
@@ -198,6 +209,21 @@ def update_(model: nn.Module, sparsity: float, *, regrow: float = 0.0, optimizer
         if times != layout.times:
             set_layout(model, replace(layout, times=times))
     return replace(pruning, regrown=returned)
+
+
+def divided_as(allocation: str | Mapping[str, float], masks: Masks) -> dict[str, float] | None:
+    """The fraction that each mask is to keep; None where the scores decide.
+
+    Raises:
+        DendriticError: a name is that of none of the masks, or one is missing.
+    """
+    if isinstance(allocation, str):
+        return None if allocation == "global" else dict.fromkeys(masks, 0.0)
+    if allocation.keys() != masks.keys():
+        found = sorted(allocation.keys() ^ masks.keys())
+        rule = "must name exactly what has a mask in this model"
+        raise invalid("allocation", found, rule, "Search one for this model and config: search_allocation(...).")
+    return dict(allocation)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .errors import invalid
 from .functional.dormant import margins, pack_norms, quantiles, threshold
 from .nn.dormant import MODES, Dormant, asleep, dormant_of, in_rows, logits_of, packs_of
-from .one_shot.calibration import as_batches, on_device
+from .structure.labelled_batches import as_batches, on_device
 from .structure.probing import quiet
 
 logger = logging.get_logger(__name__)

@@ -44,6 +44,7 @@ class Choices:
 BUDGETS, IMPORTANCES = Choices("config", "BUDGETS"), Choices("config", "IMPORTANCES")
 RECIPES = Choices("config", "RECIPES")
 SCOPES, UNITS = Choices("config", "SCOPES"), Choices("config", "PRESETS")
+METHODS = Choices("config", "SEARCHES")
 FORMATS, GGUF_TYPES = Choices("cli.requests", "FORMATS"), Choices("cli.requests", "GGUF_TYPES")
 
 
@@ -200,6 +201,9 @@ class CompressCommand(Command):
             default=None,
             help="Prune evenly, to a stock model that loads without this package.",
         )
+        pruning.add_argument(
+            "--allocation", metavar="FILE", help="How the budget is divided, as the command search has found it."
+        )
         parser.add_argument(
             "--dry-run",
             action="store_true",
@@ -207,6 +211,30 @@ class CompressCommand(Command):
             "by the magnitude of the weights.",
         )
         parser.add_argument("--output", metavar="DIR", help="Where the packed model is saved.")
+
+
+class SearchCommand(Command):
+    COMMAND = CommandInfo(name="search", help="Search how to divide the budget between the parts of a model.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        CompressCommand.parse_args(parser)
+        parser.description = (
+            "Search how much each part of a trained model is to keep under one budget, by the loss on a few hundred "
+            "samples. Takes what compress takes; the file that it writes is for compress --allocation and trainings."
+        )
+        search = parser.add_argument_group("search")
+        search.add_argument(
+            "--method",
+            choices=METHODS,
+            default="evolution",
+            metavar="NAME",
+            help="%(choices)s (evolution). rl needs the extra of that name.",
+        )
+        search.add_argument(
+            "--evaluations", type=_positive(int), default=200, metavar="N", help="Passes over all samples (200)."
+        )
+        search.add_argument("--cache", metavar="FILE", help="Losses so far: a search started again goes on from it.")
 
 
 class ShowCommand(Command):
@@ -278,7 +306,7 @@ class DendriticCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and publish them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand, PushCommand)
+        for command in (CompressCommand, SearchCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand, PushCommand)
     )
 
 

@@ -18,6 +18,7 @@ from ..huggingface.card.provenance import facts_of, note_evaluation
 from ..huggingface.card.write import write_card
 from ..inject import inject_
 from ..one_shot.prune import prune_
+from ..search.allocation import Allocation
 from .data import held_out, load_splits, split_of
 from .dry_run import planned, told
 from .loading import check_runs, example_inputs, import_modules, load_model, output_folder, write_json
@@ -109,8 +110,9 @@ def _compressed(
     """One model, saved with its processor and its card; its figures."""
     started = time.perf_counter()
     _note_score(model, job, before, sparsity=0.0)
+    allocation = None if args.allocation is None else Allocation.load(args.allocation)
     inject_(model, config, timed_on=job.inputs.kwargs)
-    prune_(model, job.calibration, reconstruct=not args.no_reconstruct)
+    prune_(model, job.calibration, reconstruct=not args.no_reconstruct, allocation=allocation)
     compress_(model)
     after = _figures(model, job.inputs, job.task, job.evaluation)
     _note_score(model, job, after)

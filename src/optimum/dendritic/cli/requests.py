@@ -43,6 +43,13 @@ def check(command: str, args: Namespace) -> None:
             configs_of(args)
             check_model("--dataset", args.dataset)
             check_dry_run(args)
+        case "search":
+            if len(configs_of(args)) > 1:
+                raise invalid("--sparsity", args.sparsity, "is several", "Search for one budget at a time.")
+            if args.dataset is None:
+                raise invalid("--dataset", None, "nothing says what to judge by", "Name a folder or a dataset.")
+            check_model("--dataset", args.dataset)
+            check_file("--output", args.output)
         case "bench":
             check_model("--baseline", args.baseline)
             check_energy(args)

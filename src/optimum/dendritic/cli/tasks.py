@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..errors import invalid
-from ..one_shot.calibration import on_device
+from ..structure.labelled_batches import on_device
 from ..unofficial import classes_of
 from .data import draw, image_column, label_column, text_columns
 from .loading import knows_words, told

@@ -36,6 +36,7 @@ def select(
     *,
     needed: Collection[str] = (),
     together: Mapping[str, int] | None = None,
+    allocation: Mapping[str, float] | None = None,
 ) -> dict[str, Bool[Tensor, "arbors segments"]]:
     """The masks that keep the highest scores per cost with `total_cost <= budget`.
 
@@ -50,6 +51,8 @@ def select(
         needed: names of those that keep one segment in any case, such as streams.
         together: where widths are to be multiples, how many segments of each layer make one: it keeps a multiple of so
             many, or all.
+        allocation: what fraction of its segments each is to keep. Then scores rank the segments of each alone, and all
+            go the way to their fractions at one pace, as far as the budget asks, or beyond.
     """
     regrown = regrown or {name: torch.zeros_like(mask) for name, mask in masks.items()}
     orders, ranked, first = {}, [], {}
@@ -63,6 +66,8 @@ def select(
         rungs = _rungs(size, gone, max(gone, size - least), (together or {}).get(name, 1))
         first[name] = rungs[0]
         values = per_cost(ordered.sum(0), unit_costs[name])
+        if allocation is not None:
+            values = paces(size, allocation[name])
         ranked += [(values[a:b].mean().item(), index, name, b - a) for a, b in pairwise(rungs)]
     ranked.sort(key=lambda unit: unit[:2])  # stable: within a layer the weaker unit stays first
 
@@ -74,6 +79,15 @@ def select(
 
     enough = bisect_left(range(len(ranked)), -budget, key=lambda units: -total_cost(masks_without(units), costs))
     return masks_without(enough)
+
+
+def paces(segments: int, kept: float) -> Float[Tensor, " segments"]:
+    """How far on the way to a fraction that is kept each segment goes, the weakest first; 1 is all of the way.
+
+    >>> paces(4, 0.5)
+    tensor([0.5000, 1.0000, 1.5000, 2.0000], dtype=torch.float64)
+    """
+    return torch.arange(1, segments + 1, dtype=torch.float64) / segments / max(1e-6, 1 - kept)
 
 
 def unit_cost(masks: Masks, costs: Costs) -> dict[str, float]:

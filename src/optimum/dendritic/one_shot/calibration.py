@@ -13,38 +13,7 @@ from ..functional.importance import IMPORTANCE, square_sums
 from ..functional.tiles import wide
 from ..nn import DendriticLayer, DendriticWeight, Gates
 from ..process_state import without_cudnn
-from ..structure.example_inputs import is_empty, shapes
-
-LabelledBatch = Mapping[str, Any]
-REMEDY = "Put labels into every batch (for a causal language model: labels = input_ids)."
-
-
-def as_batches(batches: Any) -> list[LabelledBatch]:
-    """The batches as a list of keyword arguments.
-
-    Raises:
-        DendriticError: `batches` is not an iterable, is empty, or holds anything but mappings with tensors of
-            at least one sample.
-    """
-    remedy = "Pass a list of batches, each with keyword arguments of model.forward, or a DataLoader of them."
-    try:
-        found = [] if isinstance(batches, Mapping | Tensor) else list(batches)
-    except TypeError:
-        raise invalid("batches", type(batches).__name__, "must be an iterable of batches", remedy) from None
-    if not found:
-        raise invalid("batches", type(batches).__name__, "holds no batches", remedy)
-    for batch in found:
-        if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
-            raise invalid("batches", type(batch).__name__, "every batch must be a mapping with tensors", remedy)
-        if is_empty(batch):
-            raise invalid("batches", shapes(batch), "every batch must hold a sample", "Leave the empty ones out.")
-    return found
-
-
-def on_device(model: nn.Module, batch: LabelledBatch) -> dict[str, Any]:
-    """A batch with its tensors on the device of the model."""
-    device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+from ..structure.labelled_batches import REMEDY, LabelledBatch, on_device
 
 
 def readings(importance: str, count: int) -> int:

@@ -5,21 +5,26 @@ prune_(model, batches)  # a few hundred samples, with labels
 compress_(model)
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..config import ALLOCATIONS, DendriticConfig
 from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
 from ..nn import DendriticGroup, DendriticLayer, Gates
+from ..search.allocation import Allocation
 from ..state import gates_in, injected_layout, kept_in, layers_in
+from ..structure.labelled_batches import as_batches
 from ..structure.probing import quiet
 from ..structure.readiness import refuse_unready
 from ..train_steps import pruning_of, update_
 from ..undo import all_or_nothing
-from .calibration import as_batches, readings, score_on_
+from .allocate import Search, check_method, found_allocation
+from .calibration import readings, score_on_
 from .reconstruction import fitted_layers, reconstruct_, stages
 
 logger = logging.get_logger(__name__)
@@ -33,6 +38,7 @@ def prune_(
     rounds: int = 4,
     passes: int = 8,
     damping: float = 0.01,
+    allocation: str | Mapping[str, float] | Allocation | Search | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Prune an injected model to its config's target in one go, in place; `compress_` packs it afterwards.
 
@@ -46,6 +52,9 @@ def prune_(
         passes: the number of groups of layers that are reconstructed one after the other; more groups are more accurate
             and slower.
         damping: ridge of the reconstruction, as a fraction of the mean square of the inputs.
+        allocation: how the budget is divided, in place of the config's `allocation`: `"global"`, `"uniform"`, the
+            fraction that each keeps, by name, what `search_allocation` found or a path that it was saved to; or a
+            search to do here, as its `method` names it.
 
     Returns:
         `model`, in the mode that it was in; gradients and the random state are untouched.
@@ -63,7 +72,7 @@ def prune_(
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
-    fitted, gates = fitted_layers(layers), gates_in(model, layout, layers)
+    fitted, gates, given = fitted_layers(layers), gates_in(model, layout, layers), _given(allocation)
     with quiet(model), all_or_nothing() as notes:
         notes.note_modules(model)
         tensors = _tensors(layers, gates)
@@ -75,12 +84,32 @@ def prune_(
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
-                update_(model, layout.sparsity * step / rounds)
+                if callable(given) or (isinstance(given, str) and given not in ALLOCATIONS):
+                    given = found_allocation(model, calibration, layout.sparsity, method=given).kept
+                update_(model, layout.sparsity * step / rounds, allocation=given)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
             pruned = pruning_of(model).sparsity  # in here: whatever is raised, also by this, leaves the model as it was
     logger.info(f"Pruned {pruned:.4f} of the {config.counted}.")
     return model
+
+
+def _given(allocation: object) -> Any:
+    """A division of the budget, or a method to search one by; None for the config's.
+
+    Raises:
+        DendriticError: it is neither.
+        OSError: a file is not there.
+    """
+    if isinstance(allocation, os.PathLike):
+        allocation = Allocation.load(allocation)
+    if isinstance(allocation, Allocation):
+        return allocation.kept
+    if isinstance(allocation, Mapping):
+        return DendriticConfig(allocation=allocation).allocation
+    if allocation is not None:
+        check_method(allocation)
+    return allocation
 
 
 def _tensors(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> dict[str, Tensor]:

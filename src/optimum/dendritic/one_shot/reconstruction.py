@@ -20,7 +20,7 @@ from ..errors import invalid
 from ..functional.least_squares import Moments, refit
 from ..functional.tiles import rows_first, wide
 from ..nn import DendriticLayer, DendriticWeight
-from .calibration import LabelledBatch, on_device
+from ..structure.labelled_batches import LabelledBatch, on_device
 
 logger = logging.get_logger(__name__)
 

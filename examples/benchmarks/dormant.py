@@ -1,0 +1,242 @@
+"""Is a core that wakes what is dormant where it doubts better than a static model of the same mean cost?
+
+    python examples/benchmarks/dormant.py train sst2       # static models at each level, and one with dormant packs
+    python examples/benchmarks/dormant.py measure sst2     # model_cards/dormant-sst2.json; wants a quiet machine
+    python examples/benchmarks/dormant.py render sst2      # model_cards/dormant-sst2.md and .png
+
+`cifar10` likewise. Options and runs are those of `sst2.py` and `cifar10.py`, whose finished runs are used; `train`
+resumes. Latencies are means over single validation samples as they come, all models in turn in one process.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from cifar10 import MEAN, STD, Cifar10
+from harness.images import normalised
+from harness.runs import Run, environment, write_json
+from harness.task import Task
+from harness.training import ensure
+from sst2 import Sst2
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from optimum.dendritic import calibrate_dormant_, load_dormant_, set_wake_rate
+from optimum.dendritic.efficiency.batch import Batch
+from optimum.dendritic.efficiency.macs import count_macs
+from optimum.dendritic.nn.dormant import dormant_of
+
+matplotlib.use("agg")
+from matplotlib import pyplot  # noqa: E402
+
+Sample = tuple[dict[str, Tensor], int]
+TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {"sst2": Sst2, "cifar10": Cifar10}
+CALIBRATION, COUNTED, BINS = 512, 32, 10
+
+
+def samples(task: Task) -> list[Sample]:
+    """The validation samples, each as a batch of one, and their labels."""
+    if isinstance(task, Sst2):
+        split = task.splits["validation"]
+        every = [task.pad([split[i]]) for i in range(len(split))]
+        return [({k: v for k, v in batch.items() if k != "labels"}, int(batch["labels"])) for batch in every]
+    assert isinstance(task, Cifar10)
+    images, labels = task.splits_of("validation")
+    return [
+        ({"pixel_values": normalised(i[None], MEAN, STD)}, int(label)) for i, label in zip(images, labels, strict=True)
+    ]
+
+
+def calibration(task: Task) -> list[dict[str, Tensor]]:
+    """Training samples without their labels."""
+    torch.manual_seed(0)
+    dataset, collate = task.train_data(len(task.stages()) - 1)
+    order = torch.randperm(len(dataset))[:CALIBRATION].tolist()  # type: ignore[arg-type]
+    batches = []
+    for start in range(0, len(order), 64):
+        own = order[start : start + 64]
+        batch = collate(dataset.__getitems__(own) if isinstance(task, Cifar10) else [dataset[i] for i in own])
+        batches.append({name: value for name, value in batch.items() if name != "labels"})
+    return batches
+
+
+def runs_of(args: argparse.Namespace, seed: int) -> tuple[list[Run], Run]:
+    static = [Run("dendritic", level, seed, base_seed=args.base_seed) for level in args.levels]
+    changes = {"dormant": args.awake}
+    return static, Run("dendritic", args.core, seed, f"dormant-{args.awake:g}", changes, args.base_seed)
+
+
+def train(task: Task, args: argparse.Namespace) -> None:
+    for seed in args.seeds:
+        static, sleeping = runs_of(args, seed)
+        for run in tqdm([static[0].base, *static, sleeping], desc=f"seed {seed}"):
+            ensure(task, run, args.output_dir)
+
+
+@torch.inference_mode()
+def answers(model: nn.Module, every: list[Sample]) -> Tensor:
+    return torch.cat([model(**inputs).logits for inputs, _ in every])
+
+
+@torch.inference_mode()
+def pass_ms(model: nn.Module, every: list[Sample]) -> float:
+    """Mean milliseconds of one sample."""
+    start = time.perf_counter()
+    for inputs, _ in every:
+        model(**inputs)
+    return (time.perf_counter() - start) * 1e3 / len(every)
+
+
+def accuracy(logits: Tensor, every: list[Sample]) -> float:
+    return float((logits.argmax(-1) == torch.tensor([label for _, label in every])).float().mean())
+
+
+def measured(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    static, sleeping = runs_of(args, seed)
+    every = samples(task)[: args.samples]
+    timed = every[:: max(1, len(every) // args.timed)]
+    models = {f"static {run.level:g}": task.load(args.output_dir / run.name) for run in static}
+    dense = task.load(args.output_dir / sleeping.base.name)
+    core = task.load(args.output_dir / sleeping.name)
+    load_dormant_(core, args.output_dir / sleeping.name)  # type: ignore[arg-type]
+    calibrate_dormant_(core, calibration(task))
+    if isinstance(task, Cifar10):
+        dormant_of(core).awake.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    labels = torch.tensor([label for _, label in every])
+    hard = nn.functional.cross_entropy(answers(dense, every), labels, reduction="none").argsort().argsort()
+    rows: dict[str, dict[str, Any]] = {}
+
+    def row(name: str, model: nn.Module, **about: Any) -> None:
+        macs = [count_macs(model, Batch.of(inputs)) for inputs, _ in timed[:: max(1, len(timed) // COUNTED)]]
+        rows[name] = {**about, "accuracy": accuracy(answers(model, every), every), "macs": statistics.mean(macs)}
+
+    for run in static:
+        row(f"static {run.level:g}", models[f"static {run.level:g}"], level=run.level)
+    kinds = [("doubt", rate) for rate in args.rates] + [("rows", rate) for rate in args.rates if 0 < rate < 1]
+    awakened = []
+    for by, rate in list(kinds):
+        try:
+            set_wake_rate(core, rate, by=by)
+        except ValueError as error:  # a model without gathers has no rows that wake
+            tqdm.write(f"{by}: {error}")
+            kinds.remove((by, rate))
+            continue
+        dormant, name = dormant_of(core), f"{by} {rate:g}"
+        woken = []
+        for inputs, _ in every if by == "doubt" else []:
+            before = dormant.woken
+            with torch.inference_mode():
+                core(**inputs)
+            woken.append(dormant.woken - before)
+        row(name, core, by=by, rate=rate)
+        rows[name]["wake_rate"] = dormant.rate
+        if woken:
+            bins = (hard * BINS // len(hard)).clamp(max=BINS - 1)
+            rows[name]["by_hardness"] = [float(torch.tensor(woken)[bins == b].float().mean()) for b in range(BINS)]
+        awakened.append(name)
+    blocks: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in tqdm(range(args.blocks), desc=f"time, seed {seed}"):
+        for name, model in models.items():
+            blocks[name].append(pass_ms(model, timed))
+        for (by, rate), name in zip(kinds, awakened, strict=True):
+            set_wake_rate(core, rate, by=by)
+            blocks[name].append(pass_ms(core, timed))
+            rows[name]["timed_wake_rate"] = dormant_of(core).rate
+    for name, times in blocks.items():
+        rows[name]["ms"] = statistics.median(times)
+    return {"rows": rows, "dense_accuracy": accuracy(answers(dense, every), every)}
+
+
+def measure(task: Task, args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    found = {str(seed): measured(task, args, seed) for seed in args.seeds}
+    about = {"environment": environment(), "core": args.core, "awake": args.awake, "levels": args.levels}
+    write_json(args.output, {**about, "task": args.task, "recipe": task.recipe(), "seeds": found})
+
+
+def mean(found: dict[str, Any], name: str, field: str) -> float:
+    return statistics.mean(each["rows"][name][field] for each in found["seeds"].values())
+
+
+def render(args: argparse.Namespace) -> None:
+    found = json.loads(args.output.read_text())
+    first = next(iter(found["seeds"].values()))["rows"]
+    lines = [
+        f"# Static against dormant: {found['task']}",
+        "",
+        f"Core {found['core']:.0%} removed, {found['awake']:.0%} awake; means of seeds {', '.join(found['seeds'])}; "
+        f"{found['environment']['device']}, {found['environment']['threads']} thread(s).",
+        "",
+        "| model | wake rate | accuracy % | MACs | ms |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, row in first.items():
+        rate = f"{mean(found, name, 'wake_rate'):.3f}" if "wake_rate" in row else ""
+        own = [mean(found, name, field) for field in ("accuracy", "macs", "ms")]
+        lines.append(f"| {name} | {rate} | {100 * own[0]:.2f} | {own[1] / 1e6:.2f} M | {own[2]:.3f} |")
+    args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for kind in ("static", "doubt", "rows"):
+        names = [name for name in first if name.startswith(f"{kind} ")]
+        for axes, field, label in ((left, "macs", "mean MACs"), (middle, "ms", "mean latency, ms")):
+            points = sorted((mean(found, n, field), 100 * mean(found, n, "accuracy")) for n in names)
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+            axes.set_xlabel(label)
+            axes.set_ylabel("accuracy %")
+    left.legend()
+    for name in (name for name, row in first.items() if 0 < row.get("rate", 0) < 1 and "by_hardness" in row):
+        bins = [
+            statistics.mean(s["rows"][name]["by_hardness"][b] for s in found["seeds"].values()) for b in range(BINS)
+        ]
+        right.plot(range(1, BINS + 1), bins, marker=".", label=name)
+    right.set_xlabel("inputs, from easy to hard for the dense model (tenths)")
+    right.set_ylabel("wake rate")
+    right.legend()
+    figure.savefig(args.output.with_suffix(".png"), dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["train", "measure", "render"])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--core", type=float, default=0.9, help="removed of the core")
+    parser.add_argument("--awake", type=float, default=0.6, help="removed while all is awake")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.7, 0.8, 0.9], help="of the static models")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.05, 0.1, 0.2, 0.3, 0.5, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--base_seed", type=int)
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--output", type=Path, help="default: model_cards/dormant-<task>.json")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--train_bases", action="store_true")
+    parser.add_argument("--max_steps", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--samples", type=int, help="of the validation data; default: all")
+    parser.add_argument("--timed", type=int, default=200, help="samples that are timed")
+    parser.add_argument("--blocks", type=int, default=9)
+    known, _ = parser.parse_known_args()
+    kind = TASKS[known.task]
+    kind.add_options(parser)  # type: ignore[attr-defined]
+    args = parser.parse_args()
+    task = kind(args)
+    args.output_dir = args.output_dir or Path(task.default_output_dir)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    args.output = args.output or Path(f"model_cards/dormant-{args.task}.json")
+    if args.phase == "train":
+        train(task, args)
+    elif args.phase == "measure":
+        measure(task, args)
+    else:
+        render(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How much each dependency group and layer keeps, searched for on calibration batches."""

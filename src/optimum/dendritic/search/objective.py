@@ -1,0 +1,170 @@
+"""What a division of the budget is worth: the loss of the model pruned so, on calibration batches.
+
+Every division that is asked about is brought to the budget exactly, by one pace for all. What was asked once is not
+computed again; in a file, that outlives the process, so that a search which is started again catches up in no time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed.dtensor import refuse_sharded
+from ..errors import invalid
+from ..functional.costs import Cost
+from ..functional.importance import IMPORTANCE
+from ..functional.selection import select, total_cost, unit_cost
+from ..functional.units import needed_hosts
+from ..sizes import narrowed
+from ..state import gates_in, injected_layout, layers_in
+from ..structure.labelled_batches import REMEDY, LabelledBatch, on_device
+from ..structure.model_costs import costs_in
+from ..structure.multiples import units_together
+from ..train_steps import masks_of, ranked_scores
+
+Vector = tuple[float, ...]
+DIGITS = 6  # of a loss that is kept
+
+
+class Objective:
+    """The loss on batches of an injected, scored model in eval mode, as a function of what each gate keeps.
+
+    Attributes:
+        names: The gates, by the layers that hold their masks.
+        sizes: How many segments each has.
+        kinds: What its segments are, of `config.UNITS`, or `"units"` of a recurrent layer.
+        costs: What all of each costs by itself, as a fraction of the dense cost.
+        masses: The sum of its scores, as a fraction of that of all.
+        sparsity: The fraction of the budget that goes.
+        spent: How often all batches were run so far, or would have been without the file.
+        history: The best loss over all batches after so much was spent, whenever it fell.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[LabelledBatch],
+        *,
+        sparsity: float,
+        cache: Path | None = None,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        refuse_sharded(model, "Search before the model is sharded.")
+        layout = injected_layout(model)
+        if layout.dials:
+            remedy = "Search for a config without native."
+            raise invalid("native", True, "a stock config divides the budget alone", remedy)
+        layers = layers_in(model, layout)
+        gates = gates_in(model, layout, layers)
+        self._model, self._batches, self._layout, self._advance = model, list(batches), layout, advance
+        self._masks = {name: torch.ones_like(mask) for name, mask in masks_of(gates).items()}
+        self._costs: dict[str, Cost] = costs_in(model, layers, layout)
+        rule = IMPORTANCE[layout.config.importance]
+        self._scores = ranked_scores(gates, layers, self._masks, self._costs, rule)
+        self._needed = needed_hosts(layout.groups, layout.config.counts_model)
+        self._together = units_together(layers, layout.groups, layout.config.multiple_of)
+        self.sparsity = sparsity
+        self.names = list(self._masks)
+        self.sizes = [self._masks[name].shape[1] for name in self.names]
+        kinds = {group.host: group.kind for group in layout.groups if group.cut}
+        self.kinds = [kinds.get(name, "inputs") for name in self.names]
+        units = unit_cost(self._masks, self._costs)
+        dense = total_cost(self._masks, self._costs)
+        self.costs = [units[name] * size / dense for name, size in zip(self.names, self.sizes, strict=True)]
+        mass = [float(self._scores[name].clamp(min=0).sum()) for name in self.names]
+        self.masses = [each / max(sum(mass), 1e-30) for each in mass]
+        self.spent, self.history = 0.0, list[tuple[float, float]]()
+        self._cache = _Cache(cache, self._fingerprint())
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return len(self._batches)
+
+    def masks(self, kept: Vector | None) -> dict[str, Tensor]:
+        """The masks on the budget that keep about these fractions; None for the global ranking."""
+        allocation = None if kept is None else dict(zip(self.names, kept, strict=True))
+        budget, config = (1 - self.sparsity) * self._layout.dense_cost, self._layout.config
+        return select(
+            *(self._scores, self._masks, self._costs, budget, config.floor),
+            needed=self._needed,
+            together=self._together,
+            allocation=allocation,
+        )
+
+    def fractions(self, masks: Mapping[str, Tensor]) -> Vector:
+        """What each gate keeps with these masks."""
+        return tuple(float(masks[name].float().mean()) for name in self.names)
+
+    def dense_loss(self) -> float:
+        """The mean loss with nothing pruned; it is not counted."""
+        return sum(map(self._run, range(len(self._batches)))) / len(self._batches)
+
+    def loss(self, kept: Vector | None, batches: int | None = None) -> float:
+        """The mean loss on the first so many batches (default: all) of the model pruned so."""
+        count = len(self._batches) if batches is None else batches
+        masks = self.masks(kept)
+        key = hashlib.sha256(b"".join(masks[name].numpy().tobytes() for name in self.names)).hexdigest()[:24]
+        known = self._cache.known(key)
+        missing = [i for i in range(count) if i >= len(known)]
+        if missing:
+            with narrowed(self._model, masks):
+                known = [*known, *(self._run(i) for i in missing)]
+            self._cache.note(key, known)
+        self.spent += count / len(self._batches)
+        self._advance(count)
+        value = sum(known[:count]) / count
+        if count == len(self._batches) and (not self.history or value < self.history[-1][1]):
+            self.history.append((self.spent, value))
+        return value
+
+    @torch.no_grad()
+    def _run(self, index: int) -> float:
+        outputs = self._model(**on_device(self._model, self._batches[index]))
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is None:
+            raise invalid("batches", sorted(self._batches[index]), "the outputs hold no loss to judge by", REMEDY)
+        found = float(loss)
+        return round(found, DIGITS) if found == found else float("inf")
+
+    def _fingerprint(self) -> str:
+        """What losses depend on beside the masks: weights, batches, config."""
+        digest = hashlib.sha256(self._layout.config.to_json().encode())
+        tensors = [*self._model.parameters(), *(v for b in self._batches for v in b.values() if isinstance(v, Tensor))]
+        for tensor in tensors:
+            wide = tensor.detach().double()
+            digest.update(f"{tuple(tensor.shape)} {float(wide.sum()):.10g} {float(wide.abs().sum()):.10g}".encode())
+        return digest.hexdigest()[:24]
+
+
+class _Cache:
+    """Losses by batch of what was asked about, in memory and, line by line, in a file."""
+
+    def __init__(self, file: Path | None, conditions: str) -> None:
+        self.file, self._known = file, dict[str, list[float]]()
+        if file is None:
+            return
+        first, text = json.dumps({"conditions": conditions}), file.read_text("utf-8") if file.exists() else ""
+        whole = text.rpartition("\n")[0] if text else first
+        lines = whole.splitlines()
+        if lines[:1] != [first]:
+            remedy = "Name another file, or delete it."
+            raise invalid("cache", str(file), "is of another model, config or other batches", remedy)
+        for line in lines[1:]:
+            key, losses = json.loads(line)
+            self._known[key] = [float(loss) for loss in losses]
+        if text != f"{whole}\n":  # new, or of a process that was killed while it wrote
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{whole}\n")
+
+    def known(self, key: str) -> list[float]:
+        return self._known.get(key, [])
+
+    def note(self, key: str, losses: list[float]) -> None:
+        self._known[key] = losses
+        if self.file is not None:
+            with self.file.open("a") as opened:
+                opened.write(json.dumps([key, losses]) + "\n")
