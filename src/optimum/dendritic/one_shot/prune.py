@@ -72,7 +72,8 @@ def prune_(
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
     if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
         raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
-    fitted, gates, given = fitted_layers(layers), gates_in(model, layout, layers), _given(allocation)
+    fitted, gates = fitted_layers(layers), gates_in(model, layout, layers)
+    given, search = _given(allocation)
     with quiet(model), all_or_nothing() as notes:
         notes.note_modules(model)
         tensors = _tensors(layers, gates)
@@ -84,8 +85,8 @@ def prune_(
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
-                if callable(given) or (isinstance(given, str) and given not in ALLOCATIONS):
-                    given = found_allocation(model, calibration, layout.sparsity, method=given).kept
+                if search is not None:
+                    given, search = found_allocation(model, calibration, layout.sparsity, method=search).kept, None
                 update_(model, layout.sparsity * step / rounds, allocation=given)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
@@ -94,8 +95,8 @@ def prune_(
     return model
 
 
-def _given(allocation: object) -> Any:
-    """A division of the budget, or a method to search one by; None for the config's.
+def _given(allocation: Any) -> tuple[Any, Any]:
+    """A division of the budget, None for the config's; and the search to do for one, None for none.
 
     Raises:
         DendriticError: it is neither.
@@ -104,12 +105,13 @@ def _given(allocation: object) -> Any:
     if isinstance(allocation, os.PathLike):
         allocation = Allocation.load(allocation)
     if isinstance(allocation, Allocation):
-        return allocation.kept
+        return allocation.kept, None
     if isinstance(allocation, Mapping):
-        return DendriticConfig(allocation=allocation).allocation
-    if allocation is not None:
-        check_method(allocation)
-    return allocation
+        return DendriticConfig(allocation=allocation).allocation, None
+    if allocation is None or (isinstance(allocation, str) and allocation in ALLOCATIONS):
+        return allocation, None
+    check_method(allocation)
+    return None, allocation
 
 
 def _tensors(layers: Mapping[str, DendriticLayer], gates: Mapping[str, Gates]) -> dict[str, Tensor]:

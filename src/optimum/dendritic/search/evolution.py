@@ -28,8 +28,10 @@ def evolve(objective: Objective, *, evaluations: float, seed: int) -> Vector:
         for count, left in ((1, FINALISTS), (max(1, objective.batches // 3), 1)):
             if count < objective.batches:
                 children = sorted(children, key=lambda child: objective.loss(child, count))[:left]
-        judged = [(objective.loss(child), child) for child in children]
-        parent, value = min([(value, parent), *judged], key=lambda pair: pair[0])[::-1]
+        for child in children:
+            found = objective.loss(child)
+            if found < value:
+                parent, value = child, found
     return parent
 
 
