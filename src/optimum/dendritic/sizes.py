@@ -35,9 +35,7 @@ def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     budget, config = (1 - sparsity) * layout.dense_cost, layout.config
     needed, divided = needed_hosts(layout.groups, config.counts_model), divided_as(config.allocation, masks)
     together = units_together(layers, layout.groups, config.multiple_of)
-    return select(
-        *(scores, masks, costs, budget, config.floor), needed=needed, together=together, allocation=divided
-    )
+    return select(*(scores, masks, costs, budget, config.floor), needed=needed, together=together, allocation=divided)
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:

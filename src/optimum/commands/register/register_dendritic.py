@@ -306,7 +306,15 @@ class DendriticCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="dendritic", help="Structured pruning: compress models, measure, show and publish them.")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, SearchCommand, BenchCommand, CardCommand, ShowCommand, ExportCommand, PushCommand)
+        for command in (
+            CompressCommand,
+            SearchCommand,
+            BenchCommand,
+            CardCommand,
+            ShowCommand,
+            ExportCommand,
+            PushCommand,
+        )
     )
 
 

@@ -44,12 +44,7 @@ def check(command: str, args: Namespace) -> None:
             check_model("--dataset", args.dataset)
             check_dry_run(args)
         case "search":
-            if len(configs_of(args)) > 1:
-                raise invalid("--sparsity", args.sparsity, "is several", "Search for one budget at a time.")
-            if args.dataset is None:
-                raise invalid("--dataset", None, "nothing says what to judge by", "Name a folder or a dataset.")
-            check_model("--dataset", args.dataset)
-            check_file("--output", args.output)
+            check_search(args)
         case "bench":
             check_model("--baseline", args.baseline)
             check_energy(args)
@@ -61,6 +56,21 @@ def check(command: str, args: Namespace) -> None:
             check_format(args)
     if command in ("compress", "card") and args.output is not None:
         check_folder("--output", args.output)
+
+
+def check_search(args: Namespace) -> None:
+    """Refuse a search of several budgets, one without data or a place for its result, and options of compress alone."""
+    if len(configs_of(args)) > 1:
+        raise invalid("--sparsity", args.sparsity, "is several", "Search for one budget at a time.")
+    for option, value in (("--dataset", args.dataset), ("--output", args.output)):
+        if value is None:
+            raise invalid(option, None, "is missing", "Name what to judge by, and the file to write.")
+    for option in ("dry_run", "no_reconstruct", "allocation"):
+        if vars(args)[option]:
+            rule = "means nothing to a search, which packs no model"
+            raise invalid(f"--{option.replace('_', '-')}", vars(args)[option], rule, "Leave it out.")
+    check_model("--dataset", args.dataset)
+    check_file("--output", args.output)
 
 
 def check_file(option: str, file: str | None) -> None:
