@@ -56,8 +56,9 @@ def samples(task: Task) -> list[Sample]:
 def calibration(task: Task) -> list[dict[str, Tensor]]:
     """Training samples without their labels."""
     torch.manual_seed(0)
-    dataset, collate = task.train_data(len(task.stages()) - 1)
-    order = torch.randperm(len(dataset))[:CALIBRATION].tolist()  # type: ignore[arg-type]
+    found: tuple[Any, Any] = task.train_data(len(task.stages()) - 1)
+    dataset, collate = found
+    order = torch.randperm(len(dataset))[:CALIBRATION].tolist()
     batches = []
     for start in range(0, len(order), 64):
         own = order[start : start + 64]
