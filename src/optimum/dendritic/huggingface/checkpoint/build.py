@@ -14,6 +14,7 @@ from ...functional.selection import total_cost
 from ...layout.layout import Layout
 from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Stack
 from ...layout.strict_json import bad
+from ...layout.times import Times
 from ...nn import (
     DendriticLayer,
     inject_layer,
@@ -54,6 +55,7 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         raise bad("quantization_config.modules", twice, "are named twice")
     return dataclasses.replace(
         layout,
+        times=None if layout.times is None else _renamed_times(layout.times, resolve),
         modules={kept[name]: record for name, record in layout.modules.items() if name in kept},
         groups=tuple(_with_names(group, kept) for group in layout.groups if group.host in kept),
         positions={kept[name]: count for name, count in layout.positions.items() if name in kept},
@@ -138,6 +140,13 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
 
 def _parameters(layout: Layout) -> list[str]:
     return [*layout.parameters, *(member.name for group in layout.groups for member in group.parameters)]
+
+
+def _renamed_times(times: Times, resolve: Callable[[str], str | None]) -> Times:
+    """The same table under the names of the model at hand."""
+    layers = {new: index for name, index in times.layers.items() if (new := resolve(name)) is not None}
+    units = {new: each for name, each in times.units.items() if (new := resolve(name)) is not None}
+    return dataclasses.replace(times, layers=layers, units=units)
 
 
 def _renamed(parameter: str, names: dict[str, str]) -> str | None:
