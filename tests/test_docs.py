@@ -134,7 +134,7 @@ def test_the_picture_is_what_its_script_draws():
     assert (folder / "block.svg").read_text() == code["picture"](), "python docs/figures/block.py"
 
 
-@pytest.mark.parametrize("module", ["efficiency.words"])
+@pytest.mark.parametrize("module", ["efficiency.words", "config"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"optimum.dendritic.{module}")).failed == 0
 
