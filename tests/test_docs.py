@@ -18,7 +18,7 @@ from helpers import results
 from helpers.clients import WORD_TEXT
 from helpers.pages import PAGES, README, ROOT, Block, anchors, commands, links, python_blocks
 from helpers.vocabulary import save_tokenizer
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from optimum.commands.register.register_dendritic import DendriticCommand
 
@@ -67,6 +67,9 @@ def save_models(folder: Path, found: list[Block]) -> None:
         model = LlamaForCausalLM(LlamaConfig(**WORD_TEXT)) if causal else BertModel(BertConfig(**WORD_TEXT))
         model.save_pretrained(folder / PLACEHOLDER)
         save_tokenizer(folder / PLACEHOLDER)
+        words = AutoTokenizer.from_pretrained(folder / PLACEHOLDER)
+        words.eos_token = "[SEP]"
+        words.save_pretrained(folder / PLACEHOLDER)
 
 
 def check_shown(printed: str, shown: str) -> None:
