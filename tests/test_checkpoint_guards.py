@@ -114,6 +114,13 @@ class TestNothingMayBeMissing:
         with pytest.raises(CheckpointError, match="classifier.bias|architectures"):
             AutoModelForSequenceClassification.from_pretrained(folder)
 
+    @pytest.mark.parametrize("kind", [AutoModelForSequenceClassification, AutoModel])
+    @pytest.mark.parametrize("layers", [0, 1])
+    def test_a_block_that_the_config_does_without(self, bert, tmp_path, layers, kind):
+        folder = edited(bert, tmp_path / "odd", num_hidden_layers=layers)
+        with pytest.raises(CheckpointError, match="encoder.layer.*is not a module of"):
+            kind.from_pretrained(folder)
+
     def test_a_new_head_on_a_saved_body_may_be_new(self, bert, tmp_path):
         body = BertModel.from_pretrained(bert)
         body.save_pretrained(tmp_path / "body")

@@ -10,6 +10,7 @@ from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from optimum.dendritic import DendriticError
 from optimum.dendritic.nn import DendriticLayer, inject_layer
 from optimum.dendritic.nn.living_norm import Living, LivingNorm, living_norm, stock_norm
 
@@ -87,3 +88,11 @@ def test_it_follows_every_change_of_the_mask(name):
     holder.register_buffer("dendrite_mask", holder.dendrite_mask.clone())
     holder.dendrite_mask[0, 1] = False
     assert not torch.equal(living(x), expected)
+
+
+@pytest.mark.parametrize("axis", [-2, -4])
+def test_channels_elsewhere_are_refused_in_words(axis):
+    norm, holder = nn.LayerNorm(WIDTH), host(WIDTH)
+    holder.dendrite_mask[0, 0] = False
+    with pytest.raises(DendriticError, match=f"no 8 channels at its axis {axis}"):
+        living_norm(norm, Living(holder, torch.arange(WIDTH)), axis)(torch.randn(2, 3, WIDTH))

@@ -20,7 +20,7 @@ from .trials import Tell
 
 OURS = "optimum/dendritic"
 # what may come of a case
-FINE = ("refused", "refused when run", "refused by transformers", "not asked", "equal", "harmless")
+FINE = ("refused", "refused when run", "refused by transformers", "not asked", "another head", "equal", "harmless")
 CLOSE = 1e-4  # of the largest output: packing sums in another order
 
 
@@ -78,10 +78,11 @@ class Bases:
             found = answer(model)
         except Exception as error:
             return refusal(error, "refused when run")
-        if bits(found) != bits(self.outputs[base]):
-            return "changed: it answers otherwise"
-        equal = state(model) == self.states[base]
         layout = layout_of(model)
+        if bits(found) != bits(self.outputs[base]):
+            other = "not asked" if layout is None else "changed: it answers otherwise"
+            return other if found.shape == self.outputs[base].shape else "another head"
+        equal = state(model) == self.states[base]
         if pack and layout is not None and not layout.packed:
             return self.pack(model, base) or ("equal" if equal else "harmless")
         return "equal" if equal else "harmless"

@@ -104,7 +104,8 @@ def rename(chance: random.Random, found: dict[str, Tensor]) -> str:
 def shape(chance: random.Random, found: dict[str, Tensor]) -> str:
     name = name_of(chance, found)
     old = found[name]
-    forms = [old.flatten(), old[None], old.flatten()[:0], old.flatten()[:1].reshape(())]
+    forms = [old.flatten(), old[None], old.flatten()[:0]]
+    forms += [old.flatten()[0]] if old.numel() else []
     forms += [old.mT, old[:-1], torch.cat([old, old])] if old.dim() > 1 else []
     found[name] = chance.choice([form for form in forms if form.shape != old.shape]).clone()
     return f"{name} of {tuple(found[name].shape)}"

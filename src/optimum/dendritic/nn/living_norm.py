@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..distributed.dtensor import unwrapped
+from ..errors import invalid
 from ..functional.units import living
 from ..unofficial import version_of
 from .base import DendriticLayer
@@ -54,6 +55,9 @@ class LivingNorm(nn.Module):
         if keep is None:
             return super().forward(*args, **kwargs)
         (x,) = [*args, *kwargs.values()]
+        if x.dim() < -self.channel_axis or x.shape[self.channel_axis] != len(self.living.units):
+            rule = f"has no {len(self.living.units)} channels at its axis {self.channel_axis}, which the layout records"
+            raise invalid("input", tuple(x.shape), rule, "The checkpoint is damaged; save the model again.")
         own = dict(self.named_parameters(recurse=False))
         with torch.no_grad():
             small = shrink_channels(self.stock(), keep)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -66,13 +66,22 @@ def resolver(model: PreTrainedModel, keys: Set[str]) -> Callable[[str], str | No
     modules = {name for name, _ in model.named_modules() if name}
     rename = renames(model, (f"{name}.weight" for name in modules))
 
+    def is_block(name: str) -> bool:
+        """Whether a module that is not there would stand in a list of blocks, which has fewer of them."""
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return isinstance(model.get_submodule(name), nn.ModuleList)
+
+    prefix = f"{model.base_model_prefix}."
+
     def resolve(name: str) -> str | None:
         if name in modules:
             return name
         (new, *_), fused = rename(f"{name}.weight")
         if not fused and new.removesuffix(".weight") in modules:
             return new.removesuffix(".weight")
-        if any(key.startswith(f"{name}.") for key in keys):
+        places = (new.removesuffix(".weight"), name.removeprefix(prefix), prefix + name)
+        if not any(map(is_block, places)) and any(key.startswith(f"{name}.") for key in keys):
             return None
         rule, saved_as = f"is not a module of {type(model).__name__}", model.config.architectures
         remedy = f"Load it as {saved_as}, with at least the version of transformers that saved it."
