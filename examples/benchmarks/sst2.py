@@ -7,7 +7,7 @@
 With `--levels 0.9 --epochs1 4 --replace 0.3` each phase is that of a second table, at 90 % alone: twice as long, on
 sentences in which tokens are replaced by similar ones (runs/sst2-replaced, model_cards/minilm-sst2-replaced.md).
 With `--whole --levels 0.6 0.8` it is that of a third one, in which the whole model pays, its embeddings and its hidden
-width among it (runs/sst2-whole, model_cards/minilm-sst2-whole.md); and with `--embedding_rank 128` besides, the word
+width among it (runs/sst2-whole, model_cards/minilm-sst2-whole.md); and with `--embedding_rank 192` besides, the word
 embedding begins as the product of two factors of that rank (runs/sst2-low-rank, model_cards/minilm-sst2-low-rank.md).
 
 Every phase resumes, and processes with the same options share the work. `--dataset` is a Hub id or a folder with the

@@ -17,6 +17,7 @@ from .task import Task
 
 TEMPLATE = Path(__file__).with_name("card.md")
 DEFAULTS = DendriticConfig().to_dict()  # for fields that a later release has added
+LEVEL = {"sparsity": 0, "parameters": 0, "seed": 0}  # what may differ between the runs of a table
 VERDICTS = {True: "holds", False: "**fails**", None: "not measured"}
 
 
@@ -71,7 +72,7 @@ def read(task: Task, output_dir: Path) -> Table:
     }
     for method in PRUNED:
         own = [run["pruning"] for run in runs if run["method"] == method and not run["variant"]]
-        kinds[f"{method} pruning"] = [DEFAULTS | fields | {"sparsity": 0, "seed": 0} for fields in own]
+        kinds[f"{method} pruning"] = [DEFAULTS | fields | LEVEL for fields in own]
     for name, values in kinds.items():
         if len(found := distinct(values)) > 1:
             raise ValueError(f"{output_dir} mixes runs of several kinds of {name}: {found}.")
