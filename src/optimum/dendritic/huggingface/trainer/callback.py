@@ -25,10 +25,11 @@ from ...pruner import check_trains_sprouts
 from ...state import layout_of
 from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
-from ...train_steps import Update, mask_, pruning_of, score_, update_, update_plan
+from ...train_steps import Pruning, Update, mask_, pruning_of, score_, update_, update_plan
 from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
+from .early_packing import pack_early_
 from .engines import check_engine, deepspeed_engine, save_full_state_dict
 from .first_batch import example_inputs_of_trainer, timed_inputs
 from .last_checkpoint import random_states, write_checksums
@@ -66,6 +67,10 @@ class DendriticCallback(TrainerCallback, ExportableState):
             default a training that is stopped before that ends with a warning and is not packed.
         baseline_metrics: scores of a dense model that was trained as long, on the evaluation data, for the model card:
             what `evaluate()` of its Trainer returned.
+        pack_at_freeze: pack the model as soon as its mask is final, so that the rest of the training is that of the
+            small model, with the state of the optimizer that belongs to what is left. In one process, with an optimizer
+            of `torch.optim` that treats each entry on its own; elsewhere the log says that it is packed at the end, as
+            by default. Gradients are then clipped by the norm of what is left alone.
 
     Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
 
@@ -83,6 +88,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         layer_by_layer: bool = False,
         until_final: bool = False,
         baseline_metrics: dict[str, float] | None = None,
+        pack_at_freeze: bool = False,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -92,12 +98,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
-        self.layer_by_layer, self.until_final = layer_by_layer, until_final
         self.baseline_metrics = baseline_metrics
+        self.layer_by_layer, self.until_final, self.pack_at_freeze = layer_by_layer, until_final, pack_at_freeze
         self.plan: dict[int, Update] = {}
         self.max_steps = 0  # the number of steps that the plan is made for
         self.random_states: list[str] = []
         self.regrown = 0
+        self.packed: Pruning | None = None  # what was pruned when the model was packed before the end
         self.timing: dict[str, Any] | None = None  # what is known of times, where the target is one
         self.saw_init = False
         self.progress = Progress()
@@ -110,6 +117,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         run |= {} if self.timing is None else {"timing": self.timing}
         made = {"config": self.config.to_dict(), "until_final": self.until_final}
         made |= {} if self.baseline_metrics is None else {"baseline_metrics": self.baseline_metrics}
+        made |= {"pack_at_freeze": True} if self.pack_at_freeze else {}
         return {"args": made, "attributes": {"saw_init": True, **run}}
 
     def on_init_end(
@@ -142,6 +150,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if layout is None:
             raise self._not_injected(model)
         if self._is_done(model):
+            distillation = distillation_of(model)
+            if distillation is not None:  # it was packed at the freeze of the run that is resumed
+                match_trainer(distillation, args)
             return
         if layout.config != self.config:
             rule = "differs from the config that the model was injected with"
@@ -189,7 +200,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.sizes.end_()
-        if self.plan and self.engine is None:
+        if self.plan and self.engine is None and self.packed is None:
             mask_(inner_model(model))
 
     def on_step_end(
@@ -198,6 +209,10 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if self.plan and state.global_step == self._freeze:
             self._forget_best(state)
             logger.info(f"Step {state.global_step}: the mask is frozen; the rest of the training is recovery.")
+            if self.pack_at_freeze:
+                wrapper, model = model, inner_model(model)
+                pruning, inputs = pruning_of(model), self._inputs(model, wrapper)
+                self.packed = pruning if pack_early_(model, inputs, kwargs["optimizer"], args, wrapper) else None
 
     def on_log(
         self,
@@ -209,7 +224,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.plan and "loss" in logs:
-            self.progress.log(pruning_of(inner_model(model)), self.regrown, self.plan, logs, state)
+            self.progress.log(self.packed or pruning_of(inner_model(model)), self.regrown, self.plan, logs, state)
 
     def on_evaluate(
         self,
@@ -236,7 +251,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self.sizes.end_()
-        if not self.plan:
+        if not self.plan or self.packed is not None:
+            self._end_packed(inner_model(model))
             return
         if self.engine is not None:
             stock_steps_(self.engine)
@@ -257,6 +273,13 @@ class DendriticCallback(TrainerCallback, ExportableState):
         transfer_scores(model, masked)
         save_full_state_dict()
         self.plan = {}
+
+    def _end_packed(self, model: nn.Module) -> None:
+        """End a training of a model that is packed already."""
+        distillation = distillation_of(model)
+        if distillation is not None:
+            distillation.remove()
+        self.plan, self.packed = {}, None
 
     def _is_done(self, model: nn.Module) -> bool:
         """Whether the model is what this config makes of a dense one: it is trained, evaluated and saved as any other.

@@ -16,6 +16,7 @@ from ...state import gates_in, layers_in, layout_of
 from ...train_steps import Update
 from ...unofficial import calling, replace_method_
 from ..checkpoint.tensors import check_mask
+from .early_packing import become_packed_
 from .last_checkpoint import check_checksums, first
 
 logger = logging.get_logger(__name__)
@@ -137,6 +138,7 @@ def attach_resume_checks() -> None:
 
 def _load(stock: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
     check_checksums(Path(resume_from_checkpoint))
+    become_packed_(stock.__self__.model, Path(resume_from_checkpoint))
     stock(resume_from_checkpoint, model)
     config, file = stock.__self__.model.__dict__.get("config"), Path(resume_from_checkpoint, "config.json")
     if isinstance(config, PreTrainedConfig) and file.is_file():
