@@ -7,7 +7,7 @@ from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, make_model, make_tra
 from optimum.dendritic import DendriticCallback, DendriticConfig
 from optimum.dendritic.state import layout_of
 
-OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad"]
+OPTIMIZERS = ["adamw_torch_fused", "sgd", "rmsprop"]
 
 
 def trained(folder, early, callbacks=(), resume=False, config=CONFIG, **changes):
@@ -23,6 +23,7 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_the_small_model_learns_what_the_masked_one_does(tmp_path, optim):
     late, early = (trained(tmp_path / str(flag), flag, optim=optim) for flag in (False, True))
@@ -45,6 +46,7 @@ def test_the_optimizer_holds_the_small_parameters_and_states(tmp_path):
     assert sum(parameter.numel() for parameter in held) < 0.8 * dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", ["fine", "structured"])
 def test_a_run_that_is_killed_after_the_freeze_ends_as_the_undisturbed_one(tmp_path, units):
     config = DendriticConfig(sparsity=0.5, updates=5, units=units)
