@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from optimum.dendritic import compress_, inject_, prune_, score_, update_
+from optimum.dendritic import compress_, inject_, prune_, score_, target_sparsity, update_
 from optimum.dendritic.state import layout_of
 
 from .subjects import SUBJECTS, Subject, inputs_of
@@ -64,7 +64,7 @@ def updating(subject: Subject) -> Prepared:
     model, optimizer = subject.trained()
     optimizer.step()  # what is pruned is not zero, then
     score_(model)
-    return model, optimizer, lambda: update_(model, subject.config.sparsity, regrow=0.5, optimizer=optimizer)
+    return model, optimizer, lambda: update_(model, target_sparsity(model), regrow=0.5, optimizer=optimizer)
 
 
 def pruning(subject: Subject) -> Prepared:

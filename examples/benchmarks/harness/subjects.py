@@ -22,7 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from optimum.dendritic import DendriticConfig, compress_, inject_, mask_, score_, update_
+from optimum.dendritic import DendriticConfig, compress_, inject_, mask_, score_, target_sparsity, update_
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
@@ -120,7 +120,8 @@ class Subject:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            for sparsity in (self.config.sparsity / 2, self.config.sparsity):
+            aim = target_sparsity(model)
+            for sparsity in (aim / 2, aim):
                 backward(model)
                 score_(model)
                 update_(model, sparsity, regrow=0.5, optimizer=optimizer)
