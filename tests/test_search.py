@@ -134,7 +134,7 @@ def test_a_function_may_search_and_prune_searches_by_itself():
 WRONG = [{"method": "alchemy"}, {"evaluations": 0}, {"method": lambda objective: {"nobody": 1.0}}]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("wrong", WRONG, ids=["method", "evaluations", "function"])
 def test_what_is_wrong_is_refused_and_changes_nothing(wrong):
     model, batches = labelled("resnet_basic")
     before = tensors(model)
