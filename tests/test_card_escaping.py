@@ -92,7 +92,7 @@ def model():
 
 def rendered(model: Any, known: dict[str, Any], folder: Path, repo_id: str | None = None) -> str:
     figures = {name: f"figures/{name}.png" for name in ("density", "training", "evaluations")}
-    return write._card(model, known, figures, folder, repo_id)
+    return write._card(model, known, figures, folder, repo_id, None)
 
 
 def structure(body: str) -> tuple[list[tuple[str, str]], int]:

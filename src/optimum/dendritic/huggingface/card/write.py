@@ -6,6 +6,7 @@ model's config, from what is known of its training, and from a measurement besid
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,7 +131,7 @@ def _card(
         auto_class=auto_class,
         **_code(model),
         pipeline_tag=pipeline_tag,
-        has_processor=any((folder / file).exists() for file in PROCESSORS),
+        has_processor=any(os.path.exists(folder / file) for file in PROCESSORS),
         labels=_labels(model),
         version=own_version(),
         **_compression(record),
