@@ -40,6 +40,7 @@ from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for, timed
 from .structure.model_costs import costs_of
 from .structure.multiples import units_together
 from .structure.norms import norms_of
+from .structure.ranking import Ranking
 from .structure.readiness import refuse_unready
 from .structure.targets import refuse_adapters, spared_names, target_names
 from .structure.time_cache import cached, key_of
@@ -135,9 +136,17 @@ def _inject_(
     dense_cost = total_cost(dense, costs)
     allowed = allowed_cost(config, dense_cost, times)
     sparsity = 1 - allowed / dense_cost if config.sparsity is None else config.sparsity
-    needed = needed_hosts(groups, config.counts_model)
-    together = units_together(replacements, groups, config.multiple_of)
-    check_reachable(config, dense, costs, sparsity=sparsity, dials=dials, needed=needed, together=together)
+    ranking = Ranking(
+        config=config,
+        masks=dense,
+        scores={name: mask.float() for name, mask in dense.items()},
+        costs=costs,
+        dense_cost=dense_cost,
+        dials=dials,
+        needed=needed_hosts(groups, config.counts_model),
+        together=units_together(replacements, groups, config.multiple_of),
+    )
+    check_reachable(ranking, sparsity)
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():

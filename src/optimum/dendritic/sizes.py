@@ -8,16 +8,12 @@ from torch import Tensor, nn
 
 from .config import DendriticConfig
 from .distributed.dtensor import refuse_sharded
-from .functional.importance import IMPORTANCE
-from .functional.selection import select
-from .functional.units import needed_hosts
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_type, weight_layer
 from .nn.pack_model import shapes_left
 from .state import gates_in, injected_layout, kept_in, layers_in
-from .structure.model_costs import costs_in
-from .structure.multiples import units_together
-from .train_steps import Update, divided_as, masks_of, ranked_scores
+from .structure.ranking import ranking_of
+from .train_steps import Update
 from .unofficial import tensors_in
 
 
@@ -29,13 +25,7 @@ def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     """
     layout = injected_layout(model)
     layers = layers_in(model, layout)
-    gates = gates_in(model, layout, layers)
-    costs, masks = costs_in(model, layers, layout), masks_of(gates)
-    scores = ranked_scores(gates, layers, masks, costs, IMPORTANCE[layout.config.importance])
-    budget, config = (1 - sparsity) * layout.dense_cost, layout.config
-    needed, divided = needed_hosts(layout.groups, config.counts_model), divided_as(config.allocation, masks)
-    together = units_together(layers, layout.groups, config.multiple_of)
-    return select(*(scores, masks, costs, budget, config.floor), needed=needed, together=together, allocation=divided)
+    return ranking_of(model, layout, layers, gates_in(model, layout, layers)).choose(sparsity)
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:

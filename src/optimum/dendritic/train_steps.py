@@ -24,22 +24,17 @@ from .distributed.collectives import from_first_rank_, mean_over_ranks
 from .distributed.dtensor import reshard
 from .errors import invalid
 from .functional.costs import Masks
-from .functional.importance import IMPORTANCE, Importance, times_cost, with_dying_rows
-from .functional.selection import Costs, choose_regrown, select, total_cost, unit_cost
-from .functional.uniform_selection import select_uniform
-from .functional.units import needed_hosts
+from .functional.importance import IMPORTANCE
+from .functional.selection import Costs, choose_regrown, total_cost
 from .layout.layout import Layout
-from .nn import DendriticLayer, Gates
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .state import gates_in, gates_of, injected_layout, layers_in, set_layout
 from .structure.model_costs import costs_in
-from .structure.multiples import units_together
+from .structure.ranking import AllGates, masks_of, ranking_of
 from .structure.time_correction import corrected, is_due
 from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
-
-AllGates = Mapping[str, Gates]
 
 
 @dataclass(frozen=True)
@@ -164,25 +159,16 @@ def update_(
     layout = injected_layout(model)
     layers = layers_in(model, layout)
     gates = gates_in(model, layout, layers)
-    costs, masks, rule = costs_in(model, layers, layout), masks_of(gates), IMPORTANCE[layout.config.importance]
-    scores = ranked_scores(gates, layers, masks, costs, rule)
+    ranking = ranking_of(model, layout, layers, gates)
+    masks, costs = ranking.masks, ranking.costs
     if all(bool(mask.all()) for mask in masks.values()):
-        _tell_unscored(gates, rule)
-    growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else scores
+        _tell_unscored(gates, layout.config.importance)
+    growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else ranking.scores
     regrown = choose_regrown(growth, masks, regrow)
-    floor, needed = layout.config.floor, needed_hosts(layout.groups, layout.config.counts_model)
     reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
-    together = units_together(layers, layout.groups, layout.config.multiple_of)
-    divided = divided_as(layout.config.allocation if allocation is None else allocation, masks)
 
     def choose(gain: float) -> dict[str, Tensor]:
-        budget = (1 - reached * gain) * layout.dense_cost
-        if layout.dials:
-            chosen = select_uniform(scores, masks, costs, budget, floor, layout.dials, regrown, together=together)
-        else:
-            chosen = select(
-                *(scores, masks, costs, budget, floor, regrown), needed=needed, together=together, allocation=divided
-            )
+        chosen = ranking.choose(reached * gain, regrown=regrown, allocation=allocation)
         chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
         from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
         return {name: mask.cpu() for name, mask in chosen.items()}
@@ -211,26 +197,11 @@ def update_(
     return replace(pruning, regrown=returned)
 
 
-def divided_as(allocation: str | Mapping[str, float], masks: Masks) -> dict[str, float] | None:
-    """The fraction that each mask is to keep; None where the scores decide.
-
-    Raises:
-        DendriticError: a name is that of none of the masks, or one is missing.
-    """
-    if isinstance(allocation, str):
-        return None if allocation == "global" else dict.fromkeys(masks, 0.0)
-    if allocation.keys() != masks.keys():
-        found = sorted(allocation.keys() ^ masks.keys())
-        rule = "must name exactly what has a mask in this model"
-        raise invalid("allocation", found, rule, "Search one for this model and config: search_allocation(...).")
-    return dict(allocation)
-
-
 @torch.no_grad()
 def mask_(model: nn.Module) -> None:
     """Set every pruned segment to zero, after the optimizer's step.
 
-    Whatever is raised, the weights are then as they were: while it runs, it holds a copy of the layers' weights.
+    Where it is interrupted, some of what is pruned is zero already and the next call zeroes the rest.
     """
     reshard(model)
     for gate in gates_of(model).values():
@@ -250,11 +221,6 @@ def pruning_of(model: nn.Module) -> Pruning:
     return _pruning(masks_of(gates_in(model, layout, layers)), costs_in(model, layers, layout), layout)
 
 
-def masks_of(gates: AllGates) -> dict[str, Tensor]:
-    """The present masks, on the CPU."""
-    return {name: gate.dendrite_mask.cpu() for name, gate in gates.items()}
-
-
 def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     density = {name: mask.float().mean().item() for name, mask in masks.items()}
     gain = 1.0 if layout.times is None else layout.times.gain
@@ -266,31 +232,16 @@ def _removed(costs: Costs, layout: Layout, masks: Masks) -> float:
     return 1 - total_cost(masks, costs) / layout.dense_cost
 
 
-def ranked_scores(
-    gates: AllGates, layers: Mapping[str, DendriticLayer], masks: Masks, costs: Costs, rule: Importance
-) -> dict[str, Tensor]:
-    """The scores as `select` ranks them by their cost: see `Importance`."""
-    scores = {name: gate.dendrite_score.cpu() for name, gate in gates.items()}
-    for name, cost in costs.items() if rule.grouped else ():
-        for link in cost.dying_rows():
-            norms = layers[name].row_norms().cpu()
-            scores[link.host] = with_dying_rows(scores[link.host], norms, link.segments)
-    if rule.per_cost:
-        return scores
-    units = unit_cost(masks, costs)
-    return {name: times_cost(score, units[name]) for name, score in scores.items()}
-
-
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all entries are finite. The answer is read from the device once, because each reading waits for it."""
     flags = [tensor.isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
-def _tell_unscored(gates: AllGates, rule: Importance) -> None:
+def _tell_unscored(gates: AllGates, importance: str) -> None:
     """Warn of layers that have had no gradient: they are pruned first, although the outputs may depend on them."""
     unscored = [name for name, gate in gates.items() if not bool(gate.dendrite_score.any())]
-    if rule.running and 0 < len(unscored) < len(gates):
+    if IMPORTANCE[importance].running and 0 < len(unscored) < len(gates):
         logger.warning(
             f"No gradient has reached {', '.join(unscored)} so far: they count as unimportant and are pruned first. "
             "Where the model needs them, name them in exclude_modules."

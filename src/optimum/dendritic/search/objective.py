@@ -14,16 +14,11 @@ from torch import Tensor, nn
 
 from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
-from ..functional.costs import Cost
-from ..functional.importance import IMPORTANCE
-from ..functional.selection import select, total_cost, unit_cost
-from ..functional.units import needed_hosts
+from ..functional.selection import total_cost, unit_cost
 from ..sizes import narrowed
 from ..state import gates_in, injected_layout, layers_in
 from ..structure.labelled_batches import REMEDY, LabelledBatch, on_device
-from ..structure.model_costs import costs_in
-from ..structure.multiples import units_together
-from ..train_steps import masks_of, ranked_scores
+from ..structure.ranking import masks_of, ranking_of
 
 Vector = tuple[float, ...]
 DIGITS = 6  # of a loss that is kept
@@ -60,21 +55,16 @@ class Objective:
         layers = layers_in(model, layout)
         gates = gates_in(model, layout, layers)
         self._model, self._batches, self._layout, self._advance = model, list(batches), layout, advance
-        self._masks = {name: torch.ones_like(mask) for name, mask in masks_of(gates).items()}
-        self._costs: dict[str, Cost] = costs_in(model, layers, layout)
-        rule = IMPORTANCE[layout.config.importance]
-        self._scores = ranked_scores(gates, layers, self._masks, self._costs, rule)
-        self._needed = needed_hosts(layout.groups, layout.config.counts_model)
-        self._together = units_together(layers, layout.groups, layout.config.multiple_of)
+        dense = {name: torch.ones_like(mask) for name, mask in masks_of(gates).items()}
+        self._ranking = ranking_of(model, layout, layers, gates, masks=dense)
         self.sparsity = sparsity
-        self.names = list(self._masks)
-        self.sizes = [self._masks[name].shape[1] for name in self.names]
+        self.names = list(dense)
+        self.sizes = [mask.shape[1] for mask in dense.values()]
         kinds = {group.host: group.kind for group in layout.groups if group.cut}
         self.kinds = [kinds.get(name, "inputs") for name in self.names]
-        units = unit_cost(self._masks, self._costs)
-        dense = total_cost(self._masks, self._costs)
-        self.costs = [units[name] * size / dense for name, size in zip(self.names, self.sizes, strict=True)]
-        mass = [float(self._scores[name].clamp(min=0).sum()) for name in self.names]
+        units, cost = unit_cost(dense, self._ranking.costs), total_cost(dense, self._ranking.costs)
+        self.costs = [units[name] * size / cost for name, size in zip(self.names, self.sizes, strict=True)]
+        mass = [float(self._ranking.scores[name].clamp(min=0).sum()) for name in self.names]
         self.masses = [each / max(sum(mass), 1e-30) for each in mass]
         self.spent, self.history = 0.0, list[tuple[float, float]]()
         self._cache = _Cache(cache, self._fingerprint())
@@ -86,14 +76,8 @@ class Objective:
 
     def masks(self, kept: Vector | None) -> dict[str, Tensor]:
         """The masks on the budget that keep about these fractions; None for the global ranking."""
-        allocation = None if kept is None else dict(zip(self.names, kept, strict=True))
-        budget, config = (1 - self.sparsity) * self._layout.dense_cost, self._layout.config
-        return select(
-            *(self._scores, self._masks, self._costs, budget, config.floor),
-            needed=self._needed,
-            together=self._together,
-            allocation=allocation,
-        )
+        allocation = "global" if kept is None else dict(zip(self.names, kept, strict=True))
+        return self._ranking.choose(self.sparsity, allocation=allocation)
 
     def fractions(self, masks: Mapping[str, Tensor]) -> Vector:
         """What each gate keeps with these masks."""

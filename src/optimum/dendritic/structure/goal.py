@@ -1,16 +1,9 @@
 """What a config's target comes to for one model, in the units in which the model is counted."""
 
-from collections.abc import Collection, Mapping, Sequence
-
-from torch import Tensor
-
 from ..config import DendriticConfig
 from ..errors import invalid
-from ..functional.costs import Cost
-from ..functional.selection import select, total_cost
-from ..functional.uniform_selection import select_uniform
-from ..layout.records import Dial
 from ..layout.times import Times
+from .ranking import Ranking
 
 
 def allowed_cost(config: DendriticConfig, dense_cost: int, times: Times | None) -> int:
@@ -36,33 +29,17 @@ def allowed_cost(config: DendriticConfig, dense_cost: int, times: Times | None) 
     return allowed
 
 
-def check_reachable(
-    config: DendriticConfig,
-    dense: Mapping[str, Tensor],
-    costs: Mapping[str, Cost],
-    *,
-    sparsity: float,
-    dials: Sequence[Dial],
-    needed: Collection[str],
-    together: Mapping[str, int],
-) -> None:
+def check_reachable(ranking: Ranking, sparsity: float) -> None:
     """Check that floors do not forbid the target.
 
     Args:
-        dense: the masks of the dense model.
+        ranking: that of the dense model, by whatever scores.
         sparsity: the fraction of its cost that is to go.
-        needed: see `select`.
-        together: see `select`.
 
     Raises:
         DendriticError: less can go than has to.
     """
-    scores = {name: mask.float() for name, mask in dense.items()}
-    fewest = select_uniform(scores, dense, costs, -1, config.floor, dials, together=together) if dials else None
-    least = total_cost(
-        fewest or select(scores, dense, costs, -1, config.floor, needed=needed, together=together), costs
-    )
-    dense_cost = total_cost(dense, costs)
+    config, least, dense_cost = ranking.config, ranking.least(), ranking.dense_cost
     if least > (1 - sparsity) * dense_cost:
         most = f"{1 - least / dense_cost:.4f}"
         rule = f"at most {most} of the {config.counted} can go with floor = {config.floor}"
