@@ -172,8 +172,9 @@ def test_a_training_keeps_to_a_division(tmp_path):
 
 
 def test_the_environment_is_one_and_an_agent_learns_in_it():
-    pytest.importorskip("stable_baselines3")
-    checker = pytest.importorskip("gymnasium.utils.env_checker")
+    untested = "The agent is NOT TESTED: pip install '.[rl]'"
+    pytest.importorskip("stable_baselines3", reason=untested)
+    checker = pytest.importorskip("gymnasium.utils.env_checker", reason=untested)
     from optimum.dendritic.search.environment import AllocationEnv
 
     objective, _ = objective_of("resnet_basic")

@@ -8,10 +8,10 @@ from typing import Any
 import gymnasium  # pyright: ignore[reportMissingImports]
 import numpy as np
 
+from ..config import UNITS
 from .objective import Objective, Vector
 
-KINDS = ("heads", "neurons", "channels", "streams", "inputs")
-WIDTH = len(KINDS) + 6  # of an observation
+WIDTH = len(UNITS) + 6  # of an observation
 
 
 class AllocationEnv(gymnasium.Env):
@@ -65,7 +65,7 @@ class AllocationEnv(gymnasium.Env):
         own, index = self.objective, min(len(self._kept), len(self.objective.names) - 1)
         gone = sum((1 - kept) * cost for kept, cost in zip(self._kept, own.costs, strict=False))
         before = 2 * self._kept[-1] - 1 if self._kept else 0.0
-        kind = [float(own.kinds[index] == kind) for kind in KINDS]
+        kind = [float(own.kinds[index] == kind) for kind in UNITS]
         place = index / max(1, len(own.names) - 1)
         told = [np.log10(own.sizes[index]), own.costs[index], own.masses[index], place, own.sparsity - gone, before]
         return np.clip(np.array([*kind, *told], np.float32), -10.0, 10.0)

@@ -30,7 +30,7 @@ class Objective:
     Attributes:
         names: The gates, by the layers that hold their masks.
         sizes: How many segments each has.
-        kinds: What its segments are, of `config.UNITS`, or `"units"` of a recurrent layer.
+        kinds: What its segments are, of `config.UNITS`; the hidden units of a recurrent layer count as `"inputs"`.
         costs: What all of each costs by itself, as a fraction of the dense cost.
         masses: The sum of its scores, as a fraction of that of all.
         sparsity: The fraction of the budget that goes.
