@@ -183,8 +183,12 @@ def test_an_untraceable_model_is_injected_without_cuts_if_that_is_asked_for_but_
     assert layout_of(model).groups == () and set(dendritic_layers(model)) == {"conv1", "conv2", "fc1"}
     model = Demanding()
     before = snapshot(model)
-    with pytest.raises(DendriticError, match="budget = 'macs'"):
-        inject_(model, DendriticConfig(budget="macs"), example_inputs=pixels(), layer_by_layer=True)
+    for config, remedy in (
+        (DendriticConfig(budget="macs"), "^budget = 'macs'.* pass budget=\"params\""),
+        (DendriticConfig(speedup=2.0), "^speedup = 2.0.* ask for sparsity, parameters or megabytes"),
+    ):
+        with pytest.raises(DendriticError, match=remedy):
+            inject_(model, config, example_inputs=pixels(), layer_by_layer=True)
     assert same(before, snapshot(model))
     with pytest.raises(DendriticError, match="could not be traced .*missing 1 required.*layer_by_layer=True"):
         inject_(model, DendriticConfig(sparsity=0.3), example_inputs=pixels())

@@ -100,17 +100,11 @@ def _inject_(
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     inputs = _inputs(model, example_inputs, layer_by_layer)
     targets = target_names(model, config, inputs)
-    wiring = Wiring()
+    wiring = Wiring(fault="no inputs could be made")
     if inputs is not None:
         wiring = trace_wiring(model, inputs, targets=targets, spared=spared_names(model, config, targets))
-    if not wiring.positions and not layer_by_layer:
-        rule = f"its forward pass could not be traced ({wiring.fault or 'it calls no target'})"
-        remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
-        raise invalid("model", type(model).__name__, rule, remedy)
-    if config.counted in ("macs", "time") and not wiring.positions:
-        field = "budget" if config.counted == "macs" else config.target
-        rule = f"the forward pass could not be traced, so its {config.counted} cannot be counted"
-        raise invalid(field, vars(config)[field], rule, 'Pass other example_inputs, or budget="params".')
+    if not wiring.positions:
+        _refuse_untraced(model, config, wiring.fault or "it calls no target", layer_by_layer)
     targets = _called(targets, wiring)
     counted = set(wiring.positions) if config.counts_model else set(targets)
     positions = {name: count for name, count in wiring.positions.items() if name in counted}
@@ -240,6 +234,19 @@ def _times(model: nn.Module, layers: dict[str, DendriticLayer], groups: tuple[Gr
         return cached(key, lambda: measured_times(model, layers, groups, inputs))
 
     return made_by_first_rank(measured)
+
+
+def _refuse_untraced(model: nn.Module, config: DendriticConfig, fault: str, layer_by_layer: bool) -> None:
+    """Refuse what needs a trace: all but counting the parameters of each layer alone."""
+    rule = f"its forward pass could not be traced ({fault})"
+    if config.counted in ("macs", "time"):
+        field = "budget" if config.counted == "macs" else config.target
+        other = 'pass budget="params"' if config.counted == "macs" else "ask for sparsity, parameters or megabytes"
+        remedy = f"Pass other example_inputs, or {other}."
+        raise invalid(field, vars(config)[field], f"{rule}, so the model's {config.counted} cannot be counted", remedy)
+    if not layer_by_layer:
+        remedy = "Pass other example_inputs, or layer_by_layer=True to pack each layer alone, without a proof."
+        raise invalid("model", type(model).__name__, rule, remedy)
 
 
 def _called(targets: list[str], wiring: Wiring) -> list[str]:
