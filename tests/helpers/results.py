@@ -57,6 +57,7 @@ NOTES = {
     ),
     "lstm-sst2": ("Trained from scratch and short, nothing is separable from the controls."),
 }
+EARLIER = ["resnet20-cifar10", "vit-cifar10", "mnist-convnet", "gpt2-tinyshakespeare"]
 OTHERS = {
     "oneshot": "without training, MiniLM at 30 and 50 %",
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
@@ -121,6 +122,8 @@ def section(card: str) -> str:
     if failed:
         told += " These fail:\n\n" + "\n".join(f"* {' → '.join(cells(claim)[:2])}" for claim in failed)
     rows = "\n".join(table)
+    if card in EARLIER:
+        rows += "\n\nThe runs are older than the recipe that the script has now."
     return f"## [{title}](../model_cards/{card}.md)\n\n{NOTES[card]} {told}\n\n{rows}\n"
 
 
