@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .efficiency.evaluation_mode import evaluation_mode
 from .errors import invalid
 from .functional.dormant import margins, pack_norms, quantiles, threshold
 from .nn.dormant import MODES, Dormant, asleep, dormant_of, in_rows, logits_of, packs_of
@@ -140,17 +141,15 @@ def _settle_norms_(model: nn.Module, batches: list[Mapping[str, Any]]) -> None:
     norms = [norm for norm in norms if norm.track_running_stats]
     if not norms:
         return
-    flags, before = {m: m.training for m in model.modules()}, [norm.momentum for norm in norms]
+    before = [norm.momentum for norm in norms]
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-            norm.momentum = None  # a plain mean
-        for batch in batches:
-            model(**on_device(model, batch))
+        with evaluation_mode(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+                norm.momentum = None  # a plain mean
+            for batch in batches:
+                model(**on_device(model, batch))
     finally:
-        for module, flag in flags.items():
-            module.training = flag
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum

@@ -15,6 +15,7 @@ from ..process_state import kept_random_state
 from .batch import Batch, ExampleInputs
 from .conditions import describe, device_of, dtype_of, tensors_of
 from .energy import measure_energy
+from .evaluation_mode import evaluation_mode
 from .latency import paired_ratio, summarise, time_in_turn
 from .macs import count_macs
 from .memory import peak_memory
@@ -143,21 +144,10 @@ def _ratios(report: EfficiencyReport, baseline: EfficiencyReport) -> dict[str, f
 
 @contextlib.contextmanager
 def _in_evaluation(models: list[nn.Module]) -> Iterator[None]:
-    """Put all modules in evaluation mode, and restore their modes and the random state afterwards. One thread at a
-    time does this, since others would be measured, too.
-
-    Every module's flag is set by hand: `eval()` and `train()` would overwrite modules that are frozen on purpose.
-    """
+    """Evaluation mode and an untouched random state. One thread at a time, since others would be measured, too."""
     device = device_of(models[0])
-    flags = {module: module.training for model in models for module in model.modules()}
-    with kept_random_state([device] if device.type == "cuda" else []):
-        try:
-            for module in flags:
-                module.training = False
-            yield
-        finally:
-            for module, flag in flags.items():
-                module.training = flag
+    with kept_random_state([device] if device.type == "cuda" else []), evaluation_mode(*models):
+        yield
 
 
 def _checked(models: dict[str, nn.Module]) -> list[nn.Module]:

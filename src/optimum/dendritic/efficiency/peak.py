@@ -21,6 +21,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from .evaluation_mode import evaluation_mode
+
 REMEDY = "Move the class, and what it needs, to a module that can be imported."
 
 
@@ -86,9 +88,7 @@ def _start_libraries(device: torch.device) -> None:
 def _load_and_run(path: Path, device: torch.device) -> None:
     # Unpickling is safe here alone: the parent wrote the file a moment ago, into a folder that only its user can enter.
     model, batch = torch.load(path, map_location=device, weights_only=False)
-    for module in model.modules():
-        module.training = False
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluation_mode(model):
         batch.run(model)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..efficiency.evaluation_mode import evaluation_mode
 from ..nn.base import OWN_BUFFERS
 from ..process_state import kept_random_state, plain_attention
 from ..unofficial import tensors_in, unprepared
@@ -20,17 +21,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
     One thread at a time: attention kernels and the random state are those of the whole process.
     """
-    flags = {module: module.training for module in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
     )
-    with kept_random_state(devices), plain_attention(), unmixed(model), _kept_buffers(model):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in flags.items():
-                module.training = training
+    with kept_random_state(devices), plain_attention(), unmixed(model), _kept_buffers(model), evaluation_mode(model):
+        yield
 
 
 @contextmanager

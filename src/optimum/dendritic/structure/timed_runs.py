@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..efficiency import stopwatch
+from ..efficiency.evaluation_mode import evaluation_mode
 from ..process_state import kept_random_state
 from .probing import unmixed
 
@@ -32,16 +33,10 @@ def timed_inputs_of(model: nn.Module) -> dict[str, Any] | None:
 @contextmanager
 def as_deployed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no autocast; an untouched random state. One thread at a time."""
-    flags = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
-    with kept_random_state([device] if device.type == "cuda" else []), unmixed(model), torch.no_grad():
-        try:
-            for module in flags:
-                module.training = False
-            yield
-        finally:
-            for module, training in flags.items():
-                module.training = training
+    random_state = kept_random_state([device] if device.type == "cuda" else [])
+    with random_state, unmixed(model), torch.no_grad(), evaluation_mode(model):
+        yield
 
 
 @dataclass(frozen=True)
