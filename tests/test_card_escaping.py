@@ -96,7 +96,7 @@ def rendered(model: Any, known: dict[str, Any], folder: Path, repo_id: str | Non
 
 
 def structure(body: str) -> tuple[list[tuple[str, str]], int]:
-    """The tokens that are no plain words and no code spans, links apart; the number of links."""
+    """The tokens that are neither plain words nor code spans, links apart; the number of links."""
     tokens = [inner for token in MARKDOWN.parse(body) for inner in (token, *(token.children or ()))]
     kept = [
         (token.type, token.tag) for token in tokens if token.type not in ("text", "code_inline", "softbreak", "inline")

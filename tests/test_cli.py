@@ -241,7 +241,7 @@ class TestCompress:
         code, _, errors = cli("dendritic", "compress", *usual, "--output", "small", "--allocation", "division.json")
         assert code == 0, errors
         code, _, errors = cli("dendritic", "compress", *usual, "--output", "other", "--allocation", "found.json")
-        assert code == 1 and "is no allocation" in errors
+        assert code == 1 and "is not an allocation" in errors
 
     @pytest.mark.slow
     def test_a_native_model_is_a_stock_one(self, cli, tmp_path):

@@ -279,7 +279,7 @@ class TestMemory:
         )
         done = subprocess.run([sys.executable, "-c", IMPORTS + code], capture_output=True, text=True, cwd=tmp_path)
         assert done.stdout == "None\n", done.stderr
-        assert "Own is defined in __main__, which is no file. Move the class" in done.stderr
+        assert "Own is defined in __main__, which is not a file. Move the class" in done.stderr
 
     @pytest.mark.slow
     def test_what_the_process_says_before_it_dies_is_told(self, monkeypatch):

@@ -92,7 +92,7 @@ def test_no_structured_layer_gathers_or_scatters(name):
 @pytest.mark.parametrize("importance", IMPORTANCES)
 @pytest.mark.parametrize("name", ["GPT-2", "ViT"])
 def test_streams_are_pruned_in_one_shot_by_every_importance(name, importance):
-    """Their heads read the stream, too, and are no targets: an embedding's weight, and a layer of its own."""
+    """Their heads read the stream, too, and are not targets: an embedding's weight, and a layer of its own."""
     family = NAMES[name]
     model, inputs = build(family).eval(), inputs_of(family)
     inject_(model, DendriticConfig(sparsity=0.4, units="structured", importance=importance), example_inputs=inputs)

@@ -1,4 +1,4 @@
-"""Modules that are no `PreTrainedModel`: saved without a pickle, loaded and checked."""
+"""Modules that are not a `PreTrainedModel`: saved without a pickle, loaded and checked."""
 
 import json
 

@@ -148,9 +148,9 @@ def test_what_is_wrong_is_refused_and_changes_nothing(wrong):
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "no", json.dumps({"version": 1, "kept": {"a": 2}})])
-def test_a_file_that_is_no_allocation_is_refused(text, tmp_path):
+def test_a_file_that_is_not_an_allocation_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DendriticError, match="is no allocation"):
+    with pytest.raises(DendriticError, match="is not an allocation"):
         Allocation.load(tmp_path / "a.json")
 
 

@@ -52,8 +52,8 @@ def share(text: str) -> float:
 def nearest_tokens(
     embeddings: Float[Tensor, "vocabulary width"], sentences: Sequence[Collection[int]], fixed: Collection[int]
 ) -> Int[Tensor, "vocabulary neighbours"]:
-    """The tokens of highest cosine similarity to each token of `sentences`; one in `fixed` is no other's neighbour,
-    and it, like a token of no sentence, has itself alone.
+    """The tokens of highest cosine similarity to each token of `sentences`; one in `fixed` is not a neighbour of any
+    other, and it, like a token of no sentence, has itself alone.
     """
     directions = F.normalize(embeddings, dim=1)
     table = torch.arange(len(directions))[:, None].repeat(1, NEIGHBOURS)

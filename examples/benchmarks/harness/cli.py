@@ -29,7 +29,7 @@ def main(task_class: type[Task], description: str | None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
     parser.add_argument("--train_bases", action="store_true", help="also those that examples/benchmarks/bases has")
-    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are no results")
+    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are not results")
     parser.add_argument("--threads", type=int, default=1, help="when timing: a small device has little more")
     parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
     parser.add_argument("--large_batch", type=int, default=8, help="when timing: the second batch size")

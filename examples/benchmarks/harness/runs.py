@@ -70,7 +70,7 @@ def planned(args: argparse.Namespace, own_rate: bool = True) -> Iterator[Run]:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """`"regrow=0.0"` -> `("regrow", 0.0)`; what is no JSON is a string.
+    """`"regrow=0.0"` -> `("regrow", 0.0)`; what is not JSON is a string.
 
     >>> parse_change("segment_size=64"), parse_change("importance=taylor")
     (('segment_size', 64), ('importance', 'taylor'))

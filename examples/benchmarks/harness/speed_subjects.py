@@ -56,7 +56,7 @@ def _multiple(width: float, of: int) -> int:
 
 
 def _bert(share: float, width: int, layers: int) -> nn.Module:
-    """BERT with a head, so that its stream is no output."""
+    """BERT with a head, so that its stream is not an output."""
     config = hf.BertConfig(
         hidden_size=_multiple(width * share, 12),
         intermediate_size=_multiple(4 * width * share, 4),

@@ -219,7 +219,7 @@ def _note_dense_score(task: Task, run: Run, model: nn.Module, output_dir: Path) 
 
 
 def _validation(task: Task) -> Data:
-    """What the scores are of. A folder is no dataset on the Hub, whatever it was made from."""
+    """What the scores are of. A folder is not a dataset on the Hub, whatever it was made from."""
     local = Path(task.args.dataset).exists()
     name = Path(task.args.dataset).name if local else task.args.dataset
     return Data(name, on_hub=not local, split="validation", samples=task.samples()["validation"])

@@ -64,7 +64,7 @@ class Narrowed:
 
     @torch.no_grad()
     def still_gradients_(self) -> None:
-        """Let what sleeps have no gradient: it is no part of the model that the loss was read of."""
+        """Let what sleeps have no gradient: it is not a part of the model that the loss was read of."""
         for name, gate in self.gates.items():
             found = {key: p.grad for key, p in gate.segmented().items() if p.grad is not None}
             gate.blank_(found, self.asleep[name])

@@ -60,7 +60,8 @@ def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None 
             that comes to for an injected model: `target_sparsity(model)`.
 
     Raises:
-        DendriticError: training is too short for a single update; the config's target is no sparsity and none is given.
+        DendriticError: training is too short for a single update; the target of the config is not a sparsity and
+            none is given.
 
     >>> plan = update_plan(DendriticConfig(sparsity=0.6, updates=2), max_steps=100)
     >>> {step: (round(update.sparsity, 3), round(update.regrow, 3)) for step, update in plan.items()}

@@ -39,7 +39,7 @@ class Definitions(ModuleType):
         if "__made__" in vars(self):
             raise self._without(name, "and by none of its definitions")
         if self.__file__ is None:
-            raise self._without(name, "which is no file")
+            raise self._without(name, "which is not a file")
         vars(self)["__made__"] = True
         tree = ast.parse(Path(self.__file__).read_bytes(), self.__file__)
         tree.body = [statement for statement in tree.body if defines(statement)]

@@ -178,7 +178,7 @@ class LayerCost(Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorCost(Cost):
-    """What a tensor costs that is no target: an embedding, a norm, the head.
+    """What a tensor costs that is not a target: an embedding, a norm, the head.
 
     Attributes:
         each: The cost of one entry of each axis that shrinks, which is that of all there is along the others.

@@ -198,7 +198,7 @@ def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticL
 
 
 def _lost_besides(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> int:
-    """Parameters of embeddings, norms and other modules that are no targets, which go with the groups that are cut."""
+    """Parameters of embeddings, norms and other modules that are not targets, which go with the groups that are cut."""
     rest = costs_of_rest(model, layers, layout.groups, positions=None)
     masks = {name: gates.dendrite_mask.cpu() for name, gates in gates_in(model, layout, layers).items()}
     dense = {name: torch.ones_like(mask) for name, mask in masks.items()}

@@ -80,7 +80,7 @@ class Dormant(Wakeful):
         return self.awake.modules()
 
     def follow_(self, model: nn.Module) -> None:
-        """Go to the device and the dtype of the core, which moves without what is no module of it."""
+        """Go to the device and the dtype of the core, which moves without what is not a module of it."""
         like = next(p for p in model.parameters() if p.is_floating_point())
         own = next((t for t in self.own().values() if t.is_floating_point()), like)
         if (own.device, own.dtype) != (like.device, like.dtype):
@@ -208,12 +208,12 @@ def logits_of(outputs: Any) -> Tensor:
     """What a classifier answers, `[samples, classes]`.
 
     Raises:
-        DendriticError: the outputs are no answer of one class for each sample.
+        DendriticError: the outputs are not logits of at least two classes for each sample.
     """
     logits = outputs if isinstance(outputs, Tensor) else outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         found = type(outputs).__name__ if logits is None else tuple(logits.shape)
-        rule = "are no logits of at least two classes for each sample, so that no doubt can be read of them"
+        rule = "are not logits of at least two classes for each sample, so that no doubt can be read of them"
         raise invalid("outputs", found, rule, 'Wake by="rows", or leave the rate at 0.')
     return logits
 

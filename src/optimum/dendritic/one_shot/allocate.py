@@ -121,7 +121,7 @@ def found_allocation(
 
 
 def check_method(method: object) -> None:
-    """Raises `DendriticError` for what is no method to divide a budget by."""
+    """Raises `DendriticError` for what is not a method to divide a budget by."""
     if not callable(method) and method not in SEARCHES:
         remedy = f"{near(method, SEARCHES)}Choose one of them, or pass a function."
         raise invalid("method", method, f"must be one of {', '.join(SEARCHES)}", remedy)

@@ -66,8 +66,8 @@ def export_gguf(
         file: replaced if it exists.
         tokenizer: byte-level BPE as of Llama 3, Qwen2 or GPT-2, or BPE with byte fallback as of Llama 2 and Mistral;
             without one, the file knows token ids and no text, and the server of llama.cpp does not take it.
-        dtype: of the matrices: "f32", "f16", "bf16" or "q8_0", in which matrices whose rows are no multiple of 32 stay
-            in f16.
+        dtype: of the matrices: "f32", "f16", "bf16" or "q8_0", in which matrices whose rows are not a multiple of 32
+            stay in f16.
 
     Returns:
         The path of the file.

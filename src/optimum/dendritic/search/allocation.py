@@ -63,7 +63,7 @@ class Allocation:
             DendriticConfig(allocation=found.kept)
         except (ValueError, RecursionError, AssertionError, KeyError, TypeError, AttributeError) as error:
             said = f" ({error})" if isinstance(error, DendriticError) else ""
-            raise _bad(path, f"is no allocation{said}") from error
+            raise _bad(path, f"is not an allocation{said}") from error
         return found
 
 

@@ -58,8 +58,8 @@ def find_dials(
         groups: those that they read.
 
     Raises:
-        DendriticError: the model has none: it is no `PreTrainedModel`, its config does not rebuild it, or no number in
-            the config does what pruning would do. The model is as it was.
+        DendriticError: the model has none: it is not a `PreTrainedModel`, its config does not rebuild it, or no number
+            in the config does what pruning would do. The model is as it was.
     """
     if not isinstance(model, PreTrainedModel):
         raise invalid("native", True, f"a {type(model).__name__} has no config that could say its shape", REMEDY)

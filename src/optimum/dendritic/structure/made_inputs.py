@@ -30,7 +30,7 @@ def example_inputs_for(model: nn.Module, *, image_size: int = 224) -> Inputs:
         image_size: height and width in pixels for image models whose config does not have an `image_size`.
 
     Raises:
-        DendriticError: the model is no `PreTrainedModel`, or it runs on nothing that can be made of its config.
+        DendriticError: the model is not a `PreTrainedModel`, or it runs on nothing that can be made of its config.
     """
     if not isinstance(model, PreTrainedModel):
         raise invalid("model", type(model).__name__, "only a PreTrainedModel tells its inputs", REMEDY)

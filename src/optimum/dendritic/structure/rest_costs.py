@@ -1,4 +1,4 @@
-"""What the rest of a model costs: all that is no target, some of which shrinks with the groups that are cut."""
+"""What the rest of a model costs: all that is not a target, some of which shrinks with the groups that are cut."""
 
 import math
 from collections import defaultdict

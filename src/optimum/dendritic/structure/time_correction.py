@@ -35,7 +35,7 @@ MOST = 3.0  # times that more or less may have to go than was counted
 
 
 def timing_of(model: nn.Module) -> dict[str, Any] | None:
-    """What an injected model knows of times, to be kept beside a checkpoint; None where its target is no time."""
+    """What an injected model knows of times, to be kept beside a checkpoint; None where its target is not a time."""
     layout = injected_layout(model)
     if layout.times is None:
         return None

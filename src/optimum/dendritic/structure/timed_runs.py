@@ -26,7 +26,7 @@ def note_timed_inputs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def timed_inputs_of(model: nn.Module) -> dict[str, Any] | None:
-    """What a model is timed on; None where its target is no time, or it was loaded and not injected here."""
+    """What a model is timed on; None where its target is not a time, or it was loaded and not injected here."""
     return model.__dict__.get(ATTRIBUTE)
 
 

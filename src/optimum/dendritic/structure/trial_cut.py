@@ -2,7 +2,7 @@
 
 As in tracing nothing is multiplied by a weight: a layer answers with noise of the right shape, and one that lost rows
 with the same noise without those rows. What arrives at every layer must be what arrives there when the channels are
-dead in place; what the layers would make of it is no question. So a trial costs what the activations cost.
+dead in place; what the layers would make of it does not matter. So a trial costs what the activations cost.
 """
 
 import zlib

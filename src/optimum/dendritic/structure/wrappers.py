@@ -12,7 +12,7 @@ from ..unofficial import is_compiled
 def inner_model(model: Any) -> nn.Module:
     """The `PreTrainedModel` that `model` is, or that it holds if it holds one alone; else `model` itself.
 
-    What runs a model on several devices or compiles it is no such holder, and is not looked into.
+    What runs a model on several devices or compiles it is not such a holder, and is not looked into.
     """
     if isinstance(model, PreTrainedModel | DataParallel | DistributedDataParallel) or is_compiled(model):
         return model

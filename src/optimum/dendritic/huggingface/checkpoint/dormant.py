@@ -45,7 +45,7 @@ def save_dormant(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         The path of the file.
 
     Raises:
-        DendriticError: nothing is dormant, or the model is no `PreTrainedModel`.
+        DendriticError: nothing is dormant, or the model is not a `PreTrainedModel`.
     """
     dormant, model = dormant_of(model), _pretrained(model)
     core, layout, tensors = model.state_dict(), layout_of(dormant.awake), dict[str, Tensor]()
@@ -109,7 +109,7 @@ def load_dormant_(
     model = _pretrained(model)
     present = layout_of(model)
     if present is None or not present.packed or wakeful_of(model) is not None:
-        rule = "is no packed model" if wakeful_of(model) is None else "has something dormant already"
+        rule = "is not a packed model" if wakeful_of(model) is None else "has something dormant already"
         raise invalid("model", type(model).__name__, rule, "Load it with from_pretrained, and call this once.")
     path = Path(source) / FILE
     if not Path(source).is_dir():

@@ -1,4 +1,4 @@
-"""Compressed models that are no `PreTrainedModel`, in a folder of two files: the tensors and the layout. No pickle."""
+"""Compressed models that are not a `PreTrainedModel`, in a folder of two files: tensors and layout. No pickle."""
 
 import copy
 import json

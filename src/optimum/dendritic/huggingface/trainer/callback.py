@@ -72,7 +72,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             of `torch.optim` that treats each entry on its own; elsewhere the log says that it is packed at the end, as
             by default. Gradients are then clipped by the norm of what is left alone.
 
-    Where the Trainer's model is no `PreTrainedModel` but holds one (a `SentenceTransformer`), that one is compressed.
+    Where the Trainer's model is not a `PreTrainedModel` but holds one (a `SentenceTransformer`), that is compressed.
 
     Raises:
         DendriticError: from the Trainer's constructor or from `train()`, when the model or the arguments would break
