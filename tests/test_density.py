@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from optimum.dendritic import DendriticError, compress_, describe
 from optimum.dendritic.inspection.density import Density, density
 from optimum.dendritic.nn import DendriticWeight
-from optimum.dendritic.state import dendritic_layers
+from optimum.dendritic.state import dendritic_layers, gates_of
 
 NAMES = ["bert", "gpt2", "resnet_basic", "grouped_cnn", "concat_mlp", "lstm"]
 
@@ -34,6 +34,12 @@ def test_what_goes_with_a_stream_is_counted_before_it_is_packed(name: str):
     after = density(compress_(model, inputs), dense)
     assert before.parameters == after.parameters == sum(p.numel() for p in model.parameters())
     assert before.dense_parameters == after.dense_parameters
+    assert before.groups == after.groups
+    gates = gates_of(pruned(name, units="structured")[0]).values()
+    counts = sorted((gate.dendrite_mask.numel(), int(gate.dendrite_mask.sum())) for gate in gates)
+    assert counts == sorted((each.units, each.kept) for each in after.groups)
+    assert "streams" in {each.kind for each in after.groups}
+    assert len({(each.kind, each.first) for each in after.groups}) == len(after.groups)
 
 
 @pytest.mark.slow
@@ -56,6 +62,7 @@ def test_an_injected_model_shows_what_it_will_be_packed_to(name: str, arbors: in
         assert (old.inputs.size, old.outputs.size) == (new.inputs.size, new.outputs.size)
         assert old.inputs.places is not None and old.outputs.places is not None
         for places, others in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
+            assert places.places is not None
             assert others.places is None or torch.equal(others.places, places.places)
         assert new.words == describe(model)[new.name]
 

@@ -9,12 +9,14 @@ import pytest
 from helpers.checkpoints import pruned
 from helpers.models import build
 from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
 from PIL import Image
 
 from optimum.dendritic import DendriticError, compress_
 from optimum.dendritic.inspection import figures
 from optimum.dendritic.inspection.density import density
-from optimum.dendritic.inspection.figures import COUNTED, GONE, KEPT, density_figure, save_density_figure, short_names
+from optimum.dendritic.inspection.figures import COUNTED, KEPT, density_figure, save_density_figure, short_names
+from optimum.dendritic.inspection.group_figure import GONE, arranged
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -24,7 +26,13 @@ def test_each_layer_has_its_row_and_its_strips_show_its_share(packed: bool):
         compress_(model, inputs)
     found = density(model)
     figure = density_figure(found)
-    reads, makes, bars = figure.axes
+    units, reads, makes, bars = figure.axes
+    told = [f"{each.kept:,} of {each.units:,} · {100 * each.share:.0f} %" for each in found.groups]
+    assert found.groups and sorted(text.get_text() for text in units.texts) == sorted(told)
+    rooms, bars_of_units = units.containers[::2], units.containers[1::2]
+    for room, bar, cell in zip(rooms, bars_of_units, arranged(found.groups)[2], strict=True):
+        assert isinstance(room, BarContainer) and isinstance(bar, BarContainer)
+        assert bar.patches[0].get_width() == pytest.approx(room.patches[0].get_width() * cell.left.share)
     names = [label.get_text() for label in reads.get_yticklabels()]
     assert names == short_names([layer.name for layer in found.layers])
     for axes, sides in ((reads, [x.inputs for x in found.layers]), (makes, [x.outputs for x in found.layers])):

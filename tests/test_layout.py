@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
 from optimum.dendritic.layout.layout import Layout
-from optimum.dendritic.layout.records import KINDS, Follower, Form, Group, Member, Run, Segments
-from optimum.dendritic.state import layout_of
+from optimum.dendritic.layout.records import COUNTED, KINDS, Follower, Form, Group, Left, Member, Run, Segments
+from optimum.dendritic.state import injected_layout, layout_of
 
 counts = st.integers(1, 9)
 places = st.integers(0, 9)
@@ -48,6 +48,7 @@ layouts = st.builds(
     st.dictionaries(st.text(min_size=1), counts),
     st.integers(0, 2**40),
     parameters=st.dictionaries(st.text(min_size=1), st.lists(counts, max_size=3).map(tuple), max_size=2),
+    left=st.lists(st.builds(Left, kind=st.sampled_from(COUNTED), units=counts, kept=st.just(1)), max_size=2).map(tuple),
 )
 
 
@@ -61,10 +62,11 @@ def test_json_gives_the_same_layout_back(layout):
 def test_layouts_of_real_models_survive_json(name):
     model, inputs = build(name)
     inject_(model, DendriticConfig(sparsity=0.5, segment_size=4, arbors=2), example_inputs=inputs)
-    injected = layout_of(model)
+    injected = injected_layout(model)
     assert Layout.from_dict(json.loads(json.dumps(injected.to_dict()))) == injected and not injected.packed
     update_(model, 0.5)
     packed = layout_of(compress_(model, inputs))
+    assert packed is not None
     assert Layout.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed and packed.packed
 
 
@@ -91,6 +93,7 @@ GOOD = json.loads(
             positions={"reader": 1},
             dense_cost=99,
             parameters={"scale": (1, 4)},
+            left=(Left(kind="heads", units=4, kept=3, first="layer.0", last="layer.0"),),
         ).to_dict()
     )
 )
@@ -123,6 +126,9 @@ BAD = [
     (("modules", "form", "form", "scatter"), None),
     (("modules", "form", "form", "inputs"), 2**31),
     (("modules", "bn", "follower", "channels"), True),
+    (("left", 0, "kept"), 5),
+    (("left", 0, "kind"), "bundles"),
+    (("left", 0, "first"), None),
     (("groups",), None),
     (("groups", 0, "kind"), "bundles"),
     (("groups", 0, "kind"), None),
@@ -165,7 +171,9 @@ def test_anything_that_was_never_written_is_refused(path, value):
         Layout.from_dict(data)
 
 
-@pytest.mark.parametrize("field", sorted(GOOD.keys() - {"parameters"}))  # which are written where there are some
+@pytest.mark.parametrize(
+    "field", sorted(GOOD.keys() - {"parameters", "left"})
+)  # which are written where there are some
 def test_a_missing_field_is_refused(field):
     with pytest.raises(CheckpointError):
         Layout.from_dict({key: value for key, value in GOOD.items() if key != field})

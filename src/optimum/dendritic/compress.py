@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .distributed.dtensor import refuse_sharded, reshard
 from .errors import DendriticError
 from .inspection.describe import dense_layers, summary
+from .inspection.groups import left_in
 from .layout.layout import Layout
 from .layout.records import Follower, Form, Group, Record, Recurrent
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, channels_of
@@ -100,6 +101,7 @@ def _compress_(
             f"Nothing of {type(model).__name__} was pruned, so packing leaves it as large as it was. "
             "Call update_(model, sparsity) first, as a training or prune_ does."
         )
+    left = left_in(model, layout, layers)
     with quiet(model):
         packed, replaced = _pack_verified_(model, layout, layers, inputs)
     for name, old in replaced.items():
@@ -110,7 +112,7 @@ def _compress_(
         for name, module in packed.modules.items()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
-    cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed}
+    cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed, "left": left}
     set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, **cut))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)

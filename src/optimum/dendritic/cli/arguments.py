@@ -71,7 +71,9 @@ def show(parser: ArgumentParser) -> None:
         "a plain smaller layer, gathers its inputs, scatters its outputs, or was never touched."
     )
     _add_model(parser, runs=False)
-    parser.add_argument("--figure", metavar="FILE", help="Also draw the map into this .png, .svg or .pdf file.")
+    parser.add_argument(
+        "--figure", metavar="FILE", help="Also draw it, and what is left of each group of units, as .png, .svg or .pdf."
+    )
 
 
 def export(parser: ArgumentParser) -> None:

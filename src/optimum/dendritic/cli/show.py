@@ -1,4 +1,4 @@
-"""`optimum-cli dendritic show`: the density map of a model in the terminal, and as a figure."""
+"""`optimum-cli dendritic show`: the density map of a model in the terminal, and with its groups as a figure."""
 
 import os
 import shutil

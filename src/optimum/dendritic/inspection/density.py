@@ -5,7 +5,7 @@ that packing has cut, the tensor itself is narrower: the number of places is kno
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..errors import invalid
 from ..functional.selection import total_cost
 from ..layout.layout import Layout
-from ..layout.records import Follower
+from ..layout.records import Follower, Left
 from ..nn import (
     DendriticLayer,
     PackedLayer,
@@ -31,6 +31,7 @@ from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, gates_in, kept_in, layers_in, layout_of, split_stacks
 from ..structure.rest_costs import costs_of_rest
 from .describe import DENSE, described
+from .groups import groups_left
 
 DENSE_REMEDY = "Pass dense=, the model before it was pruned."
 
@@ -93,6 +94,7 @@ class Density:
         untouched: Names of other layers that multiply by a weight.
         parameters: Parameters of the whole model at present.
         dense_parameters: Parameters of the whole model before it was pruned.
+        groups: How much is left of each group of units, as far as the layout tells.
     """
 
     model: str
@@ -101,6 +103,7 @@ class Density:
     untouched: tuple[str, ...]
     parameters: int
     dense_parameters: int
+    groups: tuple[Left, ...] = ()
 
     def target_parameters(self) -> tuple[int, int]:
         """Parameters of the touched layers, at present and before they were pruned."""
@@ -124,6 +127,7 @@ class Density:
                 for layer in self.layers
             },
             "untouched": list(self.untouched),
+            "groups": [asdict(each) for each in self.groups],
         }
 
 
@@ -141,8 +145,9 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
     words = described(model, {} if layout is None else layout.modules)
     if layout is None:
         total = _parameters(model)
-        counts = {"parameters": total, "dense_parameters": total}
-        return Density(model=kind, packed=False, layers=(), untouched=tuple(words), **counts)
+        return Density(
+            model=kind, packed=False, layers=(), untouched=tuple(words), parameters=total, dense_parameters=total
+        )
     if layout.packed:
         dense = _dense(model) if dense is None else dense
         layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
@@ -163,8 +168,15 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         total -= _lost_besides(model, layout, layers)
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
-    counts = {"parameters": total, "dense_parameters": dense_total}
-    return Density(model=kind, packed=layout.packed, layers=tuple(found), untouched=untouched, **counts)
+    return Density(
+        model=kind,
+        packed=layout.packed,
+        layers=tuple(found),
+        untouched=untouched,
+        parameters=total,
+        dense_parameters=dense_total,
+        groups=groups_left(model),
+    )
 
 
 def _dense(model: nn.Module) -> nn.Module:

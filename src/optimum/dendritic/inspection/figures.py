@@ -1,4 +1,4 @@
-"""The density map as a figure: which inputs and outputs of each layer are left, and what part of its parameters.
+"""What is left of a model as a figure: its groups of units, then which inputs and outputs of each layer are left.
 
 Matplotlib is imported when a figure is drawn; it comes with the extra `plots`.
 """
@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from .density import Density, LayerDensity, Side, density
+from .group_figure import GONE, draw_groups, size_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
-GONE, KEPT, COUNTED = "#e4e7eb", "#1d4e89", "#e9b04f"
+KEPT, COUNTED = "#1d4e89", "#e9b04f"
 COLUMNS = 384  # of a strip; wider sides are averaged, so that a column shows the share of its places
 ROW, LEAST_ROW, TALLEST = 0.19, 0.06, 22.0  # inches
 LABELLED = 110  # with more layers than this only the first of each block has its name
 
 
 def density_figure(model: nn.Module | Density) -> "Figure":
-    """The density map of an injected or packed model: a row for each layer, its inputs, outputs and parameters.
+    """What is left of an injected or packed model: above, its groups of units; below, the density map with a row for
+    each layer, its inputs, outputs and parameters.
 
     Args:
         model: the model, or its `density`.
@@ -44,8 +46,13 @@ def density_figure(model: nn.Module | Density) -> "Figure":
     rows = len(found.layers)
     row = max(LEAST_ROW, min(ROW, TALLEST / rows))
     names = short_names([layer.name for layer in found.layers])
-    figure = Figure(figsize=(11.5, row * rows + 1.6), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True, width_ratios=[5, 5, 2])
+    above = size_of(found.groups)[1]
+    figure = Figure(figsize=(11.5, above + row * rows + 1.6), layout="constrained")
+    below: FigureBase = figure
+    if found.groups:
+        (top,), (below,) = figure.subfigures(2, 1, height_ratios=[above, row * rows + 1.6], squeeze=False)
+        draw_groups(top, found.groups)
+    panels = below.subplots(1, 3, sharey=True, width_ratios=[5, 5, 2])
     size = min(7.0, 72 * row * 0.62)
     edges = [i for i in range(1, rows) if block(found.layers[i].name) != block(found.layers[i - 1].name)]
     _strips(panels[0], "inputs that it reads", [layer.inputs for layer in found.layers], size)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import DendriticConfig
 from ..errors import CheckpointError, DendriticError, invalid
-from .records import Dial, Follower, Form, Group, Record, Recurrent, Segments, Stack
+from .records import Dial, Follower, Form, Group, Left, Record, Recurrent, Segments, Stack
 from .strict_json import REMEDY, bad, only, read
 from .times import Times
 
@@ -46,6 +46,7 @@ class Layout:
         times: The measured table, where the config's target is a time; none once the model is packed.
         allowed: What the packed model may cost where the config's target is another one than `sparsity`, in the units
             of `dense_cost`; else 0.
+        left: How much was left of each group when the model was packed; nothing of the model depends on it.
     """
 
     config: DendriticConfig
@@ -58,6 +59,7 @@ class Layout:
     numbers: dict[str, int] = field(default_factory=dict)
     allowed: int = 0
     times: Times | None = None
+    left: tuple[Left, ...] = ()
 
     @property
     def packed(self) -> bool:
@@ -86,7 +88,8 @@ class Layout:
         numbers = {"numbers": dict(self.numbers)} if self.numbers else {}
         allowed: dict[str, Any] = {"allowed": self.allowed} if self.allowed else {}
         allowed |= {"times": dataclasses.asdict(self.times)} if self.times is not None else {}
-        return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers | allowed
+        left = {"left": [dataclasses.asdict(each) for each in self.left]} if self.left else {}
+        return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers | allowed | left
 
     @classmethod
     def from_dict(cls, data: Any) -> "Layout":
@@ -118,6 +121,7 @@ class Layout:
             numbers=read(dict[str, int], fields["numbers"], "numbers"),
             allowed=fields["allowed"],
             times=None if fields["times"] is None else read(Times, fields["times"], "times"),
+            left=read(tuple[Left, ...], fields["left"], "left"),
         )
 
 
@@ -125,7 +129,7 @@ def _with_defaults(data: Any) -> Any:
     """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
     if not isinstance(data, dict):
         return data
-    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0, "times": None}
+    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0, "times": None, "left": []}
     absent |= {"groups": []} if data.get("bundles") == [] else {}
     return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 

@@ -6,6 +6,7 @@ scored earlier is read back from it, for the weights that it was measured on and
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
         }
         for layer in found.layers
     }
-    return compression | {"removed": 1 - left / dense, "layers": layers}
+    groups = {"groups": [asdict(each) for each in found.groups]} if found.groups else {}
+    return compression | {"removed": 1 - left / dense, "layers": layers} | groups
 
 
 def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | None:

@@ -1,16 +1,18 @@
-"""The figures of a card: what is left of each layer, the run, and the scores against what was removed.
+"""The figures of a card: what is left of each group or layer, the run, and the scores against what was removed.
 
 They are drawn from the content of `efficiency.json` alone. matplotlib is imported here and not before; a figure whose
 numbers are not known is not drawn.
 """
 
-import re
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from ...inspection.group_figure import draw_groups, size_of
+from ...inspection.layer_map import draw_layers
+from ...layout.records import Left
 from ...schedules import PHASES
 from .escape import shown
 
@@ -53,42 +55,20 @@ def _label(name: object) -> str:
 
 
 def _density(figure: "Figure", record: Mapping[str, Any]) -> bool:
-    """A map of depth by kind of layer where layers repeat, else one bar for each layer."""
-    layers = record.get("compression", {}).get("layers", {})
-    kept = {name: 100 * layer["kept"] for name, layer in layers.items()}
+    """What is left of each group of units where that is known; else a map of depth by kind of layer where layers
+    repeat, else one bar for each layer."""
+    compression = record.get("compression", {})
+    groups = [Left(**group) for group in compression.get("groups", [])]
+    if groups:
+        figure.set_size_inches(*size_of(groups))
+        draw_groups(figure, groups)
+        return True
+    kept = {name: 100 * layer["kept"] for name, layer in compression.get("layers", {}).items()}
     if not kept:
         return False
-    kinds, depths = _grid(kept)
-    if len(depths) < 2 or 2 * len(kept) < len(kinds) * len(depths):
-        _bars(figure, kept)
-        return True
-    cells = [[kinds[kind].get(depth, float("nan")) for depth in depths] for kind in kinds]
-    figure.set_size_inches(max(7.0, 3.5 + 0.45 * len(depths)), 1.6 + 0.32 * len(kinds))
-    axes = figure.subplots()
-    image = axes.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(depths)), list(map(_label, depths)))
-    axes.set_yticks(range(len(kinds)), list(map(_label, kinds)))
-    axes.set(xlabel="block", title="What is left of each layer")
-    for row, line in enumerate(cells):
-        for column, value in enumerate(line):
-            if value == value and len(depths) <= 16:
-                colour = "black" if value > 60 else "white"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize="small")
-    figure.colorbar(image, label="% of the parameters left")
+    figure.suptitle("What is left of each layer")
+    draw_layers(figure, {_label(name): share for name, share in kept.items()})
     return True
-
-
-def _bars(figure: "Figure", kept: dict[str, float]) -> None:
-    figure.set_size_inches(7, min(18.0, 1.2 + 0.28 * len(kept)))
-    axes = figure.subplots()
-    bars = axes.barh(range(len(kept)), list(kept.values()), color=COLOURS["loss"])
-    axes.set_yticks(range(len(kept)), list(map(_label, _short(list(kept)))))
-    axes.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
-    axes.invert_yaxis()
-    axes.set(
-        title="What is left of each layer", xlabel="% of the parameters left", xlim=(0, max(108.0, *kept.values()))
-    )
-    axes.grid(alpha=0.3, axis="x")
 
 
 def _training(figure: "Figure", record: Mapping[str, Any]) -> bool:
@@ -98,6 +78,7 @@ def _training(figure: "Figure", record: Mapping[str, Any]) -> bool:
     if len(points) < LEAST_POINTS:
         return False
     figure.set_size_inches(7, 5)
+    figure.suptitle("The training")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = [point["step"] for point in points]
     above.plot(steps, [point["loss"] for point in points], color=COLOURS["loss"], marker=_marker(steps))
@@ -142,30 +123,6 @@ def _evaluations(figure: "Figure", record: Mapping[str, Any]) -> bool:
     axes.margins(x=0.12, y=0.15)
     axes.grid(alpha=0.3)
     return True
-
-
-def _grid(kept: dict[str, float]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Kind -> number of the block -> % left, and all numbers: names are cut at their first number.
-
-    >>> _grid({"a.layer.0.query": 50.0, "a.layer.1.query": 25.0, "a.layer.0.key": 75.0})
-    ({'query': {'0': 50.0, '1': 25.0}, 'key': {'0': 75.0}}, ['0', '1'])
-    """
-    kinds: dict[str, dict[str, float]] = {}
-    for name, value in kept.items():
-        head, number, tail = re.fullmatch(r"(.*?)(?:\.(\d+)(\..*)?)?", name).groups()  # type: ignore[union-attr]
-        kind = name if number is None else (tail or head).strip(".")
-        kinds.setdefault(kind, {})[number or "0"] = value
-    depths = sorted({depth for row in kinds.values() for depth in row}, key=int)
-    return kinds, depths
-
-
-def _short(names: list[str]) -> list[str]:
-    """Names without the modules that they all share."""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while len(names) > 1 and len({tuple(part[: shared + 1]) for part in parts}) == 1:
-        shared += 1
-    return [".".join(part[shared:]) or name for part, name in zip(parts, names, strict=True)]
 
 
 def _marker(steps: list[int]) -> str | None:
