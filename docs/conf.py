@@ -59,7 +59,7 @@ def make_command_line() -> None:
 
 def make_api() -> None:
     """Write the reference of every public name: what `optimum.dendritic` exports, then what its table lists."""
-    tree = ast.parse((ROOT / "src/optimum/dendritic/__init__.py").read_text())
+    tree = ast.parse((ROOT / "src/optimum/dendritic/__init__.pyi").read_text())
     exported = sorted(a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names)
     table = (DOCS / "reference/api.md").read_text().partition("<!-- public -->")[2].partition("<!-- /public -->")[0]
     modules = {"optimum.dendritic": exported}

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -79,8 +81,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))  # those in examples/benchma
 
 
 def exports() -> list[tuple[str, str | None]]:
-    """(name, the name it is re-exported as) of every import in `__init__.py`."""
-    tree = ast.parse(Path(optimum.dendritic.__file__).read_text())
+    """(name, the name it is re-exported as) of every import in `__init__.pyi`."""
+    tree = ast.parse(Path(optimum.dendritic.__file__).with_suffix(".pyi").read_text())
     return [
         (alias.name, alias.asname) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
     ]
@@ -89,6 +91,12 @@ def exports() -> list[tuple[str, str | None]]:
 def test_exactly_the_public_names_are_exported_explicitly():
     assert sorted(name for name, _ in exports()) == PUBLIC
     assert every(name == exported for name, exported in exports())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, optimum.dendritic; print({'torch', 'transformers', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def imports(code: str) -> Iterator[tuple[str, str]]:

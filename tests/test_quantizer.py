@@ -356,7 +356,7 @@ def test_a_transformers_that_cannot_sort_gates_is_named(monkeypatch, tmp_path):
     """A stand-in for the sorting of transformers 5.0, which `.ci/transformers-5.0` runs for real."""
     saved(tmp_path, "bert", "injected", native=True, sparsity=0.3)
     by_parts = lambda key: [int(part) if part.isdigit() else part for part in key.split(".")]  # noqa: E731
-    monkeypatch.setattr("optimum.dendritic.huggingface.checkpoint.loader.dot_natural_key", by_parts)
+    monkeypatch.setattr("optimum.dendritic.huggingface.checkpoint.rebuild.dot_natural_key", by_parts)
     with pytest.raises(CheckpointError, match="transformers = .* cannot load .* native"):
         BertForSequenceClassification.from_pretrained(tmp_path)
 

@@ -10,7 +10,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, PreTrainedM
 
 from optimum.dendritic import CheckpointError, DendriticError
 from optimum.dendritic.huggingface.checkpoint.auto_class import load
-from optimum.dendritic.huggingface.checkpoint.loader import check_saved
+from optimum.dendritic.huggingface.checkpoint.rebuild import check_saved
 from optimum.dendritic.huggingface.checkpoint.save import STUB, check_remote_code, save
 
 

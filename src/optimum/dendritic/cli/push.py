@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from ..huggingface import push_to_hub
+from ..huggingface.hub.push import push_to_hub
 from .loading import import_modules, load_model, processor_beside, write_json
 
 

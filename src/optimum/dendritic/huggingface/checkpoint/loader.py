@@ -2,31 +2,21 @@
 
 `register_quantizer` is the public interface of transformers for checkpoints whose modules are not the stock ones.
 Nothing is quantized: once the weights are in, the model is an ordinary one, so that half, float, Trainer and
-save_pretrained behave. All that depends on how transformers loads is in this file and in `key_mapping`.
+save_pretrained behave. What it does with a model is in `rebuild`, which is imported when there is one, because
+transformers reads its registry before it has defined models.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.core_model_loading import dot_natural_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ...errors import CheckpointError, invalid
+from ...errors import invalid
 from ...layout.layout import METHOD, METHODS, Layout
-from ...layout.strict_json import bad
-from ...state import gates_in, layers_in, layout_of, set_layout
-from ...unofficial import forget_quantized_, is_dispatched, is_loaded
-from .build import put_in, renamed, with_cost
-from .complete import check_complete, check_config
-from .key_mapping import renames, resolver, tied_keys
-from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
 
 class DendriticLayoutConfig(QuantizationConfigMixin):
@@ -80,84 +70,21 @@ class DendriticLoader(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype, *args)
 
     def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, *args: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: Any, *args: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
-        check_config(model.config)
-        with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
-            stored = read_headers(checkpoint_files or ())
-            self.layout = renamed(self.recorded, resolver(model, {entry.key for entry in stored}))
-            put_in(model, self.layout)
-            self.expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-            if checkpoint_files is not None:
-                found, fused = sort_by_name(stored, renames(model, self.expected))
-                check_files(self.layout, self.expected, found, fused, tied_keys(model))
-                check_complete(model, self.expected, found.keys() | fused)
-                _check_sortable(entry.key for entry in stored)
-            # last: its costs are computed from masks as large as the layout says, which the files now bear out
-            whole = len(self.layout.modules) == len(self.recorded.modules)
-            self.layout = with_cost(model, self.layout, trusted=whole, tied=tied_keys(model))
+        from .rebuild import put_in_recorded
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        self.layout, self.expected = put_in_recorded(model, self.recorded, checkpoint_files)
+
+    def _process_model_after_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Check the tensors in memory, since those of `state_dict=` are in no file, and leave an ordinary model."""
-        check_kinds(self.expected, model.state_dict())
-        for name, record in self.layout.modules.items():
-            module = model.get_submodule(name)
-            tensors = {key: tensor for key, tensor in module.state_dict(keep_vars=True).items() if not tensor.is_meta}
-            if not is_dispatched(module):  # accelerate's dispatch makes new tensors without the mark
-                _check_loaded(name, tensors)
-            check_values(name, record, {key: tensors[key].cpu() for key in BOOKKEEPING if key in tensors})
-            _copy_empty(tensors)
-        if self.layout.modules and not self.layout.packed:
-            for name, gates in gates_in(model, self.layout, layers_in(model, self.layout)).items():
-                check_mask(name, gates, gates.dendrite_mask, gates.segmented())
-        for part in model.modules():
-            if isinstance(part, PreTrainedModel):
-                forget_quantized_(part.config)
+        from .rebuild import check_loaded, make_ordinary
+
+        check_loaded(model, self.layout, self.expected)
         self.remove_quantization_config(model)
-        if self.layout.modules:  # else only the head was compressed, and this model is the dense body
-            set_layout(model, self.layout)
+        make_ordinary(model, self.layout)
         return model
-
-
-def check_saved(model: PreTrainedModel, folder: Path) -> None:
-    """Check the files that `model` was saved as by the loader's rules.
-
-    The files of a stock model, and of one of native form, are not checked, because the loader does not read them.
-
-    Raises:
-        CheckpointError: `from_pretrained` would refuse the folder.
-    """
-    layout = layout_of(model)
-    if layout is not None and not (layout.packed and layout.config.native):
-        expected = model.state_dict()
-        stored = read_headers(str(file) for file in sorted(folder.glob("model*.safetensors")))
-        found, fused = sort_by_name(stored, renames(model, expected))
-        check_files(layout, expected, found, fused, tied_keys(model))
-
-
-def _check_sortable(keys: Iterable[str]) -> None:
-    """Refuse keys that early versions of transformers 5 cannot sort: they compare the parts `0` and `dendrite_gate`."""
-    try:
-        sorted(keys, key=dot_natural_key)
-    except TypeError as error:
-        rule = "cannot load a checkpoint from the middle of a native compression"
-        remedy = "Upgrade transformers, or resume the training in a Trainer."
-        raise invalid("transformers", transformers.__version__, rule, remedy, CheckpointError) from error
-
-
-def _check_loaded(name: str, tensors: Mapping[str, Tensor]) -> None:
-    for key, tensor in tensors.items():
-        if not is_loaded(tensor):
-            raise bad(f"{name}.{key}", "missing", "must be among the tensors that are loaded")
-
-
-def _copy_empty(tensors: Mapping[str, Tensor]) -> None:
-    """Copy empty tensors: in a mapped file they have the address of the next tensor, and `torch.save` refuses two
-    dtypes at one address."""
-    for tensor in tensors.values():
-        if not tensor.numel():
-            tensor.data = tensor.data.clone()
 
 
 for method in METHODS:

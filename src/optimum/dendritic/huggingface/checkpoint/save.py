@@ -12,7 +12,7 @@ from ...state import layout_of
 from ...unofficial import classes_of
 from .auto_class import auto_class_for
 from .dormant import save_dormant
-from .loader import check_saved
+from .rebuild import check_saved
 
 STUB = "loading_dendritic.py"
 STUB_TEXT = '''"""Lets `trust_remote_code=True` load this model: it imports the loader."""
