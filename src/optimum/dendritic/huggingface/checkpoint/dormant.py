@@ -26,12 +26,12 @@ from ...functional.dormant import LEVELS, inside
 from ...layout.layout import LARGEST, Layout
 from ...layout.records import Record
 from ...layout.strict_json import bad, only
-from ...nn.dormant import Dormant, Grid, attach_, dormant_of, holds
+from ...nn.dormant import Dormant, attach_, dormant_of, holds
 from ...process_state import alone
 from ...state import layout_of, set_layout
-from ...unofficial import tensors_in
 from .build import put_in
-from .tensors import BOOKKEEPING, FLOATING, NAMES, ascending, check_values, read_headers
+from .dormant_tensors import fill_
+from .tensors import BOOKKEEPING, FLOATING, NAMES, check_values, read_headers
 
 FILE, KEY, VERSION = "dormant.safetensors", "dendritic_dormant", 1
 FIELDS = {"version", "layout", "segment_size", "core", "dtype"}
@@ -124,7 +124,7 @@ def load_dormant_(
         raise bad("layout", "injected", "must be that of a packed model")
     awake = _skeleton(model, layout)
     tensors = load_file(path)
-    grids = _fill_(awake, model, tensors)
+    grids = fill_(awake, model, tensors)
     if fields["dtype"] == str(model.dtype) and fields["core"] != _digest(model.state_dict(), list(grids)):
         raise bad(FILE, fields["core"][:12], "belongs to another core: the model was trained or replaced since")
     for name, record in layout.modules.items():
@@ -170,69 +170,6 @@ def _skeleton(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
         raise bad("layout.modules", missing[0], f"must be a module of {type(model).__name__}")
     put_in(awake, layout)
     return awake
-
-
-@torch.no_grad()
-def _fill_(awake: nn.Module, core: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Grid]:
-    """Put the tensors of the file, and where it has none those of the core, into the skeleton. Returns the grids."""
-    theirs, grids, made = dict(core.named_modules()), dict[str, Grid](), dict[int, Any]()
-    used = {name for name in tensors if "#" in name}
-    for prefix, module in awake.named_modules():
-        shared = tensors_in(theirs[prefix]) if prefix in theirs else ({}, {})
-        for registry, other in zip(tensors_in(module), shared, strict=True):
-            for key, empty in registry.items():
-                name = f"{prefix}.{key}" if prefix else key
-                if empty is None:
-                    continue
-                if id(empty) in made and name not in tensors:
-                    registry[key] = made[id(empty)]
-                    continue
-                known, grid = other.get(key), _grid(name, tensors)
-                if grid is not None:
-                    if name not in tensors:
-                        raise bad(name, "missing", "must be in the file beside its grid")
-                    grids[name] = grid
-                    value = _merged(name, tensors[name], known, grid, empty)
-                elif name in tensors:
-                    value = tensors[name]
-                else:
-                    value = known
-                if value is None or tuple(value.shape) != tuple(empty.shape):
-                    found = None if value is None else tuple(value.shape)
-                    raise bad(name, found, f"must have the shape {tuple(empty.shape)} that its layout records")
-                if value.is_floating_point() != empty.is_floating_point():
-                    raise bad(name, value.dtype, f"must have the dtype {empty.dtype}")
-                if value is not known:
-                    used.add(name)
-                    moved = value.to(core.device, core.dtype if value.is_floating_point() else value.dtype)
-                    value = nn.Parameter(moved, False) if isinstance(empty, nn.Parameter) else moved
-                registry[key] = made[id(empty)] = value
-    if tensors.keys() - used:
-        raise bad(sorted(tensors.keys() - used)[0], "unknown", "is not a tensor of the awake model")
-    return grids
-
-
-def _grid(name: str, tensors: Mapping[str, Tensor]) -> Grid | None:
-    axes = []
-    while f"{name}#{len(axes)}" in tensors:
-        axes.append(tensors[f"{name}#{len(axes)}"])
-    return tuple(axes) or None
-
-
-def _merged(name: str, rest: Tensor, core: Tensor | None, grid: Grid, empty: Tensor) -> Tensor:
-    """A tensor of the awake model from what the core has of it and the rest."""
-    if core is None or core.dim() != empty.dim() or len(grid) > empty.dim():
-        raise bad(name, len(grid), "must be a tensor of the core, too, with an axis for each of its grids")
-    for axis, entries in enumerate(grid):
-        fits = entries.dtype == torch.int64 and entries.shape == core.shape[axis : axis + 1]
-        if not fits or not ascending(entries, empty.shape[axis]):
-            raise bad(f"{name}#{axis}", tuple(entries.shape), f"must ascend strictly within [0, {empty.shape[axis]})")
-    if core.shape[len(grid) :] != empty.shape[len(grid) :] or rest.shape != (empty.numel() - core.numel(),):
-        raise bad(name, tuple(rest.shape), "must be all that the core does not have")
-    on, core = inside(empty.shape, grid), core.detach().cpu()
-    full = torch.empty(empty.shape, dtype=core.dtype)
-    full[on], full[~on] = core.flatten(), rest.to(core.dtype)
-    return full
 
 
 def _check(name: str, record: Record, module: nn.Module) -> None:

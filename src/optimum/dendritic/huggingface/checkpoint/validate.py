@@ -11,7 +11,7 @@ from torch import nn
 
 from ...functional.importance import IMPORTANCE
 from ...layout.layout import Layout
-from ...layout.records import Dial, Follower, Form, Group, Member, Record, Recurrent, Segments, Stack
+from ...layout.records import Dial, Follower, Form, Record, Recurrent, Segments, Stack
 from ...nn import (
     RecurrentLayer,
     WeightLayer,
@@ -24,6 +24,7 @@ from ...nn import (
     weight_layer,
     widths,
 )
+from .validate_groups import group_faults, number_faults
 
 Fault = tuple[str, object, str]
 
@@ -42,7 +43,7 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
         for rule in _parameter_faults(model, name, shape):
             yield f"parameters.{name}", shape, rule
     for path, value in layout.numbers.items():
-        for rule in _number_faults(model, path, value):
+        for rule in number_faults(model, path, value):
             yield f"numbers.{path}", value, rule
     if all(injected) and (layout.parameters or layout.numbers):
         yield "parameters", sorted([*layout.parameters, *layout.numbers]), "an injected model has them in full"
@@ -59,7 +60,7 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
         if len(ends) != len(set(ends)):
             yield "groups", ends, f"no two groups may have {side} in common"
     for i, group in enumerate(layout.groups):
-        for rule in _group_faults(model, layout, group):
+        for rule in group_faults(model, layout, group):
             yield f"groups[{i}]", group.host, rule
     masked = {group.host for group in layout.groups if group.cut}
     for name, record in layout.modules.items():
@@ -160,14 +161,6 @@ def _parameter_faults(model: nn.Module, name: str, shape: tuple[int, ...]) -> It
         yield f"is not a part of a parameter of {type(model).__name__}"
 
 
-def _number_faults(model: nn.Module, path: str, value: int) -> Iterator[str]:
-    owner, _, name = path.rpartition(".")
-    module = dict(model.named_modules()).get(owner)
-    stock = None if module is None or name.startswith("_") else vars(module).get(name)
-    if type(stock) is not int or not 0 < value <= stock:
-        yield f"must be at least 1 and at most what a {type(module).__name__} has there: {stock}"
-
-
 def _time_faults(layout: Layout, called: set[str]) -> Iterator[tuple[str, object, str]]:
     """What is wrong with the measured times."""
     if layout.packed or layout.config.counted != "time":
@@ -178,62 +171,6 @@ def _time_faults(layout: Layout, called: set[str]) -> Iterator[tuple[str, object
         yield "times", layout.times, "must be given of the layers that are called, one to each target"
     elif not layout.times.units.keys() <= {group.host for group in layout.groups if group.cut}:
         yield "times.units", sorted(layout.times.units), "must be of groups that are cut"
-
-
-def _group_faults(model: nn.Module, layout: Layout, group: Group) -> Iterator[str]:
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    if any(member.name not in modules for member in group.members):
-        yield "its members must be modules of the model"
-    ends = {member.name: modules[member.name] for member in (*group.producers, *group.consumers)}
-    tables = {name for name, module in ends.items() if isinstance(module, nn.Embedding)}
-    if not all(is_weight_layer(module) for name, module in ends.items() if name not in tables):
-        yield "its producers and consumers must be layers of one weight, or embeddings that produce"
-    if not group.producers or tables & {member.name for member in group.consumers}:
-        yield "must be fed by layers or embeddings"
-    if len({member.name for member in group.producers}) != len(group.producers):
-        yield "no producer may be named twice"
-    host = layout.modules.get(group.host)
-    if not isinstance(host, Segments):
-        yield "its first consumer must be a recorded layer"
-        return
-    if host.sprout or (group.cut and (host.arbors, host.segments) != (1, group.units)):
-        yield f"its first consumer must have one arbor, {group.units} segments and no sprout"
-    if not group.cut and (len(group.consumers) > 1 or group.parameters or tables):
-        yield "a group of several consumers, embeddings or parameters must be cut"
-    for member in group.consumers[1:]:
-        record = layout.modules.get(member.name)
-        if isinstance(record, Segments) and record.segments:
-            yield f"{member.name} must have no segments of its own"
-    for number in group.numbers:
-        path = f"{number.module}.{number.name}"
-        yield from _number_faults(model, path, number.value)
-        if number.value % group.units or number.value != vars(modules[number.module])[number.name]:
-            yield f"{path} must be the stock number, a multiple of {group.units}"
-    read: set[int] = set()
-    for member in group.consumers:
-        inputs = widths(weight_layer(model, member.name))[0]
-        yield from _run_faults(member, inputs, group.units)
-        read |= {unit for run in member.runs for unit in range(run.unit, min(run.unit + run.count, group.units))}
-    if len(read) != group.units:
-        yield f"each of its {group.units} units must be read"
-    for member in group.producers:
-        module = modules[member.name]
-        channels = (
-            module.embedding_dim if isinstance(module, nn.Embedding) else widths(weight_layer(model, member.name))[1]
-        )
-        yield from _run_faults(member, channels, group.units)
-    for member in group.passers:
-        if channels_of(modules[member.name]) is None:
-            yield f"the passer {member.name} has nothing for each channel"
-        yield from _run_faults(member, channels_of(modules[member.name]) or 0, group.units)
-        if member.axis > 8:
-            yield f"{member.name} has its channels at no axis of a tensor"
-    for member in group.parameters:
-        parameter = parameters.get(member.name)
-        if parameter is None or member.axis >= parameter.dim():
-            yield f"{member.name} must be a parameter with the axis {member.axis}"
-            return
-        yield from _run_faults(member, parameter.shape[member.axis], group.units)
 
 
 def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
@@ -250,14 +187,3 @@ def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
         yield "must name fields of the config, and members of equally many units"
     if any(not below < count <= max(sizes) for below, count in zip((0, *dial.counts), dial.counts, strict=False)):
         yield f"counts must ascend within {sizes}"
-
-
-def _run_faults(member: Member, length: int, units: int) -> Iterator[str]:
-    start = 0
-    if not member.runs:
-        yield f"{member.name} has no run"
-    for run in member.runs:
-        end = run.start + run.count * run.size
-        if not start <= run.start or end > length or run.unit + run.count > units:
-            yield f"{run} of {member.name} must ascend within {length} indices and {units} units"
-        start = end
