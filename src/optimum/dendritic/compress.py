@@ -16,9 +16,10 @@ from .inspection.groups import left_in
 from .layout.layout import Layout
 from .layout.records import Follower, Form, Group, Record, Recurrent
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, channels_of
-from .nn.dormant import Dormant, attach_, holding
+from .nn.dormant import Dormant, holding
 from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record
 from .nn.surgery import replace_
+from .nn.waking import attach_
 from .sizes import entries_left, masks_at, narrowed
 from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
 from .stock_config.convert import native_

@@ -12,7 +12,8 @@ from transformers.utils import logging
 from .efficiency.evaluation_mode import evaluation_mode
 from .errors import invalid
 from .functional.dormant import margins, pack_norms, quantiles, threshold
-from .nn.dormant import MODES, Dormant, asleep, dormant_of, in_rows, logits_of, packs_of
+from .nn.dormant import Dormant, dormant_of, packs_of
+from .nn.waking import MODES, asleep, in_rows, logits_of
 from .structure.labelled_batches import as_batches, on_device
 from .structure.probing import quiet
 

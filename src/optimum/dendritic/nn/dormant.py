@@ -6,24 +6,19 @@ which the core is unsure, or as packs of the layers that gather their inputs, fo
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..efficiency.wakeful import ATTRIBUTE, Wakeful
 from ..errors import invalid
-from ..functional.dormant import MOST_PACKS, add_packs_, inside, margins
-from ..unofficial import convolve, tensors_in
+from ..functional.dormant import MOST_PACKS, inside
+from ..unofficial import tensors_in
 from .packed import PackedLayer
 from .weight import WeightLayer, widths
 
-MODES = ("doubt", "rows")
 Grid = tuple[Tensor, ...]  # for each axis of a tensor of the awake model the ascending entries that the core has, too
 
 
@@ -51,7 +46,7 @@ class Dormant(Wakeful):
         segment_size: About how many inputs of a layer belong together.
         margins: Quantiles of how sure the core was in calibration; None before it.
         norms: Those of the norms of each pack, by the name of the layer.
-        by: How it wakes, one of `MODES`.
+        by: How it wakes, one of `MODES` of `waking.py`.
         threshold: The margin below which an input wakes the whole model.
         packs: The packs of the layers that have some, by name; empty unless that is `"rows"`.
     """
@@ -124,15 +119,6 @@ def holds(core: Tensor, awake: Tensor, grid: Grid) -> bool:
     return part.numel() == core.numel() and torch.equal(part, core.flatten())
 
 
-def attach_(model: nn.Module, dormant: Dormant) -> None:
-    """Give a packed model what is dormant; until a rate is set, it sleeps."""
-    dormant.share_(model)
-    vars(model)[ATTRIBUTE] = dormant
-    model.register_forward_hook(_wake_on_doubt, with_kwargs=True)
-    for name in packable(model, dormant):
-        model.get_submodule(name).register_forward_hook(partial(_wake_rows, dormant, name))
-
-
 def dormant_of(model: nn.Module) -> Dormant:
     """What is dormant in a packed model. Raises `DendriticError` where that is nothing."""
     found = vars(model).get(ATTRIBUTE)
@@ -140,20 +126,6 @@ def dormant_of(model: nn.Module) -> Dormant:
         remedy = "Compress it with DendriticConfig(dormant=...), or load what was saved with load_dormant_(model, …)."
         raise invalid("model", type(model).__name__, "has nothing dormant", remedy)
     return found
-
-
-@contextmanager
-def asleep(model: nn.Module) -> Iterator[None]:
-    """The model as its core, while the context lasts."""
-    dormant: Dormant | None = vars(model).get(ATTRIBUTE)
-    before = None if dormant is None else (dormant.by, dormant.threshold, dormant.packs)
-    try:
-        if dormant is not None:
-            dormant.by, dormant.threshold, dormant.packs = "doubt", -float("inf"), {}
-        yield
-    finally:
-        if dormant is not None and before is not None:
-            dormant.by, dormant.threshold, dormant.packs = before
 
 
 def packable(model: nn.Module, dormant: Dormant) -> dict[str, tuple[Grid, Int[Tensor, " dormant"]]]:
@@ -197,79 +169,6 @@ def packs_of(model: nn.Module, dormant: Dormant) -> dict[str, Packs]:
         inputs = [part.to(device) if index is None else index[0][part.to(device)] for part in parts]
         found[name] = Packs(inputs, weights, dormant.norms.get(name))
     return found
-
-
-def in_rows(layer: nn.Module, tensor: Tensor) -> Tensor:
-    """A tensor that a layer reads or makes, a row for each token or image: `[rows, channels, *positions]`."""
-    return tensor if isinstance(layer, nn.Conv2d) else tensor.reshape(-1, tensor.shape[-1])
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """What a classifier answers, `[samples, classes]`.
-
-    Raises:
-        DendriticError: the outputs are not logits of at least two classes for each sample.
-    """
-    logits = outputs if isinstance(outputs, Tensor) else outputs.get("logits") if isinstance(outputs, Mapping) else None
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-        found = type(outputs).__name__ if logits is None else tuple(logits.shape)
-        rule = "are not logits of at least two classes for each sample, so that no doubt can be read of them"
-        raise invalid("outputs", found, rule, 'Wake by="rows", or leave the rate at 0.')
-    return logits
-
-
-def _wake_on_doubt(model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-    """Let the awake model answer where the core is unsure."""
-    dormant: Dormant | None = vars(model).get(ATTRIBUTE)
-    if dormant is None or dormant.by != "doubt" or dormant.threshold == -float("inf") or _asleep(model):
-        return None
-    logits = logits_of(outputs)
-    dormant.follow_(model)
-    if dormant.threshold == float("inf"):
-        dormant.seen, dormant.woken = dormant.seen + len(logits), dormant.woken + len(logits)
-        return dormant.awake(*args, **kwargs)
-    unsure = (margins(logits) < dormant.threshold).nonzero().flatten()
-    dormant.seen, dormant.woken = dormant.seen + len(logits), dormant.woken + len(unsure)
-    if not len(unsure):
-        return None
-    rows = partial(_rows_of, unsure, len(logits))
-    again = dormant.awake(*map(rows, args), **{k: rows(v) for k, v in kwargs.items() if k != "labels"})
-    answers = logits.index_copy(0, unsure, logits_of(again).to(logits.dtype))
-    if isinstance(outputs, Tensor):
-        return answers
-    outputs["logits"] = answers
-    labels = kwargs.get("labels")
-    if outputs.get("loss") is not None and labels is not None:
-        outputs["loss"] = F.cross_entropy(answers, labels)
-    return outputs
-
-
-def _rows_of(rows: Tensor, samples: int, value: Any) -> Any:
-    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (samples,) else value
-
-
-def _wake_rows(dormant: Dormant, name: str, layer: PackedLayer, args: Any, y: Tensor) -> Tensor | None:
-    """Add to what a layer of the core answers what its packs answer for the rows whose gates fire."""
-    packs = dormant.packs.get(name)
-    if packs is None or dormant.by != "rows" or _asleep(layer):
-        return None
-    dormant.follow_(layer)
-    rows, answers = in_rows(layer, args[0]), in_rows(layer, y)
-
-    def multiply(index: int, part: Tensor) -> Tensor:
-        weight = packs.weights[index]
-        found = convolve(layer, part, weight, None) if isinstance(layer, nn.Conv2d) else F.linear(part, weight)
-        return layer.scatter(found)
-
-    answers = answers.clone()
-    dormant.seen += len(rows) * len(packs.inputs)
-    dormant.woken += add_packs_(answers, rows, packs.inputs, packs.thresholds, multiply)
-    return answers.reshape(y.shape)
-
-
-def _asleep(module: nn.Module) -> bool:
-    """While it trains, and while it is exported, a model is its core."""
-    return module.training or torch.compiler.is_exporting()
 
 
 def _arriving(layer: nn.Module) -> int:

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..nn.dormant import asleep
+from ..nn.waking import asleep
 from ..process_state import without_output
 from ..structure.example_inputs import as_mapping
 from ..structure.probing import quiet

@@ -26,7 +26,8 @@ from ...functional.dormant import LEVELS, inside
 from ...layout.layout import LARGEST, Layout
 from ...layout.records import Record
 from ...layout.strict_json import bad, only
-from ...nn.dormant import Dormant, attach_, dormant_of, holds
+from ...nn.dormant import Dormant, dormant_of, holds
+from ...nn.waking import attach_
 from ...process_state import alone
 from ...state import layout_of, set_layout
 from .build import put_in
