@@ -13,7 +13,11 @@ from hub.server import ALICE, BOB, READ_ONLY, Hub
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-BY_HAND = {"config", "layout"}  # they check what users and files hand in and refuse it with our own error
+BY_HAND = {
+    "config",
+    "config_checks",
+    "layout",
+}  # they check what users and files hand in and refuse it with our own error
 COPIED = {"metrics"}  # evaluate copies methods and adds to their docstrings, which a checked method does not carry
 
 package = importlib.util.find_spec("optimum.dendritic")  # found, not imported: the hook must come first

@@ -10,7 +10,8 @@ import optimum.dendritic
 HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; the rooms of one floor do not import each other, but the files of a room may
     {"errors", "schedules", "unofficial", "process_state"},
-    {"efficiency", "config", "distributed"},
+    {"efficiency", "config_checks", "distributed"},
+    {"config"},
     {"metrics"},
     {"layout"},
     {"functional"},
@@ -92,6 +93,7 @@ def test_data_needs_no_torch():
         "errors",
         "schedules",
         "config",
+        "config_checks",
         "layout/strict_json",
         "layout/records",
         "layout/layout",

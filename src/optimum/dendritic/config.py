@@ -1,14 +1,20 @@
 """`DendriticConfig`: what to prune, how much, when and by which score; frozen, validated once, to and from JSON."""
 
 import dataclasses
-import functools
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from .config_checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    excerpt,
+    patterns,
+    refuse_unknown_fields,
+)
 from .errors import invalid, near
 from .schedules import SCHEDULES
 
@@ -30,29 +36,9 @@ RECIPES: dict[str, dict[str, Any]] = {  # of fields, see `DendriticConfig.preset
     "speed": {"budget": "macs", "units": "structured"},
     "high-sparsity": {"sparsity": 0.8, "floor": 0.0, "end": 0.4, "distillation": 1.0},
 }
-LONGEST_PATTERN = 5000  # characters of a regular expression
 
 
-T = TypeVar("T")
-
-
-def _refuse_unknown_fields(kind: type[T]) -> type[T]:
-    """Make an unknown keyword of the constructor a `DendriticError` that names the fields spelt alike."""
-    construct = kind.__init__
-
-    @functools.wraps(construct)
-    def __init__(self: T, *args: Any, **fields: Any) -> None:
-        known = list(kind.__annotations__)
-        for name in fields.keys() - known:
-            remedy = f"{near(name, known)}The fields are {', '.join(known)}."
-            raise invalid(name, fields[name], f"is not a field of {kind.__name__}", remedy)
-        construct(self, *args, **fields)
-
-    kind.__init__ = __init__
-    return kind
-
-
-@_refuse_unknown_fields
+@refuse_unknown_fields
 @dataclass(frozen=True)
 class DendriticConfig:
     """One main dial, `sparsity`; everything else has a good default.
@@ -141,24 +127,24 @@ class DendriticConfig:
 
     def __post_init__(self) -> None:
         for field in ("target_modules", "exclude_modules"):
-            object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+            object.__setattr__(self, field, patterns(field, getattr(self, field)))
         self._check_target()
-        _check_number("start", self.start, 0, 1, below=True)
-        _check_number("end", self.end, 0, 1)
-        _check_number("regrow", self.regrow, 0, 1, below=True)
-        _check_number("decay", self.decay, 0, 1, below=True)
-        _check_number("floor", self.floor, 0, 1)
-        _check_number("distillation", self.distillation, 0, math.inf, below=True)
+        check_number("start", self.start, 0, 1, below=True)
+        check_number("end", self.end, 0, 1)
+        check_number("regrow", self.regrow, 0, 1, below=True)
+        check_number("decay", self.decay, 0, 1, below=True)
+        check_number("floor", self.floor, 0, 1)
+        check_number("distillation", self.distillation, 0, math.inf, below=True)
         for field in ("segment_size", "arbors", "updates", "multiple_of"):
-            _check_integer(field, getattr(self, field), at_least=1)
+            check_integer(field, getattr(self, field), at_least=1)
         for field in ("seed", "sprout_rank"):
-            _check_integer(field, getattr(self, field), at_least=0)
+            check_integer(field, getattr(self, field), at_least=0)
         object.__setattr__(self, "units", _units(self.units))
         object.__setattr__(self, "allocation", _allocation(self.allocation))
-        _check_choice("budget", self.budget, BUDGETS)
-        _check_choice("scope", self.scope, SCOPES)
-        _check_choice("importance", self.importance, IMPORTANCES)
-        _check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        check_choice("budget", self.budget, BUDGETS)
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("importance", self.importance, IMPORTANCES)
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
         if not isinstance(self.native, bool):
             raise invalid(
                 "native",
@@ -209,7 +195,7 @@ class DendriticConfig:
         if self.target == "sparsity" and isinstance(value, int | float) and 2 <= value < 100:
             rule = "is the fraction that goes, below 1"
             raise invalid("sparsity", value, rule, f"Did you mean {value / 100:g}? Choose a number in [0, 1).")
-        _check_number(self.target, value, lowest.get(self.target, 0), highest, below=True)
+        check_number(self.target, value, lowest.get(self.target, 0), highest, below=True)
         if self.target not in lowest and value == 0:
             raise invalid(self.target, value, "must be above 0", "Choose what the packed model may take.")
         if self.target != "sparsity" and self.budget != "params":
@@ -221,7 +207,7 @@ class DendriticConfig:
                 raise invalid(field, vars(self)[field], rule, f"Leave {field} out, or give sparsity.")
 
     def _check_dormant(self, dormant: float) -> None:
-        _check_number("dormant", dormant, 0, 1, below=True)
+        check_number("dormant", dormant, 0, 1, below=True)
         if self.sparsity is None or dormant >= self.sparsity:
             remedy = "Lower it: it is what is removed while everything that is packed apart is awake."
             raise invalid("dormant", dormant, f"must be below sparsity = {self.sparsity}", remedy)
@@ -250,7 +236,7 @@ class DendriticConfig:
         Raises:
             DendriticError: there is no preset of that name, or a field is refused.
         """
-        _check_choice("preset", name, tuple(RECIPES))
+        check_choice("preset", name, tuple(RECIPES))
         recipe = RECIPES[name]
         if {*fields} & {*TARGETS} - {"sparsity"}:  # such a target says what is counted
             recipe = {field: value for field, value in recipe.items() if field not in ("budget", "sparsity")}
@@ -278,32 +264,8 @@ class DendriticConfig:
         try:
             fields = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise invalid("text", _excerpt(text), f"is not JSON ({error})", "Pass what to_json() returned.") from None
+            raise invalid("text", excerpt(text), f"is not JSON ({error})", "Pass what to_json() returned.") from None
         return cls.from_dict(fields)
-
-
-def _excerpt(text: object) -> object:
-    return f"{text[:100]}…" if isinstance(text, str) and len(text) > 100 else text
-
-
-def _patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if len(value) > LONGEST_PATTERN:
-            rule = f"has {len(value)} characters, more than {LONGEST_PATTERN}"
-            raise invalid(field, value, rule, "Pass a list of names.")
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
-            rule = f"is not a regular expression ({error})"
-            raise invalid(field, value, rule, "Correct it, or pass a list of names.") from None
-        return value
-    if isinstance(value, list | tuple | set) and value and all(isinstance(item, str) and item for item in value):
-        return tuple(sorted(value) if isinstance(value, set) else value)
-    raise invalid(
-        field, value, "must be None, a regular expression or a list of module names", 'Pass e.g. ["query", "key"].'
-    )
 
 
 def _units(value: Any) -> str | tuple[str, ...]:
@@ -320,30 +282,10 @@ def _units(value: Any) -> str | tuple[str, ...]:
 def _allocation(value: Any) -> str | dict[str, float]:
     if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value):
         for name, kept in value.items():
-            _check_number(f"allocation[{name!r}]", kept, 0, 1)
+            check_number(f"allocation[{name!r}]", kept, 0, 1)
         return {name: float(kept) for name, kept in value.items()}
     if isinstance(value, str) and value in ALLOCATIONS:
         return value
     rule = f"must be {' or '.join(map(repr, ALLOCATIONS))}, or the fraction that each keeps, by name"
     remedy = "Search one with search_allocation(model, batches), or name one of them."
     raise invalid("allocation", value, rule, remedy)
-
-
-def _check_number(field: str, value: Any, low: float, high: float, below: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (low <= value < high or (value == high and not below)):
-        raise invalid(
-            field, value, f"must be a number in [{low}, {high}{')' if below else ']'}", "Choose one in that range."
-        )
-
-
-def _check_integer(field: str, value: Any, at_least: int) -> None:
-    if type(value) is not int or value < at_least:
-        raise invalid(field, value, f"must be an integer of at least {at_least}", "Choose one in that range.")
-
-
-def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise invalid(
-            field, value, f"must be one of {', '.join(choices)}", f"{near(value, choices)}Choose one of them."
-        )
