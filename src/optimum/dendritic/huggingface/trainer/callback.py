@@ -20,18 +20,19 @@ from ...distillation import distill_, distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
-from ...layout.layout import Layout
 from ...pruner import check_trains_sprouts
 from ...state import layout_of
 from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
-from ...train_steps import Pruning, Update, mask_, pruning_of, score_, update_, update_plan
+from ...train_steps import Pruning, Update, mask_, pruning_of, target_sparsity, update_plan
 from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
 from .deepspeed import around_steps_, stock_steps_
+from .due import freeze_of, is_due, prune_in_, scores_in
 from .early_packing import pack_early_
 from .engines import check_engine, deepspeed_engine, save_full_state_dict
 from .first_batch import example_inputs_of_trainer, timed_inputs
+from .handed_in import check_injected, is_done
 from .last_checkpoint import random_states, write_checksums
 from .logging import Progress, order_callbacks
 from .push import attach_hub_pushes
@@ -129,7 +130,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         attach_hub_pushes()
         attach_resume_checks()
         wrapper, model = model, inner_model(model)
-        if self._is_done(model):
+        if is_done(model, self.config):
             return
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
@@ -146,38 +147,32 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         refuse_second(DendriticCallback)
         model = inner_model(model)
-        layout = layout_of(model)
-        if layout is None:
-            raise self._not_injected(model)
-        if self._is_done(model):
+        check_injected(model, self.config, saw_init=self.saw_init)
+        if is_done(model, self.config):
             distillation = distillation_of(model)
             if distillation is not None:  # it was packed at the freeze of the run that is resumed
                 match_trainer(distillation, args)
             return
-        if layout.config != self.config:
-            rule = "differs from the config that the model was injected with"
-            raise invalid("config", self.config, rule, "Use the same config, or start from the dense model.")
-        notes = {} if layout.packed else saved_attributes(type(self).__name__, self.config, state)
+        notes = saved_attributes(type(self).__name__, self.config, state)
         self.max_steps, self.regrown = planned_steps(notes, state), notes.get("regrown", 0)
-        layout = self._with_timing(model, notes.get("timing"))
-        self.random_states = random_states(args)
-        self.plan = {} if layout.packed else update_plan(self.config, self.max_steps, layout.sparsity)
+        if notes.get("timing") is not None:
+            restore_timing_(model, notes["timing"])
+        self.timing, self.random_states = timing_of(model), random_states(args)
+        self.plan = update_plan(self.config, self.max_steps, target_sparsity(model))
         check_length(self.max_steps, self.plan, state, self.config)
-        if not layout.packed:
-            check_trains_sprouts(model, kwargs["optimizer"])
-        if self.plan:
-            teacher = name_of(model, self.teacher) if self.config.distillation else None
-            note_training(model, args, state, kwargs["train_dataloader"], teacher)
+        check_trains_sprouts(model, kwargs["optimizer"])
+        teacher = name_of(model, self.teacher) if self.config.distillation else None
+        note_training(model, args, state, kwargs["train_dataloader"], teacher)
         if self.baseline_metrics is not None:
             note_control(model, self.baseline_metrics)
         attach_hub_pushes()
         self.progress = order_callbacks(self)
-        if self.plan and self.until_final:
-            train_until_(self._freeze)
+        if self.until_final:
+            train_until_(freeze_of(self.plan))
         distillation = distillation_of(model)
         if distillation is not None:
             match_trainer(distillation, args)
-        self.engine = deepspeed_engine() if self.plan else None
+        self.engine = deepspeed_engine()
         refuse_sizes(self.config, self.engine)
         if self.engine is not None:
             around_steps_(self.engine, model, partial(self._due, state), partial(self._prune, model, state, None))
@@ -187,7 +182,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     ) -> None:
         distillation = distillation_of(inner_model(model))
         if distillation is not None:
-            distillation.active = not self._scores(state.global_step + 1)
+            distillation.active = not scores_in(state.global_step + 1, self.plan, self.config)
         self.sizes.begin_(inner_model(model), self.config, self.plan, state.global_step + 1)
 
     def on_pre_optimizer_step(
@@ -206,7 +201,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.plan and state.global_step == self._freeze:
+        if self.plan and state.global_step == freeze_of(self.plan):
             self._forget_best(state)
             logger.info(f"Step {state.global_step}: the mask is frozen; the rest of the training is recovery.")
             if self.pack_at_freeze:
@@ -257,10 +252,11 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if self.engine is not None:
             stock_steps_(self.engine)
             self.engine = None
-        if state.global_step < self._freeze:
+        final = freeze_of(self.plan)
+        if state.global_step < final:
             logger.warning(
-                f"Training stopped at step {state.global_step}, before the mask is final at step {self._freeze}: the "
-                "model is not packed. Resume the training, or call compress_(model) to pack it as it is."
+                f"Training stopped at step {state.global_step}, before the mask is final at step {final}: the model is "
+                "not packed. Resume the training, or call compress_(model) to pack it as it is."
             )
             return
         wrapper, model = model, inner_model(model)
@@ -281,71 +277,20 @@ class DendriticCallback(TrainerCallback, ExportableState):
             distillation.remove()
         self.plan, self.packed = {}, None
 
-    def _is_done(self, model: nn.Module) -> bool:
-        """Whether the model is what this config makes of a dense one: it is trained, evaluated and saved as any other.
-
-        Raises:
-            DendriticError: it was packed with another config.
-        """
-        layout = layout_of(model)
-        if layout is None or not layout.packed:
-            return False
-        if layout.config != self.config:
-            former = layout.config.to_dict()
-            changed = {k: v for k, v in self.config.to_dict().items() if v != former[k]}
-            rule = f"the model is packed already, with { ({k: former[k] for k in changed}) }, and is not packed twice"
-            remedy = "Start from the dense model, or leave the callback out to train the packed one as it is."
-            raise invalid("config", changed, rule, remedy)
-        logger.info(f"{type(model).__name__} is packed with this config already: DendriticCallback leaves it as it is.")
-        return True
-
     def _inputs(self, model: nn.Module, wrapper: nn.Module) -> Any:
         """What the model is traced and proved with; None where it is to be made from the config."""
         return self.example_inputs or example_inputs_of_trainer(model, wrapper)
 
-    def _with_timing(self, model: nn.Module, saved: dict[str, Any] | None) -> Layout:
-        """The layout; of a resumed run with the table of times that the run began with."""
-        if saved is not None:
-            restore_timing_(model, saved)
-        layout = layout_of(model)
-        assert layout is not None
-        self.timing = None if layout.packed else timing_of(model)
-        return layout
-
     def _due(self, state: TrainerState) -> bool:
         """Whether this step scores or updates."""
-        step = state.global_step + 1
-        return self._scores(step) or step in self.plan
+        return is_due(state.global_step + 1, self.plan, self.config)
 
     def _prune(self, model: nn.Module, state: TrainerState, optimizer: Optimizer | None) -> None:
         """What this step does between the gradients and the optimizer."""
-        step = state.global_step + 1
-        if self._scores(step):
-            score_(model)
-        if step in self.plan:
-            due = self.plan[step]
-            self.regrown = update_(model, due.sparsity, regrow=due.regrow, optimizer=optimizer).regrown
-            self.timing = timing_of(model)
-
-    @property
-    def _freeze(self) -> int:
-        """The step of the final mask update; 0 when there is nothing to do."""
-        return max(self.plan, default=0)
-
-    def _scores(self, step: int) -> bool:
-        """Whether importance is read in this step: until the freeze, and beside a teacher in every second step, which
-        then has the task's loss alone. (A distillation loss is near zero at first and would rank noise.)"""
-        return step <= self._freeze and (not self.config.distillation or step % 2 == 1)
+        pruning = prune_in_(state.global_step + 1, model, self.plan, self.config, optimizer)
+        if pruning is not None:
+            self.regrown, self.timing = pruning.regrown, timing_of(model)
 
     def _forget_best(self, state: TrainerState) -> None:
         """A checkpoint from before the freeze is not as small as promised: it may not count as the best one."""
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-
-    def _not_injected(self, model: nn.Module) -> Exception:
-        if self.saw_init:
-            rule = "was made by model_init after the callback had injected the first one"
-            remedy = "Inject inside: model_init=lambda: inject_(make_model(), config)."
-        else:
-            rule = "was not injected: trainer.add_callback comes after the Trainer has been built"
-            remedy = "Pass Trainer(..., callbacks=[DendriticCallback(config)])."
-        return invalid("model", type(model).__name__, rule, remedy)
