@@ -65,7 +65,16 @@ def test_a_run_lasts_ten_seconds_or_more():
     assert energy.RUN_SECONDS >= 10 and signature(measure_energy).parameters["seconds"].default == energy.RUN_SECONDS
 
 
-FOUND = Energy(0.5, 20.0, 25.0, 6.0, 500, 10.0, 3.0, "CPU package 0 (RAPL)")
+FOUND = Energy(
+    joules=0.5,
+    milliseconds=20.0,
+    watts=25.0,
+    idle_watts=6.0,
+    calls=500,
+    seconds=10.0,
+    idle_seconds=3.0,
+    source="CPU package 0 (RAPL)",
+)
 WORDS = "CPU package 0 (RAPL), 500 calls in 10.0 s, 20 ms each, at 25 W; 6 W idle in the 3.0 s before"
 
 

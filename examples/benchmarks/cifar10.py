@@ -272,7 +272,9 @@ class Cifar10(Task):
 
     def train_data(self, stage: int) -> tuple[Dataset, Any]:
         images, labels = self._splits["train"]
-        return Augmented(images, labels, MEAN, STD, PADDING, channels_last=self._is_resnet), as_it_is
+        return Augmented(
+            images=images, labels=labels, mean=MEAN, std=STD, padding=PADDING, channels_last=self._is_resnet
+        ), as_it_is
 
     def score(self, model: nn.Module) -> Score:
         images, labels = self._splits["validation"]

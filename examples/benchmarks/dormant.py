@@ -68,9 +68,16 @@ def calibration(task: Task) -> list[dict[str, Tensor]]:
 
 
 def runs_of(args: argparse.Namespace, seed: int) -> tuple[list[Run], Run]:
-    static = [Run("dendritic", level, seed, base_seed=args.base_seed) for level in args.levels]
-    changes = {"dormant": args.awake}
-    return static, Run("dendritic", args.core, seed, f"dormant-{args.awake:g}", changes, args.base_seed)
+    static = [Run(method="dendritic", level=level, seed=seed, base_seed=args.base_seed) for level in args.levels]
+    sleeping = Run(
+        method="dendritic",
+        level=args.core,
+        seed=seed,
+        variant=f"dormant-{args.awake:g}",
+        changes={"dormant": args.awake},
+        base_seed=args.base_seed,
+    )
+    return static, sleeping
 
 
 def train(task: Task, args: argparse.Namespace) -> None:

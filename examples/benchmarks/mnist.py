@@ -130,7 +130,7 @@ class Mnist(Task):
 
     def train_data(self, stage: int) -> tuple[Dataset, Any]:
         images, labels = self._splits["train"]
-        return Moved(images, labels, MEAN, STD, DEGREES, PIXELS), as_it_is
+        return Moved(images=images, labels=labels, mean=MEAN, std=STD, degrees=DEGREES, pixels=PIXELS), as_it_is
 
     def score(self, model: nn.Module) -> Score:
         images, labels = self._splits["validation"]

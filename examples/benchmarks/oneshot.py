@@ -45,7 +45,7 @@ def planned(args: argparse.Namespace) -> Iterator[Run]:
         for sparsity in args.levels:
             for importance in args.importances:
                 for reconstruct in (False, True):
-                    yield Run(importance, reconstruct, sparsity, seed)
+                    yield Run(importance=importance, reconstruct=reconstruct, sparsity=sparsity, seed=seed)
 
 
 def compress_one(run: Run, args: argparse.Namespace) -> dict:

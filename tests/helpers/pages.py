@@ -37,7 +37,7 @@ def blocks(page: Path) -> list[Block]:
         if token.type == "fence" and token.map is not None:
             output = following is not None and following.type == "fence" and following.info == "text"
             shown = following.content if output and following is not None else None
-            found.append(Block(token.info.strip(), token.content, token.map[0] + 1, shown))
+            found.append(Block(language=token.info.strip(), code=token.content, line=token.map[0] + 1, shown=shown))
     return found
 
 

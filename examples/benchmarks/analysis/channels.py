@@ -47,7 +47,7 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
             reader = module.get_submodule("layer.1.convolution")
             assert isinstance(producer, nn.Conv2d) and isinstance(reader, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
-            found.append(Block(name, module, producer, norm, reader, start))
+            found.append(Block(name=name, module=module, producer=producer, norm=norm, reader=reader, start=start))
             start += reader.in_channels
     return found
 

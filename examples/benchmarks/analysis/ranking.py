@@ -86,7 +86,9 @@ def read(model: PreTrainedModel, data: Data, steps: int) -> Readings:
     samples, squares = gate_gradients(model.eval(), pixels, labels, BATCH)
     rows, scales, columns = (torch.cat(parts) for parts in zip(*group_norms(model), strict=True))
     means = batches.unflatten(0, (steps, BATCH)).mean(1)
-    return Readings(means, samples, BATCH, squares, rows, scales, columns)
+    return Readings(
+        batches=means, samples=samples, batch_size=BATCH, squares=squares, rows=rows, scales=scales, columns=columns
+    )
 
 
 def train_(

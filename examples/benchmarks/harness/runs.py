@@ -61,7 +61,10 @@ def planned(args: argparse.Namespace, own_rate: bool = True) -> Iterator[Run]:
     for seed in args.seeds:
         for method in (method for method in args.methods if own_rate or method != OWN_RATE):
             if method in PRUNED:
-                own = [Run(method, level, seed, args.variant, args.config) for level in args.levels]
+                own = [
+                    Run(method=method, level=level, seed=seed, variant=args.variant, changes=args.config)
+                    for level in args.levels
+                ]
             elif not args.variant:
                 own = [Run(method, level, seed) for level in ([0.0] if method in DENSE else args.levels)]
             else:

@@ -61,4 +61,4 @@ def paired_difference(first: dict[int, np.ndarray], second: dict[int, np.ndarray
         ]
     )
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(float(differences.mean()), float(low), float(high), len(seeds))
+    return Difference(mean=float(differences.mean()), low=float(low), high=float(high), seeds=len(seeds))

@@ -41,16 +41,23 @@ def trials(run: Run, indices: Iterable[int], limit: float) -> Iterator[Trial]:
         try:
             while left:
                 if not ours.poll(limit):
-                    yield Trial(left.pop(0), told[0], told[1], f"hang: no answer in {limit:.0f} s")
+                    yield Trial(
+                        index=left.pop(0), group=told[0], what=told[1], outcome=f"hang: no answer in {limit:.0f} s"
+                    )
                     break
                 *new, outcome = json.loads(ours.recv_bytes())
                 told = new or told
                 if outcome is not None:
-                    yield Trial(left.pop(0), told[0], told[1], outcome)
+                    yield Trial(index=left.pop(0), group=told[0], what=told[1], outcome=outcome)
                     told = ["", ""]
         except (EOFError, OSError):
             process.join()
-            yield Trial(left.pop(0), told[0], told[1], f"crash: the process ended with {process.exitcode}")
+            yield Trial(
+                index=left.pop(0),
+                group=told[0],
+                what=told[1],
+                outcome=f"crash: the process ended with {process.exitcode}",
+            )
         finally:
             process.kill()
             process.join()

@@ -114,7 +114,7 @@ def _compress_(
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
     cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed, "left": left}
-    set_layout(model, Layout(layout.config, {**records}, dense_cost=layout.dense_cost, **cut))
+    set_layout(model, Layout(config=layout.config, modules={**records}, dense_cost=layout.dense_cost, **cut))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)
     shrunk = [name for name in forms if _size(packed.modules[name]) < _size(replaced[name])]

@@ -94,7 +94,7 @@ def unit_piece(weight: Tensor, units: Int[Tensor, " inputs"], transposed: bool =
     units = units.to(fine.tiles.device)
     if own is None:
         return Piece(fine.tiles, segments=units)
-    return Piece(fine.tiles, fine.arbors, segments=units[own] if transposed else units, inputs=fine.inputs)
+    return Piece(tiles=fine.tiles, arbors=fine.arbors, segments=units[own] if transposed else units, inputs=fine.inputs)
 
 
 def wide(values: Tensor) -> Tensor:

@@ -117,7 +117,16 @@ def found_allocation(
     name = method if isinstance(method, str) else "function"
     logger.info(f"{name}: loss {loss:.4f} after {spent:.1f} evaluations; {controls}")
     fractions = dict(zip(objective.names, objective.fractions(objective.masks(kept)), strict=True))
-    return Allocation(fractions, name, sparsity, loss, controls, spent, seed, history)
+    return Allocation(
+        kept=fractions,
+        method=name,
+        sparsity=sparsity,
+        loss=loss,
+        controls=controls,
+        evaluations=spent,
+        seed=seed,
+        history=history,
+    )
 
 
 def check_method(method: object) -> None:

@@ -13,7 +13,12 @@ from .comparison import bounded_axes
 from .exporters import Runtime, export_to
 
 EXECUTORCH = Runtime(
-    "executorch", "ExecuTorch program", "model.pte", ("executorch",), dtypes=(torch.float32,), axes=bounded_axes
+    format="executorch",
+    what="ExecuTorch program",
+    file="model.pte",
+    packages=("executorch",),
+    dtypes=(torch.float32,),
+    axes=bounded_axes,
 )
 
 

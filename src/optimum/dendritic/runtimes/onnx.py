@@ -12,7 +12,13 @@ from torch import nn
 from .exporters import Runtime, export_to
 from .int8 import Calibration, onnx_quantizer
 
-ONNX = Runtime("onnx", "ONNX graph", "model.onnx", ("onnxruntime", "onnxscript"), quantizer=onnx_quantizer)
+ONNX = Runtime(
+    format="onnx",
+    what="ONNX graph",
+    file="model.onnx",
+    packages=("onnxruntime", "onnxscript"),
+    quantizer=onnx_quantizer,
+)
 
 
 def export_onnx(

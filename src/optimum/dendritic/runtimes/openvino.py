@@ -10,10 +10,10 @@ from .exporters import Runtime, export_to
 from .int8 import Calibration, openvino_quantizer
 
 OPENVINO = Runtime(
-    "openvino",
-    "OpenVINO model",
-    "openvino_model.xml",
-    ("openvino",),
+    format="openvino",
+    what="OpenVINO model",
+    file="openvino_model.xml",
+    packages=("openvino",),
     quantizer=openvino_quantizer,
     options={"config": {"INFERENCE_PRECISION_HINT": "f32"}},
 )

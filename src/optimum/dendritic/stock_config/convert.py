@@ -78,7 +78,9 @@ def native_(
     set_dense_config(model, changed(model.config, {}))
     turn_into_(model, stock)
     unshard_(model)  # its parameters are whole by now; its class is not the stock one yet
-    set_layout(model, Layout(layout.config, records, dense_cost=layout.dense_cost, allowed=layout.allowed))
+    set_layout(
+        model, Layout(config=layout.config, modules=records, dense_cost=layout.dense_cost, allowed=layout.allowed)
+    )
     said = ", ".join(f"{path} = {value}" for path, value in values.items())
     logger.info(f"{type(model).__name__} is a stock model again, with {said}.")
     return model
