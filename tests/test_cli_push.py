@@ -4,7 +4,7 @@ import json
 
 import pytest
 from hub import actions, commands
-from hub.server import ALICE
+from hub.server import ALICE, READ_ONLY
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +23,9 @@ def folder(client, tmp_path_factory):
 def cli(client):
     """Run `optimum-cli dendritic push` in the client, logged in as Alice: arguments -> (exit code, output, errors)."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code, output, errors = client(commands.run, ["dendritic", "push", *map(str, arguments)], ALICE)
-        assert ALICE not in output + errors
+    def run(*arguments: object, token: str | None = ALICE) -> tuple[int, str, str]:
+        code, output, errors = client(commands.run, ["dendritic", "push", *map(str, arguments)], token)
+        assert not token or token not in output + errors
         return code, output, errors
 
     return run
@@ -54,3 +54,13 @@ def test_mistakes_are_told(cli, hub, folder, tmp_path):
         code, output, errors = cli(*arguments)
         assert code == 1 and not output and says in errors and "Traceback" not in errors
     assert not hub.repositories
+
+
+def test_the_hub_is_asked_before_anything_is_loaded_or_measured(cli, hub, folder, tmp_path):
+    for token, says in [(None, "token = None: nobody is logged in"), (READ_ONLY, "the token of alice may only read")]:
+        code, _, errors = cli(tmp_path, REPO, token=token)  # a folder without a model, which nobody has looked into
+        assert code == 1 and says in errors and "Nothing was pushed" in errors and "MODEL" not in errors
+    assert [record["request"] for record in hub.log] == ["GET /api/whoami-v2"] and not hub.repositories
+    code, _, errors = cli(folder, REPO, "--no-measure")
+    files = hub.repositories[REPO].history()[0].files
+    assert code == 0 and not json.loads(files["efficiency.json"].content).get("efficiency"), errors

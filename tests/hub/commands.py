@@ -16,13 +16,13 @@ def save(folder: Path) -> None:
     actions.tokenizer().save_pretrained(folder)
 
 
-def run(arguments: list[str], token: str) -> tuple[int, str, str]:
+def run(arguments: list[str], token: str | None) -> tuple[int, str, str]:
     """`optimum-cli` with these arguments, by someone logged in; exit code, output, errors."""
     from optimum.commands.optimum_cli import main
 
     output, errors = io.StringIO(), io.StringIO()
     argv = patch.object(sys, "argv", ["optimum-cli", *arguments])
-    with argv, patch.dict(os.environ, HF_TOKEN=token), redirect_stdout(output), redirect_stderr(errors):
+    with argv, patch.dict(os.environ, HF_TOKEN=token or ""), redirect_stdout(output), redirect_stderr(errors):
         try:
             main()
             code = 0

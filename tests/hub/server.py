@@ -201,7 +201,9 @@ class Handler(BaseHTTPRequestHandler):
         path = self.route_path
         if path == "/api/whoami-v2":
             user = self.user(write=not self.token())
-            return self.send(200, {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {}})
+            role = "read" if self.token() in self.hub.read_only else "write"
+            auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
+            return self.send(200, {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": auth})
         if path == "/api/agent-harnesses":
             return self.send(200, {"standardEnvVars": [], "harnesses": {}})
         if path == "/api/repos/create" and method == "POST":

@@ -114,6 +114,7 @@ def push(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--remote-code", action="store_true", help="Add a stub, so that trust_remote_code=True loads it."
     )
+    parser.add_argument("--no-measure", action="store_true", help="Tell on the card what is known; measure nothing.")
 
 
 def _add_data(parser: ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 
-from ...errors import invalid
+from ...errors import PushError, invalid
 from .retry import FAILURES, with_retries
 
 # files of a model that was pushed before, which would contradict the new one
@@ -75,6 +75,18 @@ class Upload:
             user = self._retried(lambda: self.api.whoami()["name"])
             self.repo_id = f"{user}/{self.repo_id}"
         return self.repo_id
+
+    def ask(self) -> None:
+        """See that the Hub answers and knows who pushes, and change nothing there.
+
+        Raises:
+            PushError: it does not, or the token may only read.
+        """
+        user = self._retried(self.api.whoami)
+        token = (user.get("auth") or {}).get("accessToken") or {}
+        if token.get("role") == "read":
+            rule = f"the token of {user['name']} may only read. {self.state}"
+            raise invalid("token", "***", rule, "Log in with one that may write.", PushError)
 
     def open(self, private: bool | None) -> None:
         """Create the repository and the branch if they do not exist.

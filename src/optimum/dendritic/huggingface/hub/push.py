@@ -38,8 +38,11 @@ def push_to_hub(
     baseline_metrics: Mapping[str, float] | None = None,
     license: str | None = None,
     base_model: str | None = None,
+    measuring: Mapping[str, Any] | bool = True,
 ) -> CommitInfo:
     """Push a model with its card, in one commit, so that readers of the repository find all of it or the former state.
+
+    The Hub is asked first: a push that it refuses is refused before anything is measured or written.
 
     Args:
         model: packed, or injected (mid-training, with its masks); a `PreTrainedModel`, unwrapped.
@@ -58,6 +61,7 @@ def push_to_hub(
         baseline_metrics: scores of a dense model that was trained as long, on the same data.
         license: of the model, as the Hub calls it.
         base_model: the id on the Hub of the model that this one was made from.
+        measuring: options of `measure` for a card without a `report`; False measures nothing.
 
     Returns:
         The commit; the newest one if the repository held all of this already.
@@ -81,10 +85,22 @@ def push_to_hub(
     if layout is not None and not layout.packed:
         logger.warning(f"{repo_id}: the model is not packed; masks and scores are pushed too. See compress_.")
     upload = Upload(repo_id, token=token, revision=revision)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        save(model, folder, processor=processor, remote_code=remote_code)
-        told = {"metrics": metrics, "baseline_metrics": baseline_metrics, "license": license, "base_model": base_model}
-        write_card(model, folder, report=report, repo_id=upload.name(), example_inputs=example_inputs, **told)
+    told = {"metrics": metrics, "baseline_metrics": baseline_metrics, "license": license, "base_model": base_model}
+    told |= {"report": report, "example_inputs": example_inputs, "measuring": measuring}
+    with TemporaryDirectory() as name, logging.tqdm(total=4, desc="push: ask the Hub", unit="step") as bar:
+        folder, repo_id = Path(name), upload.name()
         upload.open(private)
-        return upload.send(folder, commit_message)
+        _next(bar, "save")
+        save(model, folder, processor=processor, remote_code=remote_code)
+        _next(bar, "measure and write the card")
+        write_card(model, folder, repo_id=repo_id, **told)
+        _next(bar, "send")
+        commit = upload.send(folder, commit_message)
+        _next(bar, "done")
+        return commit
+
+
+def _next(bar: Any, step: str) -> None:
+    """Show that a step has ended and which one begins."""
+    bar.update()
+    bar.set_description(f"push: {step}")

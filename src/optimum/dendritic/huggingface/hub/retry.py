@@ -7,6 +7,7 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx2 or, in huggingface_hub 1, of httpx
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
@@ -74,6 +75,9 @@ def with_retries(action: Callable[[], T], repo_id: str, token: str | bool | None
 
 def _failure(error: Exception, repo_id: str, token: str | bool | None, state: str) -> DendriticError:
     """The error for a user, of one that nothing more is tried after."""
+    if isinstance(error, LocalTokenNotFoundError):
+        remedy = "Log in with `hf auth login`, or set HF_TOKEN."
+        return invalid("token", None, f"nobody is logged in. {state}", remedy, PushError)
     rule, status = f"{summary(error, token)}. {state}", _status(error)
     if isinstance(error, UNREADABLE):
         rule = f"the Hub gave an answer that cannot be read: {rule}"
