@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from helpers.models import build, outputs
+from helpers.selection import masks_at
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +28,7 @@ from optimum.dendritic import (
 from optimum.dendritic.functional.dormant import add_packs_, margins, pack_norms, quantiles, threshold
 from optimum.dendritic.nn import DendriticGroup
 from optimum.dendritic.nn.dormant import dormant_of
-from optimum.dendritic.sizes import masks_at, narrowed
+from optimum.dendritic.sizes import narrowed
 from optimum.dendritic.state import gates_of
 
 CONFIG = DendriticConfig(sparsity=0.6, dormant=0.3, importance="magnitude", segment_size=4)
@@ -57,7 +58,7 @@ def close(found, expected):
 def test_asleep_it_is_the_core_and_awake_the_larger_model(name, units):
     model, inputs = injected(name, units=units)
     larger = outputs(model, inputs)
-    with narrowed(model, masks_at(model, 0.6)):
+    with narrowed(model, gates_of(model), masks_at(model, 0.6)):
         core = outputs(model, inputs)
     assert torch.equal(outputs(model, inputs), larger) and not close(core, larger)
     compress_(model, inputs)
@@ -73,7 +74,7 @@ def test_rows_are_the_core_or_the_model_with_all_its_inputs(name):
     core = masks_at(model, 0.6)
     gates = gates_of(model)
     masks = {n: core[n] if isinstance(gate, DendriticGroup) else gate.dendrite_mask.cpu() for n, gate in gates.items()}
-    with narrowed(model, masks):
+    with narrowed(model, gates, masks):
         expected = outputs(model, inputs)
     compress_(model, inputs)
     asleep = outputs(model, inputs)

@@ -82,7 +82,7 @@ def test_every_division_that_is_tried_is_on_the_budget(name):
     for _ in range(5):
         fractions = switched(fractions, objective, generator)
         masks = objective.masks(fractions)
-        with narrowed(model, masks):
+        with narrowed(model, gates_of(model), masks):
             own = pruning_of(model)
         assert own.sparsity >= 0.5 and all(0 <= each <= 1 for each in fractions)
         objective.loss(fractions)

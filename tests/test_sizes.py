@@ -4,12 +4,13 @@ import pytest
 import torch
 from helpers.compare import assert_same
 from helpers.models import backward, build, outputs
+from helpers.selection import masks_at
 from helpers.trainers import STEPS, StopAt, make_trainer, tensors
 
 from optimum.dendritic import DendriticCallback, DendriticConfig, inject_, score_, set_wake_rate, update_
 from optimum.dendritic.nn.dormant import dormant_of
-from optimum.dendritic.sizes import masks_at, narrow_, narrowed, size_due
-from optimum.dendritic.state import layout_of
+from optimum.dendritic.sizes import Narrowed, narrowed, size_due
+from optimum.dendritic.state import gates_of, layout_of
 from optimum.dendritic.train_steps import pruning_of, update_plan
 
 CONFIG = DendriticConfig(sparsity=0.5, dormant=0.2, updates=5, regrow=0.5)
@@ -32,7 +33,7 @@ def test_sizes_are_nested_and_exact(name):
     for larger, smaller in zip(sizes, sizes[1:], strict=False):
         assert all(bool((larger[each] | ~smaller[each]).all()) for each in larger)
     for sparsity, masks in zip((0.35, 0.5, 0.6), sizes[1:], strict=True):
-        with narrowed(model, masks):
+        with narrowed(model, gates_of(model), masks):
             assert pruning_of(model).sparsity >= sparsity
 
 
@@ -40,7 +41,7 @@ def test_sizes_are_nested_and_exact(name):
 def test_a_step_of_a_smaller_size_leaves_what_sleeps(name):
     model, inputs = injected(name)
     before, answer = tensors(model), outputs(model, inputs)
-    made = narrow_(model.train(), masks_at(model, 0.6))
+    made = Narrowed(model.train(), gates_of(model), masks_at(model, 0.6))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for gate in made.gates.values():  # as if it had been moved before
         for parameter in gate.segmented().values():

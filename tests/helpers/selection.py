@@ -11,6 +11,8 @@ from torch import Tensor
 
 from optimum.dendritic.functional.costs import Cost, LayerCost, Link
 from optimum.dendritic.functional.selection import choose_regrown, total_cost
+from optimum.dendritic.state import gates_in, injected_layout, layers_in
+from optimum.dendritic.structure.ranking import ranking_of
 
 Masks = dict[str, Tensor]
 Costs = Mapping[str, Cost]
@@ -89,3 +91,10 @@ def with_one_back(chosen: Masks, name: str, gone: Tensor, scores: Tensor) -> Mas
     strongest = scores.masked_fill(~gone, -math.inf).argmax(1)
     back[torch.arange(len(back)), strongest] = True
     return chosen | {name: back}
+
+
+def masks_at(model, sparsity):
+    """The masks of an injected model with `sparsity` of the budget gone, inside of the present ones."""
+    layout = injected_layout(model)
+    layers = layers_in(model, layout)
+    return ranking_of(model, layout, layers, gates_in(model, layout, layers)).choose(sparsity)

@@ -20,12 +20,13 @@ from .nn.dormant import Dormant, holding
 from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record
 from .nn.surgery import replace_
 from .nn.waking import attach_
-from .sizes import entries_left, masks_at, narrowed
+from .sizes import entries_left, narrowed
 from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
 from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.probing import probe, quiet
+from .structure.ranking import AllGates, ranking_of
 from .structure.readiness import refuse_unready
 from .structure.verification import answers_alike, difference_of, exchanged
 from .undo import all_or_nothing
@@ -65,16 +66,23 @@ def compress_(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     reshard(model)
     with all_or_nothing() as notes:
         notes.note_modules(model)
-        for gate in gates_in(model, layout, layers).values():
+        gates = gates_in(model, layout, layers)
+        for gate in gates.values():
             notes.note_pruned(gate)
             gate.mask_()
         if layout.config.dormant is not None:
-            return _compress_apart_(model, layout, layers, inputs, layout.config.dormant)
+            return _compress_apart_(model, layout, layers, gates, inputs, dormant=layout.config.dormant)
         return native_(model, inputs, layout, layers) if layout.dials else _compress_(model, layout, layers, inputs)
 
 
 def _compress_apart_(
-    model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer], inputs: dict[str, Any], dormant: float
+    model: nn.Module,
+    layout: Layout,
+    layers: dict[str, DendriticLayer],
+    gates: AllGates,
+    inputs: dict[str, Any],
+    *,
+    dormant: float,
 ) -> nn.Module:
     """Pack the model twice: the core in place, and what is masked at present as the awake model that belongs to it."""
     refuse_sharded(model, "Leave dormant out of its config.")
@@ -83,7 +91,7 @@ def _compress_apart_(
     set_layout(awake, larger)
     outer = entries_left(model, layout, layers)
     _compress_(awake, larger, layers_in(awake, larger), inputs)
-    with narrowed(model, masks_at(model, layout.sparsity)):
+    with narrowed(model, gates, ranking_of(model, layout, layers, gates).choose(layout.sparsity)):
         inner = entries_left(model, layout, layers)
         _compress_(model, layout, layers, inputs)
     grids = {

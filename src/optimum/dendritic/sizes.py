@@ -1,4 +1,4 @@
-"""One injected model, several sizes of it: masks inside of the present ones, and what of each tensor they leave."""
+"""One injected model, several sizes of it: with masks inside of the present ones, and what of each tensor is left."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,21 +11,9 @@ from .distributed.dtensor import refuse_sharded
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_type, weight_layer
 from .nn.pack_model import shapes_left
-from .state import gates_in, injected_layout, kept_in, layers_in
-from .structure.ranking import ranking_of
+from .state import kept_in
 from .train_steps import Update
 from .unofficial import tensors_in
-
-
-@torch.no_grad()
-def masks_at(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
-    """The masks with `sparsity` of the budget gone, by the present scores and inside of the present masks.
-
-    Of two sizes the smaller one is inside of the larger one, because both are beginnings of one ranking.
-    """
-    layout = injected_layout(model)
-    layers = layers_in(model, layout)
-    return ranking_of(model, layout, layers, gates_in(model, layout, layers)).choose(sparsity)
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:
@@ -49,8 +37,17 @@ class Narrowed:
         asleep: Which segments are zero, by the name of the gate.
     """
 
+    @torch.no_grad()
     def __init__(self, model: nn.Module, gates: Mapping[str, Gates], masks: Mapping[str, Tensor]) -> None:
-        """Set what is outside of `masks` to zero, and let the masks say so."""
+        """Set what is outside of `masks` to zero, and let the masks say so.
+
+        Args:
+            model: injected.
+            gates: those of `gates_in`.
+            masks: some of what is left at present, as `Ranking.choose` finds it. Of two sizes the smaller one is inside
+                of the larger one, because both are beginnings of one ranking.
+        """
+        refuse_sharded(model, "Leave dormant out of its config.")
         self.gates = gates
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
         self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
@@ -80,18 +77,10 @@ class Narrowed:
             buffer.copy_(value)
 
 
-@torch.no_grad()
-def narrow_(model: nn.Module, masks: Mapping[str, Tensor]) -> Narrowed:
-    """Make an injected model one of its sizes, until `widen_`."""
-    layout = injected_layout(model)
-    refuse_sharded(model, "Leave dormant out of its config.")
-    return Narrowed(model, gates_in(model, layout, layers_in(model, layout)), masks)
-
-
 @contextmanager
-def narrowed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[Narrowed]:
+def narrowed(model: nn.Module, gates: Mapping[str, Gates], masks: Mapping[str, Tensor]) -> Iterator[Narrowed]:
     """The model as one of its sizes, while the context lasts."""
-    made = narrow_(model, masks)
+    made = Narrowed(model, gates, masks)
     try:
         yield made
     finally:

@@ -56,7 +56,7 @@ class Objective:
         gates = gates_in(model, layout, layers)
         self._model, self._batches, self._layout, self._advance = model, list(batches), layout, advance
         dense = {name: torch.ones_like(mask) for name, mask in masks_of(gates).items()}
-        self._ranking = ranking_of(model, layout, layers, gates, masks=dense)
+        self._gates, self._ranking = gates, ranking_of(model, layout, layers, gates, masks=dense)
         self.sparsity = sparsity
         self.names = list(dense)
         self.sizes = [mask.shape[1] for mask in dense.values()]
@@ -95,7 +95,7 @@ class Objective:
         known = self._cache.known(key)
         missing = [i for i in range(count) if i >= len(known)]
         if missing:
-            with narrowed(self._model, masks):
+            with narrowed(self._model, self._gates, masks):
                 known = [*known, *(self._run(i) for i in missing)]
             self._cache.note(key, known)
         self.spent += count / len(self._batches)

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ...config import DendriticConfig
 from ...errors import invalid
-from ...sizes import Narrowed, masks_at, narrow_, size_due
+from ...sizes import Narrowed, size_due
+from ...state import gates_in, injected_layout, layers_in
+from ...structure.ranking import ranking_of
 from ...train_steps import Update
 
 
@@ -26,9 +28,15 @@ class Sizes:
         if sparsity is None:
             return
         frozen = step > max(plan)
-        masks = self._last[1] if frozen and self._last is not None else masks_at(model, sparsity)
+        layout = injected_layout(model)
+        layers = layers_in(model, layout)
+        gates = gates_in(model, layout, layers)
+        if frozen and self._last is not None:
+            masks = self._last[1]
+        else:
+            masks = ranking_of(model, layout, layers, gates).choose(sparsity)
         self._last = (sparsity, masks) if frozen else None
-        self.present = narrow_(model, masks)
+        self.present = Narrowed(model, gates, masks)
 
     def still_gradients_(self) -> bool:
         """Whether the step has a smaller size; what sleeps then has no gradient, and nothing is scored."""
