@@ -12,6 +12,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 TEMPLATE = Path(__file__).with_name("ranking.md")
+STYLES = {  # colours of Okabe and Ito, and markers
+    "dendritic": ("#0072B2", "o"),
+    "magnitude": ("#E69F00", "s"),
+    "the loss without it": ("#009E73", "v"),
+}
 
 
 def render(result: dict[str, Any], path: Path) -> None:
@@ -42,18 +47,21 @@ def render(result: dict[str, Any], path: Path) -> None:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Scores against the loss without the channel, and how many channels of each block every ranking removes."""
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    figure.suptitle("What each score knows of a ResNet-20's channels")
     blocks = [block for block, count in enumerate(result["channels"]) for _ in range(count)]
     for axes, name in zip(panels, ("dendritic", "magnitude"), strict=False):
         points = axes.scatter(result["points"]["truth"], result["points"][name], c=blocks, cmap="viridis", s=8)
-        axes.set(xscale="symlog", yscale="log", xlabel="rise of the loss without the channel", ylabel=name)
+        axes.set(xscale="symlog", yscale="log", xlabel="rise of the loss without the channel", ylabel=f"{name} score")
+        axes.set_title(f"{name.capitalize()} against the truth")
         axes.xaxis.get_major_locator().set_params(numticks=5)
     panels[0].set_xscale("symlog", linthresh=1e-4)
     panels[1].set_xscale("symlog", linthresh=1e-4)
     figure.colorbar(points, ax=panels[1], label="block")
-    for name in ("dendritic", "magnitude", "the loss without it"):
-        panels[2].plot([100 * share for share in result["layers"][name]], marker="o", label=name)
-    panels[2].set(xlabel="block", ylabel="channels removed (%)")
+    for name, (colour, marker) in STYLES.items():
+        shares = [100 * share for share in result["layers"][name]]
+        panels[2].plot(shares, color=colour, marker=marker, label=name)
+    panels[2].set(xlabel="block", ylabel="channels removed (%)", title="Where each ranking removes")
     panels[2].legend(fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,12 +1,13 @@
-"""The figures of a card: the score against what was removed and against latency, and the density of each layer."""
+"""The figures of a card: the score against what was removed and against the speed, and what is left of each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from os.path import commonprefix
 from pathlib import Path
 
 import matplotlib
+
+from optimum.dendritic.inspection.layer_map import draw_levels
 
 from .runs import DENSE
 from .summary import Row, Table
@@ -16,9 +17,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 STYLES = {  # colours of Okabe and Ito, which colour-blind readers tell apart, and markers
-    "dense": ("0.35", ""),
-    "dense-own-rate": ("0.6", ""),
+    "dense": ("0.35", "*"),
+    "dense-own-rate": ("0.6", "P"),
     "dendritic": ("#0072B2", "o"),
+    "dendritic-macs": ("#56B4E9", "p"),
     "magnitude": ("#E69F00", "s"),
     "shrinkage+magnitude": ("#CC79A7", "D"),
     "random": ("#D55E00", "^"),
@@ -28,39 +30,50 @@ REMOVED: dict[str, tuple[str, Callable[[Row], float]]] = {
     "params": ("parameters", lambda row: row.removed),
     "macs": ("MACs", lambda row: row.macs_removed),
 }
+SPREAD = "mean ± standard deviation of the seeds"
 
 
 def draw(table: Table, budget: str, card: Path) -> dict[str, Path]:
     """Caption -> PNG beside the card. A figure whose numbers were not measured is not drawn."""
-    name = table.metric.name.removesuffix(" %")
+    name = table.metric.name.removesuffix(" %").capitalize()
     what, _ = REMOVED[budget]
-    figures = {f"{name.capitalize()} against {what} removed": _removed(table, budget, card)}
+    figures = {f"{name} against {what} removed": _removed(table, budget, name, card)}
     if any(row.ratios for row in table.rows):
-        figures[f"{name.capitalize()} against latency"] = _latency(table, card)
+        figures[f"{name} against speed"] = _speed(table, name, card)
     if any(row.method == "dendritic" for row in table.rows):
         figures["Share of each layer's parameters that dendritic pruning leaves"] = _density(table, card)
     return figures
 
 
-def _removed(table: Table, budget: str, card: Path) -> Path:
+def _removed(table: Table, budget: str, name: str, card: Path) -> Path:
+    """Curves over the levels; a dot for each method where there is one level only."""
     what, share = REMOVED[budget]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    _lines(axes, table, lambda row: 100 * share(row))
-    axes.set(xlabel=f"{what} of the model removed (%)", ylabel=table.metric.name, title="What pruning costs")
-    axes.legend(fontsize="small")
+    if len({row.level for row in table.rows if row.level}) == 1:
+        _dots(axes, table)
+        level = next(row.level for row in table.rows if row.level)
+        axes.set(xlabel=f"{table.metric.name} ({SPREAD})", title=f"{name} at a sparsity of {level:g}")
+    else:
+        _lines(axes, table, lambda row: 100 * share(row))
+        axes.set(xlabel=f"{what} of the model removed (%)", ylabel=f"{table.metric.name}\n({SPREAD})")
+        axes.set_title(f"{name} against {what} removed")
+        axes.legend(fontsize="small")
     return _save(figure, card, "removed")
 
 
-def _latency(table: Table, card: Path) -> Path:
+def _speed(table: Table, name: str, card: Path) -> Path:
     names = sorted({name for row in table.rows for name in row.ratios if name.startswith("latency")}, key=_batch)
     size = (5 * len(names), 4.5)
     figure, panels = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axes, name in zip(panels[0], names, strict=True):
-        _lines(axes, table, lambda row, name=name: 1 / row.ratios[name] if name in row.ratios else None)
+    figure.suptitle(f"{name} against speed, of the methods that were timed")
+    for axes, batch in zip(panels[0], names, strict=True):
+        _lines(axes, table, lambda row, batch=batch: 1 / row.ratios[batch] if batch in row.ratios else None)
         axes.axvline(1, color=STYLES["dense"][0], linestyle=":")
-        axes.set(title=f"batch {_batch(name)}", xlabel="times as fast as dense")
-    panels[0][0].set_ylabel(table.metric.name)
-    panels[0][0].legend(fontsize="small")
+        axes.set(title=f"batch {_batch(batch)}", xlabel="times as fast as dense")
+        axes.margins(x=0.08)
+    panels[0][0].set_ylabel(f"{table.metric.name}\n({SPREAD})")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small", frameon=False)
     return _save(figure, card, "latency")
 
 
@@ -69,21 +82,27 @@ def _batch(name: str) -> int:
 
 
 def _density(table: Table, card: Path) -> Path:
-    rows = [row for row in table.rows if row.method == "dendritic"]
-    names = list(rows[0].layers)
-    shared = len(commonprefix(names).rpartition(".")[0]) + 1 if len(names) > 1 else 0
-    size = (max(6.0, 0.25 * len(names)), 3.2 + 0.4 * len(rows))
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    cells = [[100 * share for share in row.layers.values()] for row in rows]
-    image = axes.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(names)), [name[shared:] for name in names], rotation=90, fontsize=6)
-    axes.set_yticks(range(len(rows)), [f"{row.level:.0%} removed" for row in rows])
-    figure.colorbar(image, label="% left")
+    figure = plt.figure(layout="constrained")
+    levels = {f"{row.level:.0%} removed": row for row in table.rows if row.method == "dendritic"}
+    draw_levels(figure, {title: {k: 100 * v for k, v in row.layers.items()} for title, row in levels.items()})
     return _save(figure, card, "density")
 
 
+def _dots(axes: Axes, table: Table) -> None:
+    """Mean and standard deviation of every method, one below the other; dense as a band."""
+    rows = [row for method in STYLES for row in table.rows if row.method == method]
+    for place, row in enumerate(rows):
+        colour, marker = STYLES[row.method]
+        axes.errorbar(row.mean, place, xerr=row.std or 0.0, color=colour, marker=marker, markersize=8, capsize=3)
+        if row.method in DENSE:
+            axes.axvspan(row.mean - (row.std or 0.0), row.mean + (row.std or 0.0), color=colour, alpha=0.2, linewidth=0)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(alpha=0.3, axis="x")
+
+
 def _lines(axes: Axes, table: Table, x: Callable[[Row], float | None]) -> None:
-    """Mean and standard deviation of every method along `x`; dense as a band."""
+    """Mean and standard deviation of every method along `x`; dense as a band. One level is a dot."""
     for method, (colour, marker) in STYLES.items():
         own = [row for row in table.rows if row.method == method]
         if method in DENSE and own:

@@ -27,7 +27,8 @@ def draw_layers(figure: "Figure", shares: Mapping[str, float]) -> None:
 def draw_levels(figure: "Figure", levels: Mapping[str, Mapping[str, float]]) -> None:
     """As `draw_layers`, of several models of one architecture beside each other, each under its title."""
     kinds, depths, _ = grid(next(iter(levels.values())))
-    figure.set_size_inches((2.6 + 0.42 * max(6, len(depths))) * len(levels), 2.0 + 0.32 * len(kinds))
+    figure.suptitle("What is left of each layer")
+    figure.set_size_inches((2.6 + 0.42 * max(6, len(depths))) * len(levels), 2.3 + 0.32 * len(kinds))
     parts = figure.subfigures(1, len(levels), squeeze=False)[0]
     for part, (title, shares) in zip(parts, levels.items(), strict=True):
         part.suptitle(title, fontsize="medium")
@@ -71,6 +72,7 @@ def _bars(figure: "FigureBase", shares: Mapping[str, float]) -> None:
     axes = figure.subplots()
     bars = axes.barh(range(len(shares)), list(shares.values()), color=COLOUR)
     axes.set_yticks(range(len(shares)), _short(list(shares)), fontsize="small")
+    axes.set_ylim(-1, len(shares))
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
     axes.invert_yaxis()
     axes.set(xlabel="% of the parameters left", xlim=(0, max(108.0, *shares.values())))
