@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.processes import HANGS
+
 
 class LlamaCpp:
     """Answers about one file, by greedy choice and without a cache; every call starts llama.cpp anew."""
@@ -21,7 +23,7 @@ class LlamaCpp:
         asked, answered = self.file.with_suffix(".asked.json"), self.file.with_suffix(".answered.json")
         asked.write_text(json.dumps([{"temperature": 0.0, "cache_prompt": False, **request} for request in requests]))
         command = [sys.executable, "-m", "helpers.llama_cpp_process", str(self.file), str(asked), str(answered)]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=HANGS)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(answered.read_text())
 
