@@ -12,23 +12,17 @@ from .config import DendriticConfig
 from .distributed.collectives import made_by_first_rank
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
-from .functional.importance import IMPORTANCE, random_scores
+from .functional.importance import random_scores
 from .functional.selection import total_cost
-from .functional.tiles import largest_divisor
 from .functional.units import needed_hosts
 from .layout.layout import Layout
-from .layout.records import Group, Record, Segments, Stack
+from .layout.records import Group, Record, Stack
 from .layout.times import Times
 from .nn import (
     DendriticLayer,
-    PrunableLayer,
-    RecurrentLayer,
-    can_sprout,
     inject_layer,
     inject_stack,
     prunable_layer,
-    states,
-    widths,
 )
 from .nn.surgery import swap
 from .state import layout_of, note_base, set_layout
@@ -42,6 +36,7 @@ from .structure.multiples import units_together
 from .structure.norms import norms_of
 from .structure.ranking import Ranking
 from .structure.readiness import refuse_unready
+from .structure.segments import may_go, segments_of, why_no_sprout
 from .structure.targets import refuse_adapters, spared_names, target_names
 from .structure.time_cache import cached, key_of
 from .structure.time_table import measured_times
@@ -108,14 +103,14 @@ def _inject_(
     targets = _called(targets, wiring)
     counted = set(wiring.positions) if config.counts_model else set(targets)
     positions = {name: count for name, count in wiring.positions.items() if name in counted}
-    groups = tuple(group for group in wiring.groups if _may_go(group, config))
+    groups = tuple(group for group in wiring.groups if may_go(group, config))
     dials = ()
     if config.native and inputs is not None:
         dials = find_dials(model, as_mapping(model, inputs), config, targets, groups)
     turned = {member for dial in dials for member in dial.members}
     groups = tuple(group for group in groups if not config.native or group.host in turned)
     reads = {member.name: group for group in groups for member in group.consumers}
-    shapes = {name: _segments(name, prunable_layer(model, name), reads.get(name), config) for name in targets}
+    shapes = {name: segments_of(name, prunable_layer(model, name), reads.get(name), config) for name in targets}
     stacks = {name: module for name in turned if isinstance(module := model.get_submodule(name), nn.ModuleList)}
     replacements: dict[str, DendriticLayer] = {
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
@@ -162,55 +157,11 @@ def _inject_(
     set_layout(model, layout)
     for name in shapes:
         if shapes[name].sprout < config.sprout_rank:
-            logger.info(f"{name} gets no sprout: {_why_no_sprout(prunable_layer(model, name), name in reads)}")
+            logger.info(f"{name} gets no sprout: {why_no_sprout(prunable_layer(model, name), name in reads)}")
     kinds = Counter(group.kind for group in groups if group.cut)
     found = ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) or "none"
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; groups that can be cut: {found}.")
     return model
-
-
-def _segments(name: str, layer: PrunableLayer, group: Group | None, config: DendriticConfig) -> Segments:
-    """The units of a group that can be cut, held by its first consumer; elsewhere about `segment_size` synapses per
-    neuron, if inputs may go. Hidden units of a recurrent layer."""
-    activity = IMPORTANCE[config.importance].needs_activity
-    if isinstance(layer, RecurrentLayer):
-        if activity:
-            rule = f"{name} is recurrent: what its hidden units read is known only inside the kernel"
-            remedy = "Choose another importance, or name it in exclude_modules."
-            raise invalid("importance", config.importance, rule, remedy)
-        return Segments(states(layer), layer.hidden_size)
-    if config.native and group is None:
-        return Segments(1, 1, activity)  # no stock config says that it reads less
-    inputs, outputs = widths(layer)
-    sprout = config.sprout_rank if group is None and can_sprout(layer, config.sprout_rank) else 0
-    activity = activity or sprout > 0
-    if group is not None and group.cut:
-        return Segments(1, group.units if name == group.host else 0, activity)
-    if not config.may_go("inputs"):
-        return Segments(1, 0, activity)
-    kernel = layer.weight[0, 0].numel()
-    block = _block(group) if group else 1
-    size = largest_divisor(inputs, max(1, config.segment_size // kernel), multiple_of=block)
-    arbors = largest_divisor(outputs, config.arbors)
-    return Segments(arbors=arbors, segments=inputs // size, activity=activity, sprout=sprout)
-
-
-def _may_go(group: Group, config: DendriticConfig) -> bool:
-    """Whether units of a group may go: where it cannot be cut, they can as inputs of their one consumer only."""
-    return config.may_go(group.kind) and (group.cut or config.may_go("inputs"))
-
-
-def _block(group: Group) -> int:
-    """How many neighbouring inputs of its one consumer belong to one unit of a group that is not cut."""
-    return max(run.size for run in group.consumers[0].runs)
-
-
-def _why_no_sprout(layer: PrunableLayer, reader: bool) -> str:
-    if isinstance(layer, nn.Conv2d | RecurrentLayer):
-        return f"it is a {type(layer).__name__}"
-    if reader:
-        return "the inputs that are pruned of it die with their producers, so that nothing is left to grow from"
-    return "it would cost more than the layer"
 
 
 def _inputs(model: nn.Module, example_inputs: Any, layer_by_layer: bool) -> Any:

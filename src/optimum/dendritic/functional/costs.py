@@ -82,10 +82,10 @@ class LayerCost(Cost):
         reads: Which units of a group its inputs die with, if it is a consumer of a group.
         per_index: Cost of the index of one input that is gathered, or of one output that is scattered.
         scatters: Whether its outputs are scattered into a tensor of full width once some of them die.
-        sprout: Cost of the layer's sprout, without
-        sprout_row: Its cost for each living row; both 0 for none.
-        stack: The stack that it belongs to, if any, in the block at
-        place: The layer goes with its block.
+        sprout: What the layer's sprout costs apart from its rows; 0 where it has none.
+        sprout_row: What one living row of the sprout costs.
+        stack: The stack of blocks with one of which the layer goes; None outside of stacks.
+        place: The index of that block.
     """
 
     rows: int
