@@ -18,7 +18,7 @@ class CompactViTConfig(ViTConfig):
     """A `ViTConfig` for 32x32 pixels; its patch size is a power of two.
 
     Attributes:
-        stem_channels: of the first convolution; each one after it has twice as many.
+        stem_channels: The channels of the first convolution; each one after it has twice as many.
     """
 
     model_type = "compact_vit"

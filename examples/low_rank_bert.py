@@ -16,7 +16,7 @@ class LowRankBertConfig(BertConfig):
     """A `BertConfig`.
 
     Attributes:
-        embedding_rank: columns of the table of word embeddings.
+        embedding_rank: The columns of the table of word embeddings.
     """
 
     model_type = "low_rank_bert"

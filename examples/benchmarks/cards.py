@@ -27,9 +27,9 @@ class Made:
     """A model that a benchmark makes.
 
     Attributes:
-        folder: where it lies, below the folder of all runs.
-        module: of `examples`, if its architecture is there.
-        batch_size: of the second latency.
+        folder: Where it lies, below the folder of all runs.
+        module: The module of `examples` that has its architecture, if it is there.
+        batch_size: The batch size of the second latency.
     """
 
     folder: str

@@ -21,9 +21,11 @@ class Block:
     """One basic block.
 
     Attributes:
-        module: the block.
-        producer, norm, reader: first convolution, its normalisation, and second convolution.
-        start: index of its first channel among those of all blocks.
+        module: The block itself.
+        producer: The first convolution.
+        norm: The normalisation of what the first convolution makes.
+        reader: The second convolution.
+        start: The index of its first channel among those of all blocks.
     """
 
     name: str

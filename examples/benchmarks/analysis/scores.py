@@ -19,9 +19,11 @@ class Readings:
     Attributes:
         batches: `dL/dm` of each batch in the order of the steps, `[steps, channels]`.
         samples: `dL/dm` of each sample's own loss, with fixed normalisation, `[samples, channels]`.
-        batch_size: samples in a batch.
-        squares: mean square of each channel's activation.
-        rows, scales, columns: `||W||^2` of what makes it, of its normalisation, and of what reads it.
+        batch_size: The number of samples in a batch.
+        squares: The mean square of each channel's activation.
+        rows: `||W||^2` of what makes each channel.
+        scales: `||W||^2` of its normalisation.
+        columns: `||W||^2` of what reads it.
     """
 
     batches: Float[Tensor, "steps channels"]

@@ -8,11 +8,11 @@ class Metric:
     """A score of a model that is the mean of scores of examples.
 
     Attributes:
-        name: heading of its column.
-        unit: of a difference.
-        scale: factor from what runs record to what cards show.
-        digits: after the point, in cards.
-        rises: whether more is better.
+        name: The heading of its column.
+        unit: The unit of a difference.
+        scale: The factor from what runs record to what cards show.
+        digits: The number of digits after the point, in cards.
+        rises: Whether more is better.
     """
 
     name: str

@@ -26,10 +26,10 @@ class Run:
 
     Attributes:
         method: `"base"`, one of `METHODS`.
-        level: fraction of the budget that is removed; 0 for `"base"` and those in `DENSE`.
-        variant: name of an ablation, empty for the recipe itself.
-        changes: fields of `DendriticConfig` that the ablation sets.
-        base_seed: seed of the base that it starts from, if that is not its own.
+        level: The fraction of the budget that is removed; 0 for `"base"` and those in `DENSE`.
+        variant: The name of an ablation, empty for the recipe itself.
+        changes: The fields of `DendriticConfig` that the ablation sets.
+        base_seed: The seed of the base that it starts from, if that is not its own.
     """
 
     method: str

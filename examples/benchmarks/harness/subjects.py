@@ -86,8 +86,8 @@ class Subject:
     """A model, and how it is compressed.
 
     Attributes:
-        packed: whether it is packed in the end.
-        save: keyword arguments of `save_pretrained`.
+        packed: Whether it is packed in the end.
+        save: The keyword arguments of `save_pretrained`.
     """
 
     make: Callable[[], PreTrainedModel]

@@ -21,14 +21,18 @@ class Row:
     """One method at one level, over its seeds. What is measured is a share of dense, or None.
 
     Attributes:
-        scores: in the unit of the card, by seed.
-        against_dense: the loss against the better dense models of the same seeds; None for these themselves.
-        held_out: mean score on the part of the examples that nothing was chosen by, and
-        held_out_against_dense: the loss there.
-        parameters, macs: of the saved model, mean over the seeds.
-        removed, target_removed, macs_removed, target_macs_removed: shares of the dense model's.
-        layers: share of each target module's parameters that is left, by its name.
-        ratios: what `measure` found, by figure.
+        scores: The score of each seed, in the unit of the card.
+        against_dense: The loss against the better dense models of the same seeds; None for these themselves.
+        held_out: The mean score on the part of the examples that nothing was chosen by.
+        held_out_against_dense: The loss on that part.
+        parameters: The parameters of the saved model, in the mean over the seeds.
+        macs: The multiply-accumulates of the saved model, in the mean over the seeds.
+        removed: The share of the dense model's parameters that is gone.
+        target_removed: The share of the parameters of its target modules that is gone.
+        macs_removed: The share of its multiply-accumulates that is gone.
+        target_macs_removed: The share of those of its target modules that is gone.
+        layers: The share of each target module's parameters that is left, by its name.
+        ratios: The shares of the dense model's figures that `measure` found, by figure.
     """
 
     method: str

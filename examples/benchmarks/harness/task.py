@@ -19,9 +19,9 @@ class Score:
     """How good a saved model is on the validation data.
 
     Attributes:
-        value: the metric of the task.
-        examples: the metric of each validation example, in order, whose mean is `value`; "0110…" where each is 0 or 1.
-        extras: what else to keep with the run, JSON-ready.
+        value: The metric of the task.
+        examples: The metric of each validation example, in order, whose mean is `value`; "0110…" where each is 0 or 1.
+        extras: What else to keep with the run, JSON-ready.
     """
 
     value: float
@@ -34,12 +34,12 @@ class Card:
     """What a card says about its task; every text is a clause or a sentence of Markdown.
 
     Attributes:
-        script: file name of the task.
-        scope: of what a level is a share: `"targets"` or the whole `"model"`.
-        tolerances: level -> loss against dense that the card claims to stay within.
-        latencies: level -> share of dense's time that the card claims to stay within; 1 where none is given.
-        augmented: a clause, from its comma on: how the samples of the last stage are changed.
-        selects: options, also in the recipe, that the time and render phases need.
+        script: The file name of the task.
+        scope: What a level is a share of: the `"targets"` or the whole `"model"`.
+        tolerances: For each level the loss against dense that the card claims to stay within.
+        latencies: For each level the share of dense's time that the card claims to stay within; 1 where none is given.
+        augmented: How the samples of the last stage are changed, as a clause from its comma on.
+        selects: Options, also in the recipe, that the time and render phases need.
     """
 
     script: str
@@ -76,12 +76,12 @@ class Task(ABC):
     a seed: one, where nothing else is said.
 
     Attributes:
-        metric: what `score` measures.
-        default_levels: fractions of the budget that the target modules lose.
-        default_output_dir: where the runs lie.
-        default_card: where the card is written.
-        later: what `recipe` names and no base depends on, so that one base serves every last stage.
-        shrinkage: of the groups, where they shrink before they are pruned; DepGraph's own strength.
+        metric: What `score` measures.
+        default_levels: The fractions of the budget that the target modules lose.
+        default_output_dir: Where the runs lie.
+        default_card: Where the card is written.
+        later: What `recipe` names and no base depends on, so that one base serves every last stage.
+        shrinkage: How strongly groups shrink before they are pruned, where they do; DepGraph's own strength.
     """
 
     metric: Metric = ACCURACY

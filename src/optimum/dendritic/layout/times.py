@@ -42,8 +42,8 @@ class Times:
         layers: For each layer that multiplies, the index of its grid.
         units: What one unit of a group takes outside of layers, such as in norms and attention, by the group's host.
         rest: What is left of the dense model's time.
-        counted: The part of the time that the grids said was gone when it was measured last, of which
-        measured: This part was gone.
+        counted: The part of the time that the grids said was gone when it was measured last.
+        measured: The part of the time that was really gone then.
         level: The part of the target that had been reached then.
     """
 
