@@ -105,6 +105,15 @@ class TestOnAPackedModel:
         expected = outputs(adapted, inputs)
         assert torch.allclose(outputs(adapted.merge_and_unload(), inputs), expected, atol=1e-5)
 
+    @pytest.mark.parametrize("merge", ["merge_and_unload", "merge_adapter"])
+    def test_layers_that_gather_are_refused_before_any_is_merged(self, merge):
+        model, inputs = packed("bert")
+        adapted = get_peft_model(model, LORA).eval()
+        expected = outputs(adapted, inputs)
+        with pytest.raises(DendriticError, match="query gathers or scatters.*PeftModel.from_pretrained"):
+            getattr(adapted, merge)()
+        assert torch.equal(outputs(adapted, inputs), expected)
+
     def test_a_packed_convolution_is_refused_by_name(self):
         model, _ = packed("resnet_basic")
         with pytest.raises(DendriticError, match="PackedConv2d.*Name only linear layers"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.quantizers.base import HfQuantizer
@@ -30,6 +31,7 @@ THEIRS = [
     HfQuantizer,
     Trainer,
     TrainerCallback,
+    BaseTuner,
 ]
 
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..distributed.dtensor import whole
 from ..errors import invalid
 from ..layout.records import Form
-from ..unofficial import children_of, convolve
+from ..unofficial import before_merging_, children_of, convolve
 from .base import drop_own_buffers
 from .injected import own_type, stock_type
 from .sprout import Sprout, empty_sprout
@@ -189,6 +189,21 @@ def packed_skeleton(layer: WeightLayer, form: Form) -> nn.Module:
     )
 
 
+def refuse_merging(name: str, layer: nn.Module) -> None:
+    """Refuse to merge an adapter into a weight that has fewer rows or columns than the adapter has learnt for.
+
+    Raises:
+        DendriticError: `layer` gathers or scatters.
+    """
+    if isinstance(layer, PackedLayer) and (layer.inputs is not None or layer.outputs is not None):
+        rule = f"{name} gathers or scatters, and the adapter reads and writes what its weight does not have"
+        remedy = (
+            "Keep the adapter beside the model (save_pretrained, PeftModel.from_pretrained), or name only plain layers "
+            "in its target_modules: describe(model) tells which."
+        )
+        raise invalid("layer", type(layer).__name__, rule, remedy)
+
+
 def _build(
     layer: WeightLayer,
     form: Form,
@@ -206,6 +221,7 @@ def _build(
     if layer.bias is not None and bias is not None:
         packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))
     if isinstance(packed, PackedLayer):
+        before_merging_(refuse_merging)
         packed.form = form
         packed.register_buffer("inputs", inputs)
         packed.register_buffer("outputs", outputs)

@@ -160,6 +160,22 @@ def forget_capturing_(model: nn.Module) -> None:
     vars(model).pop("_output_capturing_hooks_installed", None)
 
 
+def before_merging_(check: Callable[[str, nn.Module], None]) -> None:
+    """Let `check(name, layer)` see each layer before PEFT merges an adapter into any; once in a process that has PEFT."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None or tuners.BaseTuner._check_merge_allowed.__module__ == __name__:
+        return
+    stock = tuners.BaseTuner._check_merge_allowed
+
+    def check_merge_allowed(tuner: Any) -> None:
+        for name, module in tuner.model.named_modules():
+            if isinstance(module, tuners.BaseTunerLayer):
+                check(name, module.get_base_layer())
+        stock(tuner)
+
+    tuners.BaseTuner._check_merge_allowed = check_merge_allowed
+
+
 def used_columns(trainer: Any, dataset: Any, collate: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
     """A dataset and a collator that drop the columns which the Trainer drops, which takes no note of the question."""
     trainer = copy.copy(trainer)

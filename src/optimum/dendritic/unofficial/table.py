@@ -11,6 +11,7 @@ TRIED = {
     "transformers": ("5.0", "5.23"),
     "accelerate": ("1.15",),
     "deepspeed": ("0.19.8",),
+    "peft": ("0.21.2",),
     "python": ("3.11",),
 }
 
@@ -113,6 +114,11 @@ PRIVATE = {
         "a way to unwrap that leaves the prepared model as it is; today's changes it (huggingface/accelerate#4255)",
     ),
     "_hf_hook": Use("accelerate", "its tensors are new ones, without the mark", "a public test for dispatched modules"),
+    "_check_merge_allowed": Use(
+        "peft",
+        "an adapter on a layer that gathers is refused in words before anything is merged",
+        "a way for a base layer to say that nothing can be merged into it",
+    ),
     "_hp_mapping": Use(
         "deepspeed",
         "pruned weights are zeroed in the fp32 weights, too",
