@@ -208,3 +208,15 @@ class TestEmptyBatches:
         with pytest.raises(DendriticError, match=r"\(0, 6\).*sample"):
             steps[step]()
         assert same(before, snapshot(model))
+
+
+class Moving(PlainCNN):
+    """It takes its inputs to where its weights are, as `model.device` of transformers tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(next(self.parameters()).device))
+
+
+def test_a_model_that_asks_where_its_weights_are_is_cut_as_any_other():
+    groups = [layout_of(inject_(kind(), CONFIG, example_inputs=pixels())).groups for kind in (PlainCNN, Moving)]
+    assert groups[0] == groups[1] and any(group.cut for group in groups[1])

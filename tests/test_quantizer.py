@@ -390,6 +390,34 @@ def test_a_packed_checkpoint_loads_into_every_other_head_as_a_dense_one_does(nam
             assert not any(isinstance(module, PackedLayer) for module in new)
 
 
+def test_a_new_head_reads_what_a_narrower_body_leaves(tmp_path):
+    model, inputs = saved(tmp_path, "bert", "packed", units="structured")
+    width = model.get_input_embeddings().weight.shape[1]
+    answering = transformers.BertForQuestionAnswering.from_pretrained(tmp_path, num_labels=2)
+    assert answering.qa_outputs.weight.shape == (2, width) and width < 16
+    assert torch.equal(answering(**inputs, output_hidden_states=True)[-1][-1], model.bert(**inputs).last_hidden_state)
+    answering.save_pretrained(tmp_path / "again")
+    again = transformers.BertForQuestionAnswering.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(**inputs).start_logits, answering(**inputs).start_logits)
+    with pytest.raises(CheckpointError, match=r"decoder.weight has the shape .* Load the body alone"):
+        transformers.BertForMaskedLM.from_pretrained(tmp_path)  # whose decoder is as wide as an embedding that shrank
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_a_head_for_other_labels_is_new_where_mismatches_are_ignored(labels, tmp_path):
+    model, inputs = saved(tmp_path, "vit", "packed", units="structured")
+    assert isinstance(model.dendritic_layout.modules["classifier"], Form)
+    kind = transformers.ViTForImageClassification
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        kind.from_pretrained(tmp_path, num_labels=labels)
+    loaded = kind.from_pretrained(tmp_path, num_labels=labels, ignore_mismatched_sizes=True)
+    assert outputs(loaded, inputs).shape == (2, labels)
+    assert torch.equal(loaded.vit(**inputs).last_hidden_state, model.vit(**inputs).last_hidden_state)
+    model, _ = saved(tmp_path / "gathers", "vit", "packed", target_modules=".*")
+    with pytest.raises(CheckpointError, match="classifier gathers, and was packed for another number of labels"):
+        kind.from_pretrained(tmp_path / "gathers", num_labels=labels)
+
+
 STRANGER = """
 import sys, transformers
 assert not any(name.startswith("optimum.dendritic") for name in sys.modules)

@@ -102,6 +102,8 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 
 
 def _noise(model: PreTrainedModel, shape: tuple[int, ...]) -> Tensor:
+    if model.device.type == "meta":  # whose config may ask for more than there is memory
+        return torch.empty(shape, device="meta", dtype=model.dtype)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
 
 

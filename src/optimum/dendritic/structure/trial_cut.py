@@ -152,7 +152,8 @@ def _norms(model: nn.Module, left: Shapes, tracer: Tracer) -> list[nn.Module]:
 
 
 def _shells(model: nn.Module, left: Shapes) -> dict[str, nn.Module]:
-    """Modules of the shapes that are left; weights that nobody multiplies are on the meta device."""
+    """Modules of the shapes that are left. Nobody multiplies by their weights, which are one entry each, repeated: on
+    the device of the stock ones, since a model may ask where it is."""
     layers = {name: _shell(model, name, left) for name in left.arrives}
     modules = {name: model.get_submodule(name) for name in left.channels}
     tables = {n: _narrow_table(m, len(left.channels[n])) for n, m in modules.items() if _is_table(m)}
@@ -167,9 +168,10 @@ def _shell(model: nn.Module, name: str, left: Shapes) -> nn.Module:
     inputs, rows = len(left.arrives[name]), len(left.outputs[name]) if name in left.narrow else widths(layer)[1]
     shape = (inputs, rows) if isinstance(layer, Conv1D) else (rows, inputs, *layer.weight.shape[2:])
     own = tensors_in(shell)[0]
-    own["weight"] = nn.Parameter(torch.empty(shape, dtype=layer.weight.dtype, device="meta"))
+    entry = torch.empty((), dtype=layer.weight.dtype, device=layer.weight.device)
+    own["weight"] = nn.Parameter(entry.expand(shape))
     if own.get("bias") is not None:
-        own["bias"] = nn.Parameter(torch.empty(rows, dtype=layer.weight.dtype, device="meta"))
+        own["bias"] = nn.Parameter(entry.expand(rows))
     if isinstance(shell, nn.Conv2d):
         shell.in_channels, shell.out_channels = inputs, rows
     elif isinstance(shell, nn.Linear):

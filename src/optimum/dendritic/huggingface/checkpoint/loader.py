@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import invalid
 from ...layout.layout import METHOD, METHODS, Layout
+from ...layout.records import Form
 
 
 class DendriticLayoutConfig(QuantizationConfigMixin):
@@ -53,6 +54,7 @@ class DendriticLoader(HfQuantizer):
             raise invalid("quantization_config", METHOD, "a dense checkpoint cannot be pruned while it loads", remedy)
         super().__init__(quantization_config, **kwargs)
         self.recorded = self.layout = quantization_config.layout
+        self.heads: dict[str, Form] = {}
         self.expected: dict[str, Tensor] = {}
 
     def validate_environment(self, *args: Any, weights_only: bool = True, **kwargs: Any) -> None:
@@ -75,7 +77,7 @@ class DendriticLoader(HfQuantizer):
         """Swap in the recorded modules, on meta, once the layout and the files have been found sound."""
         from .rebuild import put_in_recorded
 
-        self.layout, self.expected = put_in_recorded(model, self.recorded, checkpoint_files)
+        self.layout, self.heads, self.expected = put_in_recorded(model, self.recorded, checkpoint_files)
 
     def _process_model_after_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Check the tensors in memory, since those of `state_dict=` are in no file, and leave an ordinary model."""
@@ -83,7 +85,7 @@ class DendriticLoader(HfQuantizer):
 
         check_loaded(model, self.layout, self.expected)
         self.remove_quantization_config(model)
-        make_ordinary(model, self.layout)
+        make_ordinary(model, self.layout, self.heads)
         return model
 
 

@@ -1,5 +1,6 @@
 """What the loader does with a model: the recorded modules go in before its weights load, and are checked after it."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,16 +18,18 @@ from ...unofficial import forget_quantized_, is_dispatched, is_loaded
 from .build import put_in, renamed, with_cost
 from .complete import check_complete, check_config
 from .key_mapping import renames, resolver, tied_keys
+from .new_heads import Forms, labelling, put_new_heads_, too_wide, without
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
 
 def put_in_recorded(
     model: PreTrainedModel, recorded: Layout, checkpoint_files: Sequence[str] | None
-) -> tuple[Layout, dict[str, Tensor]]:
+) -> tuple[Layout, Forms, dict[str, Tensor]]:
     """Swap in the recorded modules, on meta, once the layout and the files have been found sound.
 
     Returns:
-        The layout in the names of this model, and the tensors that its state dict has to come to, on meta.
+        The layout in the names of this model; records of the layers of a new head, whose tensors are not those of the
+        files; and the tensors that its state dict has to come to, on meta.
 
     Raises:
         CheckpointError: the files are not those that the layout describes, or do not belong to this model.
@@ -35,7 +38,11 @@ def put_in_recorded(
     with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
         stored = read_headers(checkpoint_files or ())
         layout = renamed(recorded, resolver(model, {entry.key for entry in stored}))
-        put_in(model, layout)
+        labels = labelling(model, layout)
+        fitting = without(layout, too_wide(layout, labels))
+        put_in(model, fitting)
+        heads = put_new_heads_(model, fitting, labels)
+        layout = without(layout, heads)
         expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
         if checkpoint_files is not None:
             found, fused = sort_by_name(stored, renames(model, expected))
@@ -45,7 +52,7 @@ def put_in_recorded(
         # last: its costs are computed from masks as large as the layout says, which the files now bear out
         whole = len(layout.modules) == len(recorded.modules)
         layout = with_cost(model, layout, trusted=whole, tied=tied_keys(model))
-    return layout, expected
+    return layout, heads, expected
 
 
 def check_loaded(model: PreTrainedModel, layout: Layout, expected: Mapping[str, Tensor]) -> None:
@@ -66,15 +73,15 @@ def check_loaded(model: PreTrainedModel, layout: Layout, expected: Mapping[str, 
             check_mask(name, gates, gates.dendrite_mask, gates.segmented())
 
 
-def make_ordinary(model: PreTrainedModel, layout: Layout) -> None:
-    """Leave a model that saves, converts and trains like any other, with its layout on it."""
+def make_ordinary(model: PreTrainedModel, layout: Layout, heads: Forms) -> None:
+    """Leave a model that saves, converts and trains like any other, with its layout on it, new heads included."""
     for name in layout.modules:
         _copy_empty_(model.get_submodule(name))
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             forget_quantized_(part.config)
     if layout.modules:  # else only the head was compressed, and this model is the dense body
-        set_layout(model, layout)
+        set_layout(model, dataclasses.replace(layout, modules={**layout.modules, **heads}))
 
 
 def check_saved(model: PreTrainedModel, folder: Path) -> None:
