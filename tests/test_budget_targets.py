@@ -24,6 +24,7 @@ MODELS += [("lstm", "fine"), ("convnext", "fine")]
 BESIDE = {"importance": "random", "floor": 0.0, "segment_size": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "units"), MODELS)
 def test_a_packed_model_has_at_most_as_many_parameters_as_were_asked_for(name, units):
     model, inputs = build(name)
@@ -37,6 +38,7 @@ def test_a_packed_model_has_at_most_as_many_parameters_as_were_asked_for(name, u
     assert counted > 0.55 * dense  # one unit of these tiny models is much
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "units"), MODELS)
 def test_the_file_of_a_packed_model_is_at_most_as_large_as_was_asked_for(name, units):
     model, inputs = build(name)

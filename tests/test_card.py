@@ -33,6 +33,8 @@ from optimum.dendritic.huggingface.card.provenance import POINTS, curve, facts_o
 from optimum.dendritic.huggingface.card.schema import FILE as SCHEMA
 from optimum.dendritic.huggingface.card.write import write_card
 
+pytestmark = pytest.mark.xdist_group("card")  # one worker, or each would make the fixture anew
+
 QUICK = {"seconds": 0.02, "threads": 1, "large_batch": 2, "memory": False}
 CONFIG = DendriticConfig(sparsity=0.5, updates=5, segment_size=8)
 CHECK = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))

@@ -27,6 +27,7 @@ def consistent(found: Density) -> None:
                 assert side.places.sum() == pytest.approx(side.kept, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "resnet_basic"])
 def test_what_goes_with_a_stream_is_counted_before_it_is_packed(name: str):
     model, dense, inputs = pruned(name, units="structured")

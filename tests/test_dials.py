@@ -46,6 +46,7 @@ def test_lists_with_an_entry_for_each_layer_lose_them_with_it():
     assert found(model)[("num_hidden_layers",)] == (1, (), ("layer_types",))
 
 
+@pytest.mark.slow
 def test_numbers_of_a_config_inside_the_config():
     family = FAMILIES["CLIP vision"]
     dials = found(build(family), inputs_of(family))
@@ -67,6 +68,7 @@ def test_a_number_that_says_more_than_the_tensors_is_no_dial():
     assert set(found(hf.GPT2LMHeadModel(config))) == {("n_inner",)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet", "Swin"])
 def test_no_dial_at_all(name):
     with pytest.raises(

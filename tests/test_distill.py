@@ -206,6 +206,7 @@ class TestInTheTrainer:
         assert any(t.shape != packed[0][n].shape or not torch.equal(t, packed[0][n]) for n, t in
                    tensors(itself.model).items())  # fmt: skip
 
+    @pytest.mark.slow
     def test_importance_is_read_off_the_tasks_loss_alone(self, tmp_path):
         """One step scores the same beside a teacher that shouts as without one; the second step is not scored."""
         scores = []

@@ -53,6 +53,7 @@ def close(found, expected):
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("units", ["fine", "structured"])
 def test_asleep_it_is_the_core_and_awake_the_larger_model(name, units):
@@ -68,6 +69,7 @@ def test_asleep_it_is_the_core_and_awake_the_larger_model(name, units):
     assert torch.equal(outputs(set_wake_rate(model, 0.0), inputs), asleep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GATHERING)
 def test_rows_are_the_core_or_the_model_with_all_its_inputs(name):
     model, inputs = injected(name)
@@ -128,6 +130,7 @@ def test_only_the_inputs_in_doubt_run_again():
     assert not model(**many).logits.isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "resnet_basic", "llama"])
 def test_it_is_saved_apart_and_loaded_where_it_is_wanted(name, tmp_path):
     model, inputs = packed(name)
@@ -157,6 +160,7 @@ def test_it_is_saved_apart_and_loaded_where_it_is_wanted(name, tmp_path):
     assert found.logits.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_measured_with_what_is_dormant():
     model, inputs = packed("bert")
     calibrate_dormant_(model, [inputs])
@@ -238,6 +242,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 def test_a_damaged_file_is_refused(change, tmp_path):
     model, inputs = packed("bert")

@@ -17,6 +17,8 @@ from transformers import ViTImageProcessorPil
 
 from optimum.dendritic import export_onnx
 
+pytestmark = pytest.mark.xdist_group("edge")  # one worker, or each would make the fixture anew
+
 EDGE = Path(__file__).parents[1] / "examples" / "edge"
 WITHOUT = """
 import sys, runpy
@@ -64,6 +66,7 @@ def test_it_runs_without_torch_and_answers_as_the_model_does(exported):
     assert ".png: LABEL_" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_graph_has_only_what_tensorrt_takes(exported):
     graph = onnx.load(exported[1])
     (opset,) = {entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")}

@@ -56,6 +56,7 @@ MADE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_made_of_a_config_runs_and_shows_the_wiring(name):
     make, expected, cuts = MADE[name]

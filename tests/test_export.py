@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoTokenizer, ViTImageProcessorPil
 
 from optimum.dendritic import DendriticError, compress_, describe, export_onnx
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker, or each would make the fixture anew
+
 
 def run(path: Path, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -54,6 +56,7 @@ def test_any_batch_and_any_length(exported, batch: int, length: int):
     np.testing.assert_allclose(run(path, inputs)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_in_the_folder(exported):
     model, path = exported
     assert [file.name for file in path.parent.parent.iterdir() if file.name not in ("words", "out")] == []

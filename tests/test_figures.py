@@ -58,6 +58,7 @@ def test_it_is_saved_as_a_picture_that_can_be_read(tmp_path):
     assert {tuple(bytes.fromhex(colour[1:])) for colour in (GONE, KEPT)} <= colours
 
 
+@pytest.mark.slow
 def test_many_layers_stay_on_one_page():
     model, _, _ = pruned("gpt2")
     found = density(model)

@@ -11,6 +11,7 @@ from optimum.dendritic import DendriticError, from_config
 from optimum.dendritic.state import layout_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["packed", "injected"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "resnet_basic", "mobilenet"])
 def test_it_has_the_shapes_and_runs(name, form, tmp_path):

@@ -179,6 +179,7 @@ def architecture(file: Path) -> str:
     return field.contents()
 
 
+@pytest.mark.slow
 def test_what_cannot_run_there_is_refused(tmp_path):
     needed("gguf")
     gathers = packed(stock("llama"), units="fine", segment_size=16)

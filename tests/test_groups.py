@@ -89,6 +89,7 @@ def test_no_structured_layer_gathers_or_scatters(name):
     assert not any(record.gather for record in records.values() if isinstance(record, Form))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", IMPORTANCES)
 @pytest.mark.parametrize("name", ["GPT-2", "ViT"])
 def test_streams_are_pruned_in_one_shot_by_every_importance(name, importance):
@@ -158,6 +159,7 @@ def test_injection_changes_no_bit(name):
     assert name == "resnet_basic" or any(isinstance(module, LivingNorm) for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_tied_weights_stay_tied(name, scope, tmp_path: Path):

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from optimum.dendritic import CheckpointError
 
+pytestmark = pytest.mark.xdist_group("hostile checkpoints")  # one worker, or each would make the fixture anew
+
 Layout = dict[str, Any]
 Tensors = dict[str, Tensor]
 HUGE = 2**31 - 1

@@ -24,6 +24,7 @@ def packed(name: str, **fields):
     return compress_(model, inputs), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -32,6 +32,7 @@ def test_at_random_operations_of_every_verb(tmp_path):
     assert outcomes.count("as it was") > INTERRUPTIONS / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sprouts", "lstm"])
 @pytest.mark.parametrize("verb", ["score_", "update_"])
 def test_at_operations_all_over_the_steps_of_a_training(verb, kind):

@@ -33,6 +33,7 @@ def numbers(record: Form | Recurrent, dense: tuple[int, int]) -> list[tuple[int,
     return [(record.inputs, inputs), (record.kept, inputs), (record.outputs, outputs), (sum(record.arbors), outputs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "units"), MODELS)
 def test_every_width_is_a_multiple_or_the_dense_one(name, units):
     model, inputs = build(name)

@@ -56,6 +56,7 @@ def test_is_the_loop_of_plain_functions():
     assert torch.allclose(outputs(model, inputs), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one():
     whole, parts = made(), made()
     torch.manual_seed(0)

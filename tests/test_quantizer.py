@@ -38,6 +38,8 @@ from optimum.dendritic import (
 from optimum.dendritic.layout.records import Follower, Form, Segments
 from optimum.dendritic.nn import PackedLayer
 
+pytestmark = pytest.mark.xdist_group("quantizer")  # one worker, or each would make the fixture anew
+
 CASES: dict[str, dict[str, Any]] = {
     "bert": {"name": "bert"},
     "bert, several arbors": {"name": "bert", "arbors": 2, "target_modules": ["query", "output.dense"]},
@@ -91,7 +93,7 @@ def same(expected: nn.Module, actual: nn.Module) -> bool:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Every model in both forms, saved here and loaded, run and saved again by one fresh process."""
+    """Every model in both forms, saved."""
     root, found = tmp_path_factory.mktemp("checkpoints"), {}
     for name in NAMES:
         for form in FORMS:
@@ -99,18 +101,24 @@ def checkpoints(tmp_path_factory):
             model, inputs = saved(folder, form=form, **CASES[name])
             save_file(inputs, folder / "inputs")
             found[name, form] = folder, model, inputs
-    run(LOAD, *(folder for folder, _, _ in found.values()))
     return found
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints):
+    """Those that one fresh process has loaded, run and saved again, beside what it has found."""
+    run(LOAD, *(folder for folder, _, _ in checkpoints.values()))
+    return checkpoints
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
-def test_fresh_process(checkpoints, name, form):
-    folder, model, inputs = checkpoints[name, form]
-    loaded = torch.load(folder / "loaded")
-    assert loaded.keys() == model.state_dict().keys()
-    assert every(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+def test_fresh_process(loaded, name, form):
+    folder, model, inputs = loaded[name, form]
+    tensors = torch.load(folder / "loaded")
+    assert tensors.keys() == model.state_dict().keys()
+    assert every(torch.equal(tensors[key], tensor) for key, tensor in model.state_dict().items())
     torch.testing.assert_close(load_file(folder / "logits")["logits"], outputs(model, inputs), rtol=1e-5, atol=1e-5)
     assert (folder / "again" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     if not (name.startswith("bert") and transformers.__version__.startswith("5.0.")):
@@ -369,6 +377,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_packed_checkpoint_loads_into_every_other_head_as_a_dense_one_does(name, tmp_path):
     """With a pooler or without one, and with heads compressed, too: the body is the saved one, and a head is new."""

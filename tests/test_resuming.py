@@ -32,6 +32,8 @@ from optimum.dendritic import (
 )
 from optimum.dendritic.state import layout_of
 
+pytestmark = pytest.mark.xdist_group("resuming")  # one worker, or each would make the fixture anew
+
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 SAVING = {"save_strategy": "steps", "save_steps": 4}
 

@@ -89,6 +89,7 @@ def test_every_division_that_is_tried_is_on_the_budget(name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet_basic"])
 def test_evolution_is_never_worse_than_the_ranking_and_repeatable(name, tmp_path):
     model, batches = labelled(name)
@@ -104,6 +105,7 @@ def test_evolution_is_never_worse_than_the_ranking_and_repeatable(name, tmp_path
     compress_(model, batches[0])
 
 
+@pytest.mark.slow
 def test_a_search_that_is_started_again_catches_up(tmp_path, monkeypatch):
     model, batches = labelled("resnet_basic")
     cache = tmp_path / "losses.jsonl"
