@@ -161,7 +161,7 @@ def forget_capturing_(model: nn.Module) -> None:
 
 
 def before_merging_(check: Callable[[str, nn.Module], None]) -> None:
-    """Let `check(name, layer)` see each layer before PEFT merges adapters into any, if PEFT has been imported by now."""
+    """Let `check(name, layer)` see each layer before PEFT merges adapters into any, if PEFT is imported by now."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None or tuners.BaseTuner._check_merge_allowed.__module__ == __name__:
         return
