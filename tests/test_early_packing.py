@@ -47,7 +47,7 @@ def test_the_optimizer_holds_the_small_parameters_and_states(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("units", ["fine", "structured"])
+@pytest.mark.parametrize("units", ["fine", ("channels", "streams", "blocks")], ids=["fine", "streams and blocks"])
 def test_a_run_that_is_killed_after_the_freeze_ends_as_the_undisturbed_one(tmp_path, units):
     config = DendriticConfig(sparsity=0.5, updates=5, units=units)
     whole = trained(tmp_path / "whole", True, config=config)

@@ -16,6 +16,7 @@ from helpers.tokenizers import TEXT, byte_fallback, byte_level
 from torch import nn
 
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, score_, update_
+from optimum.dendritic.nn import SkippedBlock
 from optimum.dendritic.runtimes.gguf import TYPES, export_gguf
 from optimum.dendritic.runtimes.llama_blocks import blocks_of
 
@@ -133,6 +134,16 @@ def test_a_block_may_have_lost_its_attention_or_its_ffn(dead: dict[str, slice], 
     model = packed(stock("llama"), dead, floor=0.0)
     gone = [(not block.heads, not block.neurons) for block in blocks_of(model)]
     assert sum(map(sum, gone)) == len(dead)
+    alike(model, exported(model, tmp_path), within=1e-2)
+
+
+@pytest.mark.slow
+def test_a_block_that_is_gone_is_not_in_the_file(tmp_path):
+    needed("xllamacpp")
+    units = ["heads", "neurons", "streams", "blocks"]
+    model = packed(stock("llama"), {"model.layers": slice(0, 1)}, floor=0.0, units=units)
+    assert len(blocks_of(model)) == sum(not isinstance(block, SkippedBlock) for block in model.model.layers)
+    assert isinstance(model.model.layers[0], SkippedBlock)
     alike(model, exported(model, tmp_path), within=1e-2)
 
 

@@ -25,6 +25,7 @@ from optimum.dendritic.structure.model_costs import layer_costs
 
 NAMES = {family.name: family for family in ALL}
 STRUCTURED = DendriticConfig(sparsity=0.0, floor=0.0, units="structured", segment_size=4)
+WITH_BLOCKS = ["heads", "neurons", "channels", "streams", "blocks"]
 
 
 def draw_masks(model: nn.Module, seed: int) -> None:
@@ -52,8 +53,8 @@ def masked(name: str, seed: int, **fields) -> tuple[PreTrainedModel, Inputs]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_equals_packed_equals_loaded_and_costs_what_was_counted(name, tmp_path):
-    for seed, budget in enumerate(["params", "macs"]):
-        model, inputs = masked(name, seed, budget=budget)
+    for seed, (budget, units) in enumerate([("params", WITH_BLOCKS), ("macs", "structured")]):
+        model, inputs = masked(name, seed, budget=budget, units=units)
         layout, layers = injected_layout(model), dendritic_layers(model)
         masks = {n: layer.dendrite_mask.clone() for n, layer in layers.items()}
         cost, expected = total_cost(masks, layer_costs(model)), logits(model, inputs)

@@ -12,8 +12,11 @@ from optimum.dendritic.train_steps import pruning_of
 
 
 def target_cost(model: nn.Module, names: list[str], positions: dict[str, int] | None) -> int:
-    """Parameters (or, given `positions`, MACs of one sample) of the layers `names`, counted in their tensors."""
-    layers = [model.get_submodule(name) for name in names]
+    """Parameters (or, given `positions`, MACs of one sample) of the layers `names`, counted in their tensors.
+    Stacks, and what is in skipped blocks, cost nothing."""
+    modules = dict(model.named_modules())
+    names = [name for name in names if name in modules and not isinstance(modules[name], nn.ModuleList)]
+    layers = [modules[name] for name in names]
     if positions is not None:
         weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in layers]
         return sum(weight * positions[name] for name, weight in zip(names, weights, strict=True))

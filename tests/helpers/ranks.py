@@ -55,7 +55,7 @@ CASES = {
     "movement": Case({"importance": "movement"}),
     "taylor": Case({"importance": "taylor", "budget": "macs", "arbors": 2}),
     "random": Case({"importance": "random"}),
-    "streams": Case({"units": "structured"}),
+    "streams and blocks": Case({"units": ["heads", "neurons", "streams", "blocks"]}),
     # the distance of hidden states is relative to those of one process's micro-batch
     "distillation": Case({"distillation": 1.0, "importance": "activation"}, relative=0.05, absolute=0.01),
     "sprouts": Case({"sprout_rank": 1, "floor": 0.0}),

@@ -58,7 +58,7 @@ CASES = {
     "native": Case("bert", {"native": True}),  # blocks with gates, and a stock model at the end
     "native by magnitude": Case("bert", {"native": True, "importance": "magnitude"}),
     "sprouts": Case("bert", {"segment_size": 4, "sprout_rank": 1}),
-    "streams": Case("bert", {"units": "structured"}),
+    "streams and blocks": Case("bert", {"units": ["heads", "neurons", "streams", "blocks"]}),
     "tied streams": Case("gpt2", {"units": "structured"}),
 }
 BATCHES: dict[str, Callable[[int], Found]] = {

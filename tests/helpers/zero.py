@@ -29,7 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # arguments of the 
     "accumulated": ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}, {"importance": "taylor"}),
     "sprouts": ({}, {"sprout_rank": 1, "arbors": 2, "exclude_modules": ["attention"]}),
     "taught": ({}, {"distillation": 1.0}),
-    "streams": ({}, {"units": "structured"}),
+    "streams and blocks": ({}, {"units": ["heads", "neurons", "streams", "blocks"]}),
 }
 DEEPSPEED = {
     "train_micro_batch_size_per_gpu": "auto",

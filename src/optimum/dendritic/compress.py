@@ -14,20 +14,21 @@ from .errors import DendriticError
 from .inspection.describe import dense_layers, summary
 from .inspection.groups import left_in
 from .layout.layout import Layout
-from .layout.records import Follower, Form, Group, Record, Recurrent
+from .layout.records import Follower, Form, Group, Record, Recurrent, Skipped
 from .nn import DendriticLayer, PackedLayer, PackedRecurrent, channels_of
 from .nn.dormant import Dormant, holding
-from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record
+from .nn.pack_model import Packed, can_stay_wide, last_consumers, pack_modules, stock_record, without_blocks
 from .nn.surgery import replace_
 from .nn.waking import attach_
 from .sizes import entries_left, narrowed
-from .state import gates_in, injected_layout, kept_in, layers_in, set_layout
+from .state import gates_in, injected_layout, kept_in, layers_in, set_layout, split_stacks
 from .stock_config.convert import native_
 from .structure.example_inputs import as_mapping
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for
 from .structure.probing import probe, quiet
 from .structure.ranking import AllGates, ranking_of
 from .structure.readiness import refuse_unready
+from .structure.stacks import skipping
 from .structure.verification import answers_alike, difference_of, exchanged
 from .undo import all_or_nothing
 
@@ -113,13 +114,17 @@ def _compress_(
     left = left_in(model, layout, layers)
     with quiet(model):
         packed, replaced = _pack_verified_(model, layout, layers, inputs)
-    for name, old in replaced.items():
-        packed.modules[name].train(old.training)  # they were packed while the model was quiet
+    for name, old in replaced.items():  # they were packed while the model was quiet
+        if name in packed.modules:
+            packed.modules[name].train(old.training)
+        else:
+            packed.stacks[name].training = old.training
     between = {member.name for group in layout.groups for member in group.passers}
     records = {
         name: _record(module, name in between or isinstance(module, nn.Embedding))
         for name, module in packed.modules.items()
     }
+    records |= {name: Skipped(returns) for name, returns in packed.skipped.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
     cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed, "left": left}
     set_layout(model, Layout(config=layout.config, modules={**records}, dense_cost=layout.dense_cost, **cut))
@@ -145,10 +150,14 @@ def _pack_verified_(
 ) -> tuple[Packed, dict[str, nn.Module]]:
     """Pack with every group cut that can be. Returns what is packed, and the modules whose places were taken."""
     kept, alive = kept_in(model, layout, layers)
-    groups = list(layout.groups)
-    consumers, like = last_consumers(groups), next(model.parameters())
+    stacks, groups = split_stacks(layers)[0], list(layout.groups)
+    skipped = [f"{name}.{index}" for name, stack in stacks.items() for index in stack.skipped()]
+    gone = tuple(f"{name}." for name in skipped)
+    consumers = [name for name in last_consumers(groups) if not name.startswith(gone)]
+    like = next(model.parameters())
     try:
-        expected = probe(model, inputs, consumers)
+        with skipping(model, skipped) as returns:
+            expected = probe(model, inputs, consumers)
     except Exception as error:
         if layout.positions:  # it was traced, so it can run, and packing unproved is not an option
             raise
@@ -159,8 +168,9 @@ def _pack_verified_(
     reshard(model)
 
     def proved(groups: list[Group], keep: bool = True) -> tuple[Packed, dict[str, nn.Module]] | None:
-        packed = pack_modules(model, kept, groups, alive)
-        with exchanged(model, packed.modules, packed.parameters, packed.numbers) as exchange:
+        packed = without_blocks(pack_modules(model, kept, groups, alive), stacks, returns)
+        modules = {**packed.modules, **packed.stacks}
+        with exchanged(model, modules, packed.parameters, packed.numbers) as exchange:
             if not answers_alike(model, inputs, expected, consumers, like=like):
                 return None
             exchange.keep = keep
@@ -171,6 +181,8 @@ def _pack_verified_(
         found = proved([group if proved([group], keep=False) else _uncut(model, group) for group in groups])
     if found is None:
         raise difference_of(model, inputs, expected, consumers, like=like)
+    for stack in stacks.values():
+        stack.close_gates()
     return found
 
 

@@ -27,7 +27,7 @@ SCOPES = ("targets", "model")
 IMPORTANCES = ("dendritic", "magnitude", "taylor", "movement", "activation", "random")
 ALLOCATIONS = ("global", "uniform")
 SEARCHES = (*ALLOCATIONS, "evolution", "rl")  # for an allocation
-UNITS = ("heads", "neurons", "channels", "streams", "inputs")
+UNITS = ("heads", "neurons", "channels", "streams", "blocks", "inputs")
 PRESETS: dict[str, tuple[str, ...]] = {  # of units
     "structured": ("heads", "neurons", "channels", "streams"),
     "fine": ("heads", "neurons", "channels", "inputs"),
@@ -56,9 +56,10 @@ class DendriticConfig:
             Default: every Linear, Conv2d, Conv1D, LSTM and GRU of the body.
         exclude_modules: the same forms; taken out of the targets.
         units: what may go. `"heads"`, `"neurons"` and `"channels"` that one layer reads, `"streams"` that several read
-            (the hidden width of a transformer, with its embeddings and norms), and `"inputs"`, segments of the inputs
-            of single layers, which packed layers gather. Or a preset: `"structured"` (all but inputs: packed
-            layers gather nothing) or `"fine"` (all but streams). Units of an LSTM or GRU always may.
+            (the hidden width of a transformer, with its embeddings and norms), `"blocks"`, whole layers of a stack of
+            equal ones, and `"inputs"`, segments of the inputs of single layers, which packed layers gather. Or a
+            preset: `"structured"` (heads, neurons, channels and streams: packed layers gather nothing) or `"fine"`
+            (heads, neurons, channels and inputs). Units of an LSTM or GRU always may.
         segment_size: inputs in one dendritic segment if inputs are gathered; of an LSTM or GRU a segment is one hidden
             unit.
         arbors: groups of output neurons with inputs of their own; 1 is fastest, more is finer. In an LSTM or GRU each
@@ -128,6 +129,7 @@ class DendriticConfig:
     def __post_init__(self) -> None:
         for field in ("target_modules", "exclude_modules"):
             object.__setattr__(self, field, patterns(field, getattr(self, field)))
+        object.__setattr__(self, "units", _units(self.units))
         self._check_target()
         check_number("start", self.start, 0, 1, below=True)
         check_number("end", self.end, 0, 1)
@@ -139,7 +141,6 @@ class DendriticConfig:
             check_integer(field, getattr(self, field), at_least=1)
         for field in ("seed", "sprout_rank"):
             check_integer(field, getattr(self, field), at_least=0)
-        object.__setattr__(self, "units", _units(self.units))
         object.__setattr__(self, "allocation", _allocation(self.allocation))
         check_choice("budget", self.budget, BUDGETS)
         check_choice("scope", self.scope, SCOPES)
@@ -201,17 +202,19 @@ class DendriticConfig:
         if self.target != "sparsity" and self.budget != "params":
             rule = f"is what sparsity is a fraction of, and the target is {self.target}"
             raise invalid("budget", self.budget, rule, "Leave it out.")
-        for field in ("native", "sprout_rank") if self.target in TIMED else ():
-            if vars(self)[field]:
+        own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
+        for field, value in own.items() if self.target in TIMED else ():
+            if value:
                 rule = f"has no measured price, and the target is {self.target}"
-                raise invalid(field, vars(self)[field], rule, f"Leave {field} out, or give sparsity.")
+                raise invalid(field, value, rule, f"Leave {field} out, or give sparsity.")
 
     def _check_dormant(self, dormant: float) -> None:
         check_number("dormant", dormant, 0, 1, below=True)
         if self.sparsity is None or dormant >= self.sparsity:
             remedy = "Lower it: it is what is removed while everything that is packed apart is awake."
             raise invalid("dormant", dormant, f"must be below sparsity = {self.sparsity}", remedy)
-        for field, value in (("native", self.native), ("sprout_rank", self.sprout_rank)):
+        own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
+        for field, value in own.items():
             if value:
                 rule = "its model has one form, and dormant makes two of different shapes"
                 raise invalid(field, value, rule, f"Leave {field} or dormant out.")

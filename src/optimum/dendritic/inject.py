@@ -12,7 +12,7 @@ from .config import DendriticConfig
 from .distributed.collectives import made_by_first_rank
 from .distributed.dtensor import refuse_sharded
 from .errors import DendriticError, invalid
-from .functional.importance import random_scores
+from .functional.importance import IMPORTANCE, random_scores
 from .functional.selection import total_cost
 from .functional.units import needed_hosts
 from .layout.layout import Layout
@@ -34,9 +34,11 @@ from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for, timed
 from .structure.model_costs import costs_of
 from .structure.multiples import units_together
 from .structure.norms import norms_of
+from .structure.probing import quiet
 from .structure.ranking import Ranking
 from .structure.readiness import refuse_unready
 from .structure.segments import may_go, segments_of, why_no_sprout
+from .structure.stacks import stacks_that_skip
 from .structure.targets import refuse_adapters, spared_names, target_names
 from .structure.time_cache import cached, key_of
 from .structure.time_table import measured_times
@@ -112,6 +114,8 @@ def _inject_(
     reads = {member.name: group for group in groups for member in group.consumers}
     shapes = {name: segments_of(name, prunable_layer(model, name), reads.get(name), config) for name in targets}
     stacks = {name: module for name in turned if isinstance(module := model.get_submodule(name), nn.ModuleList)}
+    if config.may_go("blocks") and not config.native:
+        stacks = _stacks(model, config, inputs if wiring.positions else None, targets)
     replacements: dict[str, DendriticLayer] = {
         name: inject_layer(prunable_layer(model, name), s.arbors, s.segments, s.activity, s.sprout)
         for name, s in shapes.items()
@@ -162,6 +166,17 @@ def _inject_(
     found = ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) or "none"
     logger.info(f"Injected {len(shapes)} layers of {type(model).__name__}; groups that can be cut: {found}.")
     return model
+
+
+def _stacks(model: nn.Module, config: DendriticConfig, inputs: Any, targets: list[str]) -> dict[str, nn.ModuleList]:
+    """The stacks whose blocks may go."""
+    if IMPORTANCE[config.importance].needs_activity:
+        rule = f"has blocks among it, which {config.importance!r} cannot score, as it reads the inputs of layers"
+        raise invalid("units", config.units, rule, "Choose another importance, or leave blocks out.")
+    if inputs is None:
+        return {}
+    with quiet(model), torch.no_grad():
+        return stacks_that_skip(model, as_mapping(model, inputs), targets)
 
 
 def _inputs(model: nn.Module, example_inputs: Any, layer_by_layer: bool) -> Any:

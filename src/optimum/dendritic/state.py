@@ -149,7 +149,8 @@ def kept_in(
     model: nn.Module, layout: Layout, layers: Mapping[str, DendriticLayer]
 ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
     """The ascending inputs (int64, on the CPU) that each arbor of each layer still reads, of a recurrent layer the
-    hidden units; and for each group that is cut, by its host, which units are left."""
+    hidden units; and for each group that is cut, by its host, which units are left. Stacks of blocks read nothing."""
+    layers = split_stacks(layers)[1]
     kept = {name: layer.kept() for name, layer in layers.items() if not _is_host(layout, name)}
     alive = {}
     for group in layout.groups:

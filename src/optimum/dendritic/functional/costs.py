@@ -69,6 +69,22 @@ class Link:
         return int((self.segments >= 0).sum()) / masks[self.host].shape[1]
 
 
+@dataclass(frozen=True)
+class Block:
+    """A place in a stack of blocks that can be skipped whole: the mask of the stack, and the index in it."""
+
+    stack: str
+    index: int
+
+    def kept(self, masks: Masks) -> bool:
+        """Whether it is not skipped."""
+        return bool(masks[self.stack][0, self.index])
+
+    def share(self, cost: int, masks: Masks) -> dict[str, float]:
+        """What a part of it that costs so much adds to what a block of the stack saves, in the mean of those left."""
+        return {self.stack: cost / int(masks[self.stack].sum())}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerCost(Cost):
     """What a layer costs in units of the budget (parameters, or multiply-accumulates of one sample).
@@ -84,8 +100,7 @@ class LayerCost(Cost):
         scatters: Whether its outputs are scattered into a tensor of full width once some of them die.
         sprout: What the layer's sprout costs apart from its rows; 0 where it has none.
         sprout_row: What one living row of the sprout costs.
-        stack: The stack of blocks with one of which the layer goes; None outside of stacks.
-        place: The index of that block.
+        block: The block that it goes with, if it stands in one.
     """
 
     rows: int
@@ -98,8 +113,7 @@ class LayerCost(Cost):
     scatters: bool = False
     sprout: int = 0
     sprout_row: int = 0
-    stack: str | None = None
-    place: int = 0
+    block: Block | None = None
 
     def cost(self, masks: Masks, name: str) -> int:
         if not self.exists(masks):
@@ -134,7 +148,7 @@ class LayerCost(Cost):
 
     def exists(self, masks: Masks) -> bool:
         """Whether its block, if it is part of one, is kept."""
-        return self.stack is None or bool(masks[self.stack][0, self.place])
+        return self.block is None or self.block.kept(masks)
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
         """Its columns, with its own segments or the units that it reads; its rows, with what they feed; of the stack,
@@ -150,8 +164,8 @@ class LayerCost(Cost):
         kept = int(self._inputs_of_arbors(masks, name)[0])
         for link in self.feeds:
             saved[link.host] += link.per_segment(masks) * (kept * self.per_weight + self.per_row)
-        if self.stack is not None:
-            saved[self.stack] = self.cost(masks, name) / int(masks[self.stack].sum())
+        if self.block is not None:
+            saved |= self.block.share(self.cost(masks, name), masks)
         return dict(saved)
 
     def dying_rows(self) -> tuple[Link, ...]:
@@ -183,20 +197,25 @@ class TensorCost(Cost):
     Attributes:
         each: The cost of one entry of each axis that shrinks, which is that of all there is along the others.
         links: Which units of groups the entries die with, of each axis that shrinks.
+        block: The block that it goes with, if it stands in one.
     """
 
     each: int
     links: tuple[Link, ...] = ()
+    block: Block | None = None
 
     def cost(self, masks: Masks, name: str) -> int:
-        return self.each * math.prod(self._lengths(masks))
+        exists = self.block is None or self.block.kept(masks)
+        return self.each * math.prod(self._lengths(masks)) if exists else 0
 
     def saved(self, masks: Masks, name: str) -> dict[str, float]:
+        if self.block is not None and not self.block.kept(masks):
+            return {}
         lengths, saved = self._lengths(masks), dict[str, float]()
         for axis, link in enumerate(self.links):
             others = math.prod(length for index, length in enumerate(lengths) if index != axis)
             saved[link.host] = saved.get(link.host, 0.0) + self.each * others * link.per_segment(masks)
-        return saved
+        return saved if self.block is None else saved | self.block.share(self.cost(masks, name), masks)
 
     def _lengths(self, masks: Masks) -> list[int]:
         return [int(link.alive(masks).sum()) for link in self.links]

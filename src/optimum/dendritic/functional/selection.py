@@ -65,7 +65,8 @@ def select(
         least = max(smallest_kept(size, floor), int(name in needed))
         rungs = _rungs(size, gone, max(gone, size - least), (together or {}).get(name, 1))
         first[name] = rungs[0]
-        values = per_cost(ordered.sum(0), unit_costs[name])
+        saves = unit_costs[name]  # nothing, in a block that is skipped already
+        values = per_cost(ordered.sum(0), saves) if saves else torch.full((size,), math.inf)
         if allocation is not None:
             values = paces(size, allocation[name])
         ranked += [(values[a:b].mean().item(), index, name, b - a) for a, b in pairwise(rungs)]

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from ..errors import invalid
 from ..functional.selection import total_cost
 from ..layout.layout import Layout
-from ..layout.records import Follower, Left
+from ..layout.records import Follower, Left, Skipped
 from ..nn import (
     DendriticLayer,
+    DendriticStack,
     PackedLayer,
     PackedRecurrent,
     RecurrentLayer,
@@ -150,22 +151,20 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         )
     if layout.packed:
         dense = _dense(model) if dense is None else dense
-        layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower)]
+        layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower | Skipped)]
         modules = {name: model.get_submodule(name) for name in layers}
         _check_dense(type(model), dict(dense.named_modules()), modules)
         total, dense_total = _parameters(model), _parameters(dense)
     else:
         stacks, layers = split_stacks(layers_in(model, layout))
-        skipped = [
-            f"{name}.{i}." for name, stack in stacks.items() for i in (~stack.dendrite_mask[0]).nonzero()[:, 0].tolist()
-        ]
+        skipped = [f"{name}.{index}." for name, stack in stacks.items() for index in stack.skipped()]
         dense, modules = model, _packed_alone(model, layout, layers)
         modules = {name: module for name, module in modules.items() if not name.startswith(tuple(skipped))}
         added = sum(_parameters(layer) - _own(layer) for layer in layers.values()) + sum(map(_own, stacks.values()))
         dense_total = _parameters(model) - added
         total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
-        total -= sum(_parameters(model.get_submodule(block.rstrip("."))) for block in skipped)
-        total -= _lost_besides(model, layout, layers)
+        total -= sum(_own(model.get_submodule(name)) for name in layers if name.startswith(tuple(skipped)))
+        total -= _lost_besides(model, layout, layers, stacks)
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
     return Density(
@@ -209,10 +208,13 @@ def _packed_alone(model: nn.Module, layout: Layout, layers: dict[str, DendriticL
     return {name: packed[name] for name in layers}
 
 
-def _lost_besides(model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer]) -> int:
-    """Parameters of embeddings, norms and other modules that are not targets, which go with the groups that are cut."""
-    rest = costs_of_rest(model, layers, layout.groups, positions=None)
-    masks = {name: gates.dendrite_mask.cpu() for name, gates in gates_in(model, layout, layers).items()}
+def _lost_besides(
+    model: nn.Module, layout: Layout, layers: dict[str, DendriticLayer], stacks: dict[str, DendriticStack]
+) -> int:
+    """Parameters of embeddings, norms and other modules that are not targets, which go with the groups that are cut and
+    with skipped blocks."""
+    rest = costs_of_rest(model, {**layers, **stacks}, layout.groups, stacks=stacks, positions=None)
+    masks = {name: gates.dendrite_mask.cpu() for name, gates in gates_in(model, layout, {**layers, **stacks}).items()}
     dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
     return total_cost(dense, rest) - total_cost(masks, rest)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..layout.records import Follower, Form, Group, Record, Recurrent, Segments, Stack
+from ..layout.records import Follower, Form, Group, Record, Recurrent, Segments, Skipped, Stack
 from ..nn import DendriticLayer
 from ..state import layout_of
 from ..structure.readers import READERS
@@ -91,6 +91,8 @@ def _words(module: nn.Module, record: Record) -> str:
         case Stack():
             assert isinstance(module, DendriticLayer)
             return f"injected: {int(module.dendrite_mask.sum())} of {module.dendrite_mask.numel()} blocks"
+        case Skipped():
+            return "skipped: returns what it is given"
         case Follower():
             return f"plain: {record.channels} channels"
         case Recurrent():

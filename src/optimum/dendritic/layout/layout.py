@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import DendriticConfig
 from ..errors import CheckpointError, DendriticError, invalid
-from .records import Dial, Follower, Form, Group, Left, Record, Recurrent, Segments, Stack
+from .records import Dial, Follower, Form, Group, Left, Record, Recurrent, Segments, Skipped, Stack
 from .strict_json import REMEDY, bad, only, read
 from .times import Times
 
@@ -26,6 +26,7 @@ _KINDS: dict[str, type[Record]] = {
     "form": Form,
     "recurrent": Recurrent,
     "follower": Follower,
+    "skipped": Skipped,
 }
 
 
@@ -63,7 +64,7 @@ class Layout:
 
     @property
     def packed(self) -> bool:
-        return any(isinstance(record, Form | Recurrent) for record in self.modules.values())
+        return any(isinstance(record, Form | Recurrent | Skipped) for record in self.modules.values())
 
     @property
     def sparsity(self) -> float:

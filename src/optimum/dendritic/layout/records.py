@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .strict_json import LATER, bad
 
 KINDS = ("heads", "neurons", "channels", "streams")  # of dependency groups
+MOST_RETURNED = 16  # things that a block returns
 COUNTED = (*KINDS, "blocks", "hidden units", "inputs")  # what is pruned: groups, stacks, recurrent and other layers
 
 
@@ -124,7 +125,22 @@ class Stack:
             raise bad("stack.blocks", self.blocks, "must be positive")
 
 
-Record = Segments | Stack | Form | Recurrent | Follower
+@dataclass(frozen=True)
+class Skipped:
+    """A block of a stack that is gone from a packed model: what stands there returns what it is given.
+
+    Attributes:
+        returns: How many things it returns, the hidden states first; 0 for the hidden states alone, without a tuple.
+    """
+
+    returns: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.returns <= MOST_RETURNED:
+            raise bad("skipped.returns", self.returns, f"must be from 0 to {MOST_RETURNED}")
+
+
+Record = Segments | Stack | Form | Recurrent | Follower | Skipped
 
 
 @dataclass(frozen=True, kw_only=True)

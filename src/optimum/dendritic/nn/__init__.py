@@ -3,6 +3,7 @@
 from .base import DendriticLayer as DendriticLayer
 from .base import Gates as Gates
 from .block_stack import DendriticStack as DendriticStack
+from .block_stack import SkippedBlock as SkippedBlock
 from .block_stack import block_input as block_input
 from .block_stack import inject_stack as inject_stack
 from .block_stack import with_output as with_output

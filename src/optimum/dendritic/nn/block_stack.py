@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..distributed.dtensor import held, local, put_, summed
 from ..functional.importance import Importance, square_norm
@@ -36,15 +37,26 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
     """
 
     dendrite_gate: nn.Parameter
+    handles: list[RemovableHandle]
 
     def add_segments(self, arbors: int, segments: int, activity: bool, sprout: int) -> None:
         assert arbors == 1 and segments == len(self) and not activity and not sprout
         super().add_segments(arbors, segments, activity, sprout)
         first = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
         self.register_parameter(GATE, nn.Parameter(first.new_ones(segments)))
-        for index, block in enumerate(self):
-            # before every other hook, those of transformers that collect hidden states too
+        self.open_gates()
+
+    def open_gates(self) -> None:
+        """Let the gates act, before every other hook, those of transformers that collect hidden states too."""
+        self.handles = [
             block.register_forward_hook(partial(_gate, self, index), prepend=True, with_kwargs=True)
+            for index, block in enumerate(self)
+        ]
+
+    def close_gates(self) -> None:
+        """Leave the blocks without gates, as a stock stack has them."""
+        for handle in self.handles:
+            handle.remove()
 
     def segmented(self) -> dict[str, nn.Parameter]:
         return {GATE: self.dendrite_gate}
@@ -58,6 +70,10 @@ class DendriticStack(DendriticLayer, nn.ModuleList):
 
     def kept(self) -> list[Tensor]:
         return [self.dendrite_mask[0].cpu().nonzero().flatten()]
+
+    def skipped(self) -> list[int]:
+        """The ascending indices of the blocks that are skipped."""
+        return (~self.dendrite_mask[0]).cpu().nonzero().flatten().tolist()
 
     @torch.no_grad()
     def reading(self, rule: Importance, gradients: Mapping[str, Tensor]) -> Float[Tensor, "arbors segments"]:
@@ -90,6 +106,27 @@ def inject_stack(stack: nn.ModuleList) -> DendriticStack:
     injected = shallow_copy(stack, DendriticStack)
     injected.add_segments(1, len(stack), activity=False, sprout=0)
     return injected
+
+
+class SkippedBlock(nn.Module):
+    """What stands in the place of a block that is gone: it returns what it is given.
+
+    It keeps the numbers, flags and words of the block, which the model may read.
+    """
+
+    def __init__(self, block: nn.Module, returns: int) -> None:
+        """Args: `returns` is that of the record `Skipped`."""
+        super().__init__()
+        plain = {key: v for key, v in vars(block).items() if type(v) in (int, float, str, bool) and key[0] != "_"}
+        vars(self).update(plain)
+        self.returns = returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = block_input(args, kwargs)
+        return (hidden, *[None] * (self.returns - 1)) if self.returns else hidden
+
+    def extra_repr(self) -> str:
+        return "returns what it is given"
 
 
 def block_output(output: Any) -> Tensor:

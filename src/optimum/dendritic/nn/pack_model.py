@@ -7,6 +7,7 @@ consumers' gather cancel: both become smaller layers, and so does everything bet
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,6 +19,7 @@ from ..layout.records import Form, Group, Member, Recurrent
 from ..unofficial import tensors_in
 from . import (
     RecurrentLayer,
+    SkippedBlock,
     is_recurrent_layer,
     pack_layer,
     pack_recurrent,
@@ -40,11 +42,15 @@ class Packed:
         modules: The packed modules, by name.
         parameters: The parameters that stand alone and have become smaller, by name.
         numbers: The numbers of modules that have changed with them, by the path of the attribute.
+        stacks: The stacks of blocks, some of which are skipped, by name.
+        skipped: How many things each skipped block returns, by its name: see the record `Skipped`.
     """
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+    stacks: dict[str, nn.Module] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,33 @@ def pack_modules(model: nn.Module, kept: Kept, groups: Iterable[Group], alive: A
     modules = layers | units | between
     _tie_again(model, modules)
     return Packed(modules, parameters, numbers_left(groups, alive))
+
+
+def without_blocks(packed: Packed, stacks: Mapping[str, nn.ModuleList], skipped: Mapping[str, int]) -> Packed:
+    """What is packed of a model that skips blocks: plain stacks of the blocks that are left, and of what stands for the
+    others, of which nothing is packed.
+
+    Args:
+        skipped: how many things each skipped block returns, by its name.
+    """
+    gone = tuple(f"{name}." for name in skipped)
+
+    def left(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if not name.startswith(gone)}
+
+    def stock(name: str, stack: nn.ModuleList) -> nn.ModuleList:
+        blocks = {f"{name}.{index}": block for index, block in enumerate(stack)}
+        return nn.ModuleList(
+            SkippedBlock(block, skipped[path]) if path in skipped else block for path, block in blocks.items()
+        )
+
+    return Packed(
+        modules=left(packed.modules),
+        parameters=left(packed.parameters),
+        numbers=left(packed.numbers),
+        stacks={name: stock(name, stack) for name, stack in stacks.items()},
+        skipped=dict(skipped),
+    )
 
 
 def numbers_left(groups: Iterable[Group], alive: Alive) -> dict[str, int]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import invalid
-from ..nn import PackedLayer
+from ..nn import PackedLayer, SkippedBlock
 
 ATTENTION = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
 FFN = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
@@ -49,7 +49,7 @@ class Block:
 
 
 def blocks_of(model: PreTrainedModel) -> list[Block]:
-    """The blocks of a Llama, Mistral, Qwen2 or Qwen3, in order.
+    """The blocks of a Llama, Mistral, Qwen2 or Qwen3, in order, without those that are skipped.
 
     Raises:
         DendriticError: it is another model, or a layer gathers, scatters or sprouts, or its heads do not come in groups
@@ -62,7 +62,7 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     if config.hidden_act != "silu":
         raise invalid("hidden_act", config.hidden_act, "must be silu, as in Llama", "Export a model with silu.")
     stack = model.get_submodule(f"{model.base_model_prefix}.layers")
-    return [_block(model, block) for block in stack.children()]
+    return [_block(model, block) for block in stack.children() if not isinstance(block, SkippedBlock)]
 
 
 def dense_weight(model: PreTrainedModel, module: nn.Module) -> Tensor:

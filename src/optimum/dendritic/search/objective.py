@@ -16,7 +16,7 @@ from ..distributed.dtensor import refuse_sharded
 from ..errors import invalid
 from ..functional.selection import total_cost, unit_cost
 from ..sizes import narrowed
-from ..state import gates_in, injected_layout, layers_in
+from ..state import gates_in, injected_layout, layers_in, split_stacks
 from ..structure.labelled_batches import REMEDY, LabelledBatch, on_device
 from ..structure.ranking import masks_of, ranking_of
 
@@ -61,6 +61,7 @@ class Objective:
         self.names = list(dense)
         self.sizes = [mask.shape[1] for mask in dense.values()]
         kinds = {group.host: group.kind for group in layout.groups if group.cut}
+        kinds |= dict.fromkeys(split_stacks(layers)[0], "blocks")
         self.kinds = [kinds.get(name, "inputs") for name in self.names]
         units, cost = unit_cost(dense, self._ranking.costs), total_cost(dense, self._ranking.costs)
         self.costs = [units[name] * size / cost for name, size in zip(self.names, self.sizes, strict=True)]

@@ -22,7 +22,7 @@ from ..layout.layout import Layout
 from ..layout.records import Record
 from ..nn import DendriticLayer
 from ..nn.pack_model import pack_modules, stock_record
-from ..state import kept_in, set_dense_config, set_layout, split_stacks
+from ..state import kept_in, set_dense_config, set_layout
 from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, difference_of, exchanged
 from .fields import UnsupportedConfig, changed, dial_values
@@ -55,7 +55,7 @@ def native_(
             counts = [int(mask.sum()) for mask in masks]
             raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
         dials.append((dial, masks[0].nonzero().flatten().tolist()))
-    kept, alive = kept_in(model, layout, split_stacks(layers)[1])
+    kept, alive = kept_in(model, layout, layers)
     stacks = stacks_kept(dials, model)
     with quiet(model):
         expected = probe(model, inputs)

@@ -28,9 +28,10 @@ from ..errors import invalid
 from ..functional.importance import IMPORTANCE
 from ..functional.units import units_along
 from ..layout.records import Dial, Group
-from ..nn import is_prunable, weight_layer, widths
+from ..nn import weight_layer, widths
 from ..nn.pack_model import pack_modules
 from ..structure.probing import quiet
+from ..structure.stacks import stacks_in
 from .fields import UnsupportedConfig, changed, dial_values, fields_of
 from .models import Shapes, shapes, skeleton
 from .verify import holds, kept_of, proved_together
@@ -66,7 +67,7 @@ def find_dials(
     readers = {group.host: group for group in groups if group.cut and _reads_nothing_else(model, group)}
     units = {name: group.units for name, group in readers.items()}
     needs_inputs = IMPORTANCE[config.importance].needs_activity  # which a stack does not have
-    stacks = {} if needs_inputs else _stacks(model, targets)
+    stacks = {} if needs_inputs else stacks_in(model, targets)
     try:
         rebuilt = shapes(skeleton(model, changed(model.config, {})))
     except UnsupportedConfig as error:
@@ -88,18 +89,6 @@ def _reads_nothing_else(model: nn.Module, group: Group) -> bool:
     """Whether a group has one consumer, all of whose inputs belong to it."""
     inputs = widths(weight_layer(model, group.host))[0]
     return len(group.consumers) == 1 and bool((units_along(group.consumers[0].runs, inputs) >= 0).all())
-
-
-def _stacks(model: nn.Module, targets: Sequence[str]) -> dict[str, int]:
-    """Outermost stacks of two blocks or more, all of the same tensors, whose prunable layers all are targets."""
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if type(module) is not nn.ModuleList or len(module) < 2 or any(name.startswith(f"{n}.") for n in found):
-            continue
-        prunable = {f"{name}.{inner}" for inner, layer in module.named_modules() if is_prunable(layer)}
-        if prunable and prunable <= set(targets) and all(shapes(block) == shapes(module[0]) for block in module):
-            found[name] = len(module)
-    return found
 
 
 def _search(

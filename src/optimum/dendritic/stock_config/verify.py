@@ -6,8 +6,7 @@ skipped; the stock model is built from the changed config on the sliced tensors.
 """
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,8 +17,9 @@ from transformers.utils import logging
 
 from ..functional.units import units_along
 from ..layout.records import Dial, Group
-from ..nn import block_input, weight_layer, widths, with_output
+from ..nn import weight_layer, widths
 from ..nn.pack_model import pack_modules
+from ..structure.stacks import skipping
 from ..structure.verification import answers, answers_alike, exchanged
 from .fields import UnsupportedConfig, changed, dial_values
 from .models import assemble, same_blocks, stacks_kept
@@ -99,22 +99,6 @@ def _holds_at(
     except UnsupportedConfig as error:
         logger.info(f"Turning {', '.join(chain(*(d.fields for d, _ in dials)))} failed: {error}")
         return False
-    with exchanged(model, pack_modules(model, kept, []).modules), _skipping(model, skipped):
+    with exchanged(model, pack_modules(model, kept, []).modules), skipping(model, skipped):
         expected = answers(model, inputs)
     return expected is not None and answers_alike(small, inputs, expected, like=next(model.parameters()))
-
-
-@contextmanager
-def _skipping(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
-    """Let these blocks return what they are given."""
-    blocks_ = [model.get_submodule(name) for name in blocks]
-    hooks = [block.register_forward_hook(_skip, prepend=True, with_kwargs=True) for block in blocks_]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _skip(block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    return with_output(output, block_input(args, kwargs))

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DendriticConfig
-from ..functional.costs import Cost, LayerCost, Link, RecurrentCost, StackCost
+from ..functional.costs import Block, Cost, LayerCost, Link, RecurrentCost, StackCost
 from ..functional.units import units_along
 from ..layout.layout import Layout
 from ..layout.records import Group
 from ..layout.times import Times
 from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, is_weight_layer, widths
 from ..state import injected_layout, layers_in, split_stacks
-from .rest_costs import bytes_of_rest, costs_of_rest
+from .rest_costs import block_of, bytes_of_rest, costs_of_rest
 from .time_prices import timed_costs
 
 
@@ -62,7 +62,6 @@ def costs_of(
     for name, layer in layers.items():
         if name in stacks:
             continue
-        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
         place = Place(
             products=positions[name] if macs else next(layer.parameters()).element_size() if in_bytes else 1,
             macs=macs,
@@ -70,14 +69,13 @@ def costs_of(
             scatters=name in scattering,
             feeds=feeds.get(name, ()),
             reads=reads.get(name),
-            stack=stack,
-            block=int(name.removeprefix(f"{stack}.").split(".")[0]) if stack else 0,
+            block=block_of(name, stacks),
         )
         costs[name] = _cost(layer, place)
     if in_bytes:
-        costs |= bytes_of_rest(model, layers, groups)
+        costs |= bytes_of_rest(model, layers, groups, stacks)
     elif config.counts_model:
-        costs |= costs_of_rest(model, layers, groups, positions=positions if macs else None)
+        costs |= costs_of_rest(model, layers, groups, stacks=stacks, positions=positions if macs else None)
     return costs
 
 
@@ -93,8 +91,7 @@ class Place:
         scatters: Whether its rows die in a tensor that keeps its width.
         feeds: With which segments of other layers, or units of groups, its rows die.
         reads: With which units of a group its inputs die; None unless it is a consumer of a group that is cut.
-        stack: The name of the stack of blocks that the layer is part of; None outside of stacks.
-        block: The index of its block in that stack.
+        block: The block that it stands in; None outside of stacks.
     """
 
     products: int
@@ -103,8 +100,7 @@ class Place:
     scatters: bool
     feeds: tuple[Link, ...]
     reads: Link | None
-    stack: str | None
-    block: int
+    block: Block | None
 
 
 @singledispatch
@@ -143,8 +139,7 @@ def _(layer: DendriticWeight, place: Place) -> Cost:
         reads=reads,
         sprout=rank * inputs * place.products,
         sprout_row=place.products * (rank + bool(rank) * (not place.macs)),  # a gate is not a product of a matrix
-        stack=place.stack,
-        place=place.block,
+        block=place.block,
     )
 
 

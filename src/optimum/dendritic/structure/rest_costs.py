@@ -2,16 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..efficiency.size import largest_header
-from ..functional.costs import Cost, Link, TensorCost
+from ..functional.costs import Block, Cost, Link, TensorCost
 from ..functional.units import units_along
 from ..layout.records import Group, Member
-from ..nn import DendriticLayer, is_weight_layer
+from ..nn import DendriticLayer, DendriticStack, is_weight_layer
 from ..nn.base import OWN_BUFFERS
 
 HEADER = "header"  # no tensor has the name: a tensor's begins with that of a module, or the model has no modules
@@ -19,13 +19,19 @@ Links = dict[str, dict[int, Link]]  # parameter -> axis -> the units that its en
 
 
 def costs_of_rest(
-    model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Iterable[Group], positions: Mapping[str, int] | None
+    model: nn.Module,
+    layers: Mapping[str, DendriticLayer],
+    groups: Iterable[Group],
+    *,
+    stacks: Collection[str],
+    positions: Mapping[str, int] | None,
 ) -> dict[str, Cost]:
     """What the model costs besides its `layers`: each of its other tensors, by its name.
 
     Args:
         layers: the targets, whose parameters are counted elsewhere; in the model or about to be.
         groups: those that may be cut; what belongs to one that is cut shrinks with it.
+        stacks: names of the stacks of blocks that may be skipped.
         positions: how often each layer multiplies in one sample, where multiply-accumulates are counted; None where
             parameters are. Only layers multiply.
     """
@@ -36,11 +42,13 @@ def costs_of_rest(
     for name, parameter in model.named_parameters(remove_duplicate=positions is None):
         products = 1 if positions is None else positions.get(matrices.get(name, ""), 0)
         if id(parameter) not in targets and products:
-            costs[name] = _tensor_cost(parameter, products, links.get(name, {}))
+            costs[name] = _tensor_cost(parameter, products, links.get(name, {}), block_of(name, stacks))
     return costs
 
 
-def bytes_of_rest(model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Iterable[Group]) -> dict[str, Cost]:
+def bytes_of_rest(
+    model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Iterable[Group], stacks: Collection[str]
+) -> dict[str, Cost]:
     """The bytes of the model's safetensors file besides those of its `layers`: each other tensor that is saved, by its
     name, buffers too; and the header at its largest."""
     targets, links = _targets(layers), _links(model, groups)
@@ -49,10 +57,21 @@ def bytes_of_rest(model: nn.Module, layers: Mapping[str, DendriticLayer], groups
     first = {id(tensor): name for name, tensor in reversed(saved.items())}
     for name, tensor in saved.items():
         if id(tensor) not in targets and first[id(tensor)] == name:
-            costs[name] = _tensor_cost(tensor, tensor.element_size(), links.get(name, {}))
+            costs[name] = _tensor_cost(tensor, tensor.element_size(), links.get(name, {}), block_of(name, stacks))
     added = [f"{name}.{index}" for name in layers for index in ("inputs", "outputs")]
     costs[HEADER] = TensorCost(each=largest_header(saved, added))
     return costs
+
+
+def block_of(name: str, stacks: Collection[str]) -> Block | None:
+    """The block that a module or tensor of this name stands in; None outside of the stacks.
+
+    >>> block_of("encoder.layer.3.output.bias", ["encoder.layer"])
+    Block(stack='encoder.layer', index=3)
+    """
+    stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+    index = name.removeprefix(f"{stack}.").split(".")[0]
+    return Block(stack, int(index)) if stack is not None and index.isdecimal() else None
 
 
 def _is_own(name: str) -> bool:
@@ -61,13 +80,14 @@ def _is_own(name: str) -> bool:
 
 def _targets(layers: Mapping[str, DendriticLayer]) -> set[int]:
     """The parameters that are counted elsewhere, by identity."""
-    return {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+    parameters = (layer.parameters(recurse=not isinstance(layer, DendriticStack)) for layer in layers.values())
+    return {id(parameter) for each in parameters for parameter in each}
 
 
-def _tensor_cost(tensor: Tensor, each: int, links: Mapping[int, Link]) -> TensorCost:
+def _tensor_cost(tensor: Tensor, each: int, links: Mapping[int, Link], block: Block | None) -> TensorCost:
     """A tensor of which one entry costs `each`."""
     fixed = [size for axis, size in enumerate(tensor.shape) if axis not in links]
-    return TensorCost(each=each * math.prod(fixed), links=tuple(links.values()))
+    return TensorCost(each=each * math.prod(fixed), links=tuple(links.values()), block=block)
 
 
 def _links(model: nn.Module, groups: Iterable[Group]) -> Links:

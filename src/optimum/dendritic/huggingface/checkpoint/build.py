@@ -12,11 +12,12 @@ from torch import nn
 
 from ...functional.selection import total_cost
 from ...layout.layout import Layout
-from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Stack
+from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Skipped, Stack
 from ...layout.strict_json import bad
 from ...layout.times import Times
 from ...nn import (
     DendriticLayer,
+    SkippedBlock,
     inject_layer,
     inject_stack,
     packed_skeleton,
@@ -130,6 +131,8 @@ def _module(model: nn.Module, name: str, record: Record) -> nn.Module:
             stack = model.get_submodule(name)
             assert isinstance(stack, nn.ModuleList)
             return inject_stack(stack)
+        case Skipped():
+            return SkippedBlock(model.get_submodule(name), record.returns)
         case Form():
             return packed_skeleton(weight_layer(model, name), record)
         case Recurrent():

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...functional.importance import IMPORTANCE
 from ...layout.layout import Layout
-from ...layout.records import Dial, Follower, Form, Record, Recurrent, Segments, Stack
+from ...layout.records import Dial, Follower, Form, Record, Recurrent, Segments, Skipped, Stack
 from ...nn import (
     RecurrentLayer,
     WeightLayer,
@@ -39,6 +39,14 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
             yield f"modules.{name}", dataclasses.asdict(record), rule
     if not all(injected) and (layout.groups or layout.positions or layout.dials):
         yield "groups", len(layout.groups), "a packed model has no groups, positions and dials left"
+    skipped = tuple(f"{name}." for name, record in layout.modules.items() if isinstance(record, Skipped))
+    inside = [n for n in (*layout.modules, *layout.parameters, *layout.numbers) if n.startswith(skipped)]
+    if inside:
+        yield "modules", inside, "nothing is left within a block that is skipped"
+    for name in (name.rstrip(".") for name in skipped):
+        stack, _, index = name.rpartition(".")
+        if type(model.get_submodule(stack)) is not nn.ModuleList or not index.isdecimal():
+            yield f"modules.{name}", {"skipped": {}}, "must be a block of a stack"
     for name, shape in layout.parameters.items():
         for rule in _parameter_faults(model, name, shape):
             yield f"parameters.{name}", shape, rule
@@ -69,8 +77,11 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
             if record.segments and inputs % record.segments:
                 yield f"modules.{name}", dataclasses.asdict(record), f"segments must divide {inputs} inputs"
     members = [member for dial in layout.dials for member in dial.members]
-    if len(members) != len(set(members)) or not stacks <= set(members) or bool(members) != layout.config.native:
-        yield "dials", members, "native has dials, no module has two of them, and each stack has one"
+    if len(members) != len(set(members)) or bool(members) != layout.config.native:
+        yield "dials", members, "native has dials, and no module has two of them"
+    without = stacks - set(members) if layout.config.native else stacks if not layout.config.may_go("blocks") else set()
+    if without:
+        yield "modules", sorted(without), "a stack has a dial, or blocks are among the units that may go"
     for i, dial in enumerate(layout.dials):
         for rule in _dial_faults(layout, dial):
             yield f"dials[{i}]", dial.members, rule
@@ -98,6 +109,7 @@ FITS: dict[type[Record], Callable[[nn.Module], bool]] = {
     Recurrent: is_recurrent_layer,
     Segments: is_prunable,
     Form: is_weight_layer,
+    Skipped: lambda module: True,  # its place tells
 }
 
 
