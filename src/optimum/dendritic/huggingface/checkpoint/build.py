@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ...functional.selection import total_cost
+from ...inspection.groups import part_of
 from ...layout.layout import Layout
-from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Skipped, Stack
+from ...layout.records import Follower, Form, Group, Left, Member, Record, Recurrent, Segments, Skipped, Stack
 from ...layout.strict_json import bad
 from ...layout.times import Times
 from ...nn import (
@@ -66,6 +67,7 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         ),
         parameters={new: layout.parameters[name] for name in layout.parameters if (new := _renamed(name, kept))},
         numbers={new: layout.numbers[name] for name in layout.numbers if (new := _renamed(name, kept))},
+        left=_renamed_parts(layout.left, kept),
     )
 
 
@@ -150,6 +152,15 @@ def _renamed_times(times: Times, resolve: Callable[[str], str | None]) -> Times:
     layers = {new: index for name, index in times.layers.items() if (new := resolve(name)) is not None}
     units = {new: each for name, each in times.units.items() if (new := resolve(name)) is not None}
     return dataclasses.replace(times, layers=layers, units=units)
+
+
+def _renamed_parts(left: tuple[Left, ...], names: dict[str, str]) -> tuple[Left, ...]:
+    """What is left of each part, under the names that parts have in the model at hand."""
+    parts = {part_of([name]): part_of([new]) for name, new in names.items()}
+    return tuple(
+        dataclasses.replace(each, first=parts.get(each.first, each.first), last=parts.get(each.last, each.last))
+        for each in left
+    )
 
 
 def _renamed(parameter: str, names: dict[str, str]) -> str | None:
