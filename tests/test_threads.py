@@ -51,6 +51,7 @@ def eager():
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [False, True])
 def test_injecting_in_eight_threads_at_once(eager, native):
     model, inputs = build("bert")

@@ -48,6 +48,7 @@ def macs(model, inputs):
     return count_macs(model, Batch.of(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "units"), MODELS)
 def test_a_packed_model_is_as_much_faster_as_was_asked_for(name, units):
     model, inputs = build(name)
@@ -59,6 +60,7 @@ def test_a_packed_model_is_as_much_faster_as_was_asked_for(name, units):
     assert dense / macs(model, inputs) == pytest.approx(1.6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_latency_is_a_share_of_the_dense_one():
     times = []
     for target in ({"speedup": 1.4}, {"latency_ms": 0.0}):
@@ -72,6 +74,7 @@ def test_a_latency_is_a_share_of_the_dense_one():
         inject_(model, DendriticConfig(latency_ms=1e3, **BESIDE), example_inputs=inputs)
 
 
+@pytest.mark.slow
 def test_what_the_table_has_wrong_is_corrected_by_the_last_update(clock, monkeypatch):
     model, inputs = build("resnet_bottleneck")
     dense = macs(model, inputs)
@@ -88,6 +91,7 @@ def test_what_the_table_has_wrong_is_corrected_by_the_last_update(clock, monkeyp
     assert dense / macs(model, inputs) == pytest.approx(1.6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_one_shot_reaches_it():
     model, inputs = build("bert")
     dense = macs(model, inputs)
@@ -97,6 +101,7 @@ def test_one_shot_reaches_it():
     assert dense / macs(model, inputs) == pytest.approx(1.5, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_table_is_measured_once_and_then_read(clock, tmp_path, caplog):
     tables = []
     for _ in range(2):
