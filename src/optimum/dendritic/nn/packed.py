@@ -5,12 +5,14 @@ The weight keeps the name `weight` and holds only live rows and columns: `[rows,
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from wrapt import when_imported
 
 from ..distributed.dtensor import whole
 from ..errors import invalid
@@ -204,6 +206,12 @@ def refuse_merging(name: str, layer: nn.Module) -> None:
         raise invalid("layer", type(layer).__name__, rule, remedy)
 
 
+@when_imported("peft.tuners.tuners_utils")
+def check_before_merging(tuners: ModuleType) -> None:
+    """Let PEFT, once it is imported, refuse what `refuse_merging` refuses."""
+    before_merging_(tuners, refuse_merging)
+
+
 def _build(
     layer: WeightLayer,
     form: Form,
@@ -221,7 +229,6 @@ def _build(
     if layer.bias is not None and bias is not None:
         packed.register_parameter("bias", nn.Parameter(bias, requires_grad=layer.bias.requires_grad))
     if isinstance(packed, PackedLayer):
-        before_merging_(refuse_merging)
         packed.form = form
         packed.register_buffer("inputs", inputs)
         packed.register_buffer("outputs", outputs)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -160,11 +160,8 @@ def forget_capturing_(model: nn.Module) -> None:
     vars(model).pop("_output_capturing_hooks_installed", None)
 
 
-def before_merging_(check: Callable[[str, nn.Module], None]) -> None:
-    """Let `check(name, layer)` see each layer before PEFT merges adapters into any, if PEFT is imported by now."""
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is None or tuners.BaseTuner._check_merge_allowed.__module__ == __name__:
-        return
+def before_merging_(tuners: ModuleType, check: Callable[[str, nn.Module], None]) -> None:
+    """Let `check(name, layer)` see each layer before PEFT, whose module of tuners this is, merges adapters into any."""
     stock = tuners.BaseTuner._check_merge_allowed
 
     def check_merge_allowed(tuner: Any) -> None:
