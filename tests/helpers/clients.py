@@ -17,8 +17,19 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from helpers.families import IMAGE, SMALL_DECODERS, TEXT
 from helpers.models import Inputs, roughen
+from helpers.trainer_options import OPTIONS
 from helpers.vocabulary import WORDS, save_tokenizer
-from optimum.dendritic import DendriticCallback, DendriticConfig, inject_
+from optimum.dendritic import (
+    DendriticCallback,
+    DendriticConfig,
+    compress_,
+    inject_,
+    mask_,
+    save,
+    score_,
+    update_,
+    update_plan,
+)
 from optimum.dendritic.structure.wrappers import inner_model
 
 STEPS = 20
@@ -84,7 +95,7 @@ def stock(model: hf.PreTrainedModel, samples: list[dict], folder: Path, inputs: 
     trainer = hf.Trainer(model, settings, train_dataset=samples, eval_dataset=samples, callbacks=[callback(), *more])
     trainer.train()
     trainer.save_model(str(folder / "small"))
-    return trainer.model, inputs
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), inputs  # without autocast
 
 
 def samples_of(inputs: Inputs, labels: int = 3, count: int = 8) -> list[dict]:
@@ -217,23 +228,47 @@ def sentences(folder: Path) -> Any:
     return inner_model(model), tokens()
 
 
+def timm_model(**changes: Any) -> nn.Module:
+    """Random weights, since the trained ones lie on the Hub."""
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model(TIMM, num_classes=3, **changes)
+
+
+def timm_plain(folder: Path) -> Any:
+    model, images, labels = timm_model(), draw(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    inputs = {"x": images[:1]}
+    inject_(model, CONFIG, example_inputs=inputs)
+    optimizer, plan = torch.optim.AdamW(model.parameters(), lr=1e-3), update_plan(CONFIG, STEPS)
+    for step in range(1, STEPS + 1):
+        nn.functional.cross_entropy(model(images), labels).backward()
+        score_(model)
+        if step in plan:
+            update_(model, plan[step].sparsity, regrow=plan[step].regrow, optimizer=optimizer)
+        optimizer.step()
+        mask_(model)
+        optimizer.zero_grad()
+    save(compress_(model, inputs), folder / "small")
+    return model, inputs
+
+
+def timm_wrapped(folder: Path) -> Any:
+    config, inputs = hf.TimmWrapperConfig(architecture=TIMM, num_labels=3), {"pixel_values": draw(1, 3, 32, 32)}
+    torch.manual_seed(0)
+    model = hf.TimmWrapperForImageClassification(config)
+    return stock(model, samples_of(inputs), folder, inputs)
+
+
+TIMM = "mobilenetv3_small_100"
+TIMM_PLAIN = "lambda path: __import__('optimum.dendritic', fromlist=['load']).load(path, clients.timm_model())"
 SENTENCE = "lambda path: inner_model(__import__('sentence_transformers').SentenceTransformer(path, device='cpu'))"
-TRAINER = "Trainer"
+TRAINER, BERT, BERTS = "Trainer", "BertForSequenceClassification", "hf.AutoModelForSequenceClassification"
 ALL = [
-    Client(TRAINER, "BertForSequenceClassification", classifier(), "hf.AutoModelForSequenceClassification"),
-    Client(
-        "gradient_checkpointing", "BertForSequenceClassification", classifier(gradient_checkpointing=True),
-        "hf.AutoModelForSequenceClassification",
-    ),
-    Client(
-        "auto_find_batch_size", "BertForSequenceClassification", classifier(auto_find_batch_size=True),
-        "hf.AutoModelForSequenceClassification",
-    ),
-    Client(
-        "EarlyStoppingCallback, load_best_model_at_end", "BertForSequenceClassification", early_stopping,
-        "hf.AutoModelForSequenceClassification",
-    ),
-    Client("model_init", "BertForSequenceClassification", model_init, "hf.AutoModelForSequenceClassification"),
+    Client(TRAINER, BERT, classifier(), BERTS),
+    *[Client(name, BERT, classifier(**changes), BERTS) for name, changes in OPTIONS.items()],
+    Client("EarlyStoppingCallback, load_best_model_at_end", BERT, early_stopping, BERTS),
+    Client("model_init", BERT, model_init, BERTS),
     Client("Seq2SeqTrainer, generation", "BartForConditionalGeneration", translation, "hf.AutoModelForSeq2SeqLM"),
     Client(TRAINER, "Wav2Vec2ForSequenceClassification", audio, "hf.AutoModelForAudioClassification"),
     Client(TRAINER, "CLIPForImageClassification", clip, "hf.AutoModelForImageClassification"),
@@ -245,4 +280,8 @@ ALL = [
     Client("DPOTrainer", "LlamaForCausalLM", preferences(hf.LlamaForCausalLM), "hf.AutoModelForCausalLM", "trl"),
     Client("DPOTrainer", "Qwen3ForCausalLM", preferences(hf.Qwen3ForCausalLM), "hf.AutoModelForCausalLM", "trl"),
     Client("SentenceTransformerTrainer", "BertModel", sentences, SENTENCE, "sentence_transformers"),
+    Client("plain functions", "MobileNetV3", timm_plain, TIMM_PLAIN, "timm"),
+    Client(
+        TRAINER, "TimmWrapperForImageClassification", timm_wrapped, "hf.AutoModelForImageClassification", "timm",
+    ),
 ]  # fmt: skip
