@@ -81,6 +81,7 @@ class Fickle(nn.Module):
         return self.linear(x) + (self.by if torch.compiler.is_exporting() else 0.0)
 
 
+@pytest.mark.slow
 def test_a_graph_that_answers_otherwise_is_not_left(tmp_path):
     message = r"'Fickle': its ONNX graph differs by .*e-0\d of the largest output, more than 1e-04, on {'x': \(2, 4\)}"
     with pytest.raises(DendriticError, match=message):

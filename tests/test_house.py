@@ -1,7 +1,10 @@
 """The tests' own house: what they share is in `helpers`, and none of them imports another."""
 
 import ast
+import os
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent
 
@@ -24,3 +27,9 @@ def test_no_test_imports_another():
 
 def test_beside_the_tests_there_are_only_folders():
     assert {file.name for file in TESTS.glob("*.py") if not file.name.startswith("test_")} == {"conftest.py"}
+
+
+@pytest.mark.xdist_group("house")
+def test_the_tests_of_a_group_go_to_one_worker(request):
+    """pytest-xdist tells them by the ends of their names, which a pytest that is too new for it does not change."""
+    assert request.node.nodeid.endswith("@house") or "PYTEST_XDIST_WORKER" not in os.environ

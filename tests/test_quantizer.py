@@ -412,6 +412,7 @@ def test_a_new_head_reads_what_a_narrower_body_leaves(tmp_path):
         transformers.BertForMaskedLM.from_pretrained(tmp_path)  # whose decoder is as wide as an embedding that shrank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [2, 5])
 def test_a_head_for_other_labels_is_new_where_mismatches_are_ignored(labels, tmp_path):
     model, inputs = saved(tmp_path, "vit", "packed", units="structured")
