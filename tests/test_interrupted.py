@@ -16,7 +16,7 @@ from harness.subjects import SUBJECTS, inputs_of  # noqa: E402
 
 from optimum.dendritic import mask_  # noqa: E402
 
-INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "60"))
+INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "30"))
 
 
 @pytest.mark.slow
