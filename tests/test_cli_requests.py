@@ -28,7 +28,7 @@ WITHOUT_TORCH = """if True:
             main()
         except SystemExit as stop:
             codes.append(stop.code)
-    heavy = {"torch", "transformers", "numpy", "optimum.dendritic"} & {*sys.modules}
+    heavy = {"torch", "transformers", "numpy"} & {*sys.modules}
     print(json.dumps([codes, sorted(heavy)]))
 """
 DRY = ["--sparsity", "0.5", "--segment-size", "8", "--sequence-length", "8", "--dry-run"]

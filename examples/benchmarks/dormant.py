@@ -189,7 +189,8 @@ def field_of(found: dict[str, Any], name: str, field: str) -> float:
 def gain(rows: Rows, name: str) -> float:
     """Points of accuracy above the static models at the same mean time, between which lines are drawn."""
     static = sorted((row["ms"], row["accuracy"]) for key, row in rows.items() if key.startswith("static "))
-    return 100 * (rows[name]["accuracy"] - float(numpy.interp(rows[name]["ms"], *zip(*static, strict=True))))
+    times, accuracies = zip(*static, strict=True)
+    return 100 * (rows[name]["accuracy"] - float(numpy.interp(rows[name]["ms"], times, accuracies)))
 
 
 def render(args: argparse.Namespace) -> None:

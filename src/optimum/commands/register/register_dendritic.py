@@ -1,6 +1,6 @@
 """`optimum-cli dendritic ...`: the command line of optimum-dendritic.
 
-`optimum-cli` imports this file at every start, whatever it is asked to do: here are the names only, and the work is in
+`optimum-cli` imports this file at every start, whatever it is asked to do: it imports no torch, and the work is in
 `optimum.dendritic.cli`, imported when a command runs and its arguments are sound. A new command is a subclass of
 `Command`, one line in `DendriticCommand.SUBCOMMANDS`, a function of its name in `optimum.dendritic.cli.arguments`, what
 can be refused at once in `cli.requests` beside it, and a module of its name there with a function `run(args) -> str`.
@@ -13,22 +13,11 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from types import ModuleType
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-
-def light(name: str) -> ModuleType:
-    """A module of `optimum.dendritic` that needs no torch, without `optimum.dendritic` itself, which imports it.
-
-    Where that is imported already, its own module is returned; else one of the same file under another package's name.
-    """
-    if "optimum.dendritic" in sys.modules:
-        return importlib.import_module(f"optimum.dendritic.{name}")
-    package = ModuleType("optimum_dendritic_without_torch")
-    package.__path__ = [str(Path(__file__).parents[2] / "dendritic")]
-    return importlib.import_module(f"{sys.modules.setdefault(package.__name__, package).__name__}.{name}")
+from optimum.dendritic.cli import arguments, requests
+from optimum.dendritic.errors import DendriticError
 
 
 class Command(BaseOptimumCLICommand):
@@ -39,29 +28,27 @@ class Command(BaseOptimumCLICommand):
 
     @classmethod
     def parse_args(cls, parser: ArgumentParser) -> None:
-        vars(light("cli.arguments"))[cls.COMMAND.name](parser)
+        vars(arguments)[cls.COMMAND.name](parser)
 
     def run(self) -> None:
         assert self.args is not None
         name = self.COMMAND.name
-        requests = light("cli.requests")
-        with self._told(requests.DendriticError):
+        with self._told():
             requests.check(name, self.args)
         with redirect_stdout(sys.stderr):  # stdout is for the result, and others print while they are imported
             work = importlib.import_module(f"optimum.dendritic.cli.{name}")
         from optimum.dendritic.cli.noise import quiet
-        from optimum.dendritic.errors import DendriticError
 
-        with self._told(DendriticError), quiet(self.args):
+        with self._told(), quiet(self.args):
             print(work.run(self.args))
 
     @contextmanager
-    def _told(self, refused: type[Exception]) -> Iterator[None]:
+    def _told(self) -> Iterator[None]:
         """End with one line where something inside is refused or cannot be read or written."""
         assert self.args is not None
         try:
             yield
-        except (refused, OSError) as error:
+        except (DendriticError, OSError) as error:
             if self.args.debug:
                 raise
             line = " ".join(str(error).split())
