@@ -10,7 +10,7 @@ from helpers.models import build, outputs
 from helpers.trainers import tensors
 from torch import nn
 
-from optimum.dendritic import DendriticConfig, DendriticError, Pruner, compress_, inject_
+from optimum.dendritic import DendriticConfig, DendriticError, Pruner, compress_, inject_, update_plan
 from optimum.dendritic.state import layout_of
 
 CONFIG = DendriticConfig(sparsity=0.5, segment_size=4, updates=3)
@@ -125,3 +125,10 @@ def test_packing_an_unpruned_model_says_so(caplog):
     caplog.set_level("WARNING", logger="optimum.dendritic")
     compress_(model, inputs)
     assert "Nothing of Sequential was pruned" in caplog.text
+
+
+def test_a_plan_that_takes_everything_at_once_says_so(caplog):
+    caplog.set_level("WARNING", logger="optimum.dendritic")
+    assert len(update_plan(CONFIG, max_steps=20)) == 3 and not caplog.text
+    assert len(update_plan(CONFIG, max_steps=2)) == 1
+    assert "leaves room for one of 3 mask updates" in caplog.text
