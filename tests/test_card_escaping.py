@@ -56,6 +56,7 @@ def record() -> dict[str, Any]:
     known = json.loads((CARDS[0].parent.parent / "minilm-sst2-60/efficiency.json").read_text())
     known["training"] |= {"data": {"name": "reviews", "on_hub": False, "config": "small", "split": "train"}}
     known["training"]["hyperparameters"] |= {"optimizer": "adamw"}
+    known["base"] = {"name": "base", "on_hub": False}
     return known
 
 

@@ -35,7 +35,11 @@ from resnet20 import ResNet20Config, ResNet20ForImageClassification  # noqa: E40
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 PADDING = 4
-LABELS: dict[str, Any] = {"num_labels": 10}
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+LABELS: dict[str, Any] = {
+    "id2label": dict(enumerate(CLASSES)),
+    "label2id": {name: place for place, name in enumerate(CLASSES)},
+}
 PRESETS: dict[str, dict[str, Any]] = {  # architecture -> defaults that suit it; the options override them
     "resnet20": {
         "levels": [0.5],

