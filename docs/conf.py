@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import jupytext
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 MADE = DOCS / "_made"
@@ -57,6 +59,12 @@ def make_command_line() -> None:
     (MADE / "command_line.inc").write_text(page())
 
 
+def make_notebooks() -> None:
+    """Write the notebooks, which are kept as text, as pages."""
+    for notebook in sorted((DOCS / "notebooks").glob("*.py")):
+        (MADE / f"{notebook.stem}.md").write_text(jupytext.writes(jupytext.read(notebook), "md"))
+
+
 def make_api() -> None:
     """Write the reference of every public name: what `optimum.dendritic` exports, then what its table lists."""
     tree = ast.parse((ROOT / "src/optimum/dendritic/__init__.pyi").read_text())
@@ -86,4 +94,5 @@ def setup(app: object) -> None:
     make_cards()
     make_command_line()
     make_api()
+    make_notebooks()
     app.connect("source-read", leave_the_folder)  # type: ignore[attr-defined]

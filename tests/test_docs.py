@@ -24,6 +24,8 @@ from optimum.commands.register.register_dendritic import DendriticCommand
 
 BESIDE = [ROOT / f"{each}.md" for each in ("CONTRIBUTING", "CHANGELOG", "SECURITY")]
 RUN = [page for page in PAGES if python_blocks(page)]
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
+MODEL_OF_THE_HUB = re.compile(r'^MODEL = ".*"$', re.MULTILINE)
 PLACEHOLDER = "path/to/model"  # a block that needs a model with its tokenizer names it so
 NEEDS = re.compile(r"# needs: (\w+)\n")
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")
@@ -54,6 +56,20 @@ def test_the_python_of_a_page_runs_as_pasted(page, tmp_path, monkeypatch):
                 exec(compile(block.code, f"{name(page)}, line {block.line}", "exec"), names)
             if block.shown is not None:
                 check_shown(printed.getvalue(), block.shown)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(notebook, tmp_path, monkeypatch):
+    """Where it names a model of the Hub, a tiny one of random weights takes its place."""
+    monkeypatch.chdir(tmp_path)
+    code = MODEL_OF_THE_HUB.sub(f'MODEL = "{PLACEHOLDER}"', notebook.read_text())
+    save_models(tmp_path, [Block(language="python", code=code, line=1)])
+    assert len(re.findall(r"^# %%$", code, re.MULTILINE)) > 3
+    with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, name(notebook), "exec"), {"__name__": "__main__"})
+    assert printed.getvalue()
 
 
 def has(package: str) -> bool:
@@ -151,4 +167,4 @@ def test_every_page_is_in_the_table_of_contents():
         line.strip() for block in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL) for line in block.split()
     }
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in PAGES if page != README}
-    assert pages - {"index"} <= listed
+    assert (pages - {"index"}) | {f"_made/{notebook.stem}" for notebook in NOTEBOOKS} <= listed
