@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.compare import every
 from helpers.vocabulary import WORDS, save_tokenizer
+from PIL import Image
 from transformers import BertConfig, BertForSequenceClassification
 
 from optimum.commands.register.register_dendritic import CompressCommand
@@ -180,6 +181,8 @@ def test_several_sparsities_make_several_models_and_one_table(cli, tmp_path):
     assert sizes == [(tmp_path / f"out/{level}/model.safetensors").stat().st_size for level in ("0.2", "0.4")]
     assert sizes[1] < sizes[0] < models[0]["before"]["bytes"]
     assert models[0]["before"] == models[1]["before"]
+    with Image.open(tmp_path / "out/sparsities.png") as figure:
+        assert "Drawn in out/sparsities.png" in output and figure.width > 1000
 
 
 def test_a_run_that_fails_leaves_no_folder(cli, tmp_path):

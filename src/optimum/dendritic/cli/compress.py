@@ -21,6 +21,7 @@ from ..one_shot.prune import prune_
 from ..search.allocation import Allocation
 from .data import held_out, load_splits, split_of
 from .dry_run import planned, told
+from .levels_figure import save_levels
 from .loading import check_runs, example_inputs, import_modules, load_model, output_folder, write_json
 from .requests import configs_of
 from .tables import before_and_after, side_by_side
@@ -72,7 +73,9 @@ def run(args: Namespace) -> str:
         results.append(_compressed(args, config, model, job, before, folder))
     if len(configs) > 1:
         write_json(args, {"model": args.model, "dataset": args.dataset, "models": results})
-        return f"{side_by_side(before, results)}\n\nA ratio is the share of dense that is left."
+        drawn = save_levels(before, results, Path(args.output) / "sparsities.png")
+        figure = "" if drawn is None else f" Drawn in {drawn}."
+        return f"{side_by_side(before, results)}\n\nA ratio is the share of dense that is left.{figure}"
     write_json(args, {name: value for name, value in results[0].items() if name != "output"})
     loading = "it loads in stock transformers" if configs[0].native else "load it after `import optimum.dendritic`"
     return f"{before_and_after(before, results[0]['after'])}\n\nSaved in {args.output}; {loading}."
