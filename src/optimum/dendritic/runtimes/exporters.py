@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..nn.waking import asleep
 from ..process_state import without_output
@@ -81,10 +82,14 @@ def export_to(
     with staged(folder) as staging, quiet(model), asleep(model), _gradients_asked_for(model):
         quantizer = runtime.quantizer(model, calibration) if int8 and runtime.quantizer is not None else None
         exported = model if quantizer is None else with_plain_linears(model)
-        metadata = _export(exporter, exported, inputs, axes, quantizer, staging)
-        run = runner.from_program(exporter.load_program(staging / runtime.file), metadata, "cpu", **runtime.options)
-        for case in cases(inputs, axes):
-            verify(model, case, lambda feed: run(**{k: t.cpu() for k, t in feed.items()}), runtime.what, furthest)
+        proofs = list(cases(inputs, axes))
+        with logging.tqdm(total=1 + len(proofs), desc=f"export to {runtime.format}", unit="step") as bar:
+            metadata = _export(exporter, exported, inputs, axes, quantizer, staging)
+            bar.update()
+            run = runner.from_program(exporter.load_program(staging / runtime.file), metadata, "cpu", **runtime.options)
+            for case in proofs:
+                verify(model, case, lambda feed: run(**{k: t.cpu() for k, t in feed.items()}), runtime.what, furthest)
+                bar.update()
         if processor is not None:
             processor.save_pretrained(staging)
     return Path(folder) / runtime.file
