@@ -12,6 +12,7 @@ share of MACs divided by the share of time: 1 if the time falls as the MACs do.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +77,6 @@ def ratio(own: Sequence[float], dense: Sequence[float]) -> float:
 def rows(subject: Subject, models: dict[str, nn.Module], args: argparse.Namespace, dtype: str, mode: str) -> list[dict]:
     """The shares of time of all forms, under one dtype and mode."""
     made = {name: model.to(getattr(torch, dtype)) for name, model in models.items()}
-    ran = {name: torch.compile(model) if mode == "compiled" else model for name, model in made.items()}
     found = []
     for last in (False, True) if subject.channels_last else (False,):
         for batch in args.batches:
@@ -85,6 +85,8 @@ def rows(subject: Subject, models: dict[str, nn.Module], args: argparse.Namespac
             if last:
                 inputs = {k: v.to(memory_format=torch.channels_last) for k, v in inputs.items()}
                 made = {name: m.to(memory_format=torch.channels_last) for name, m in made.items()}  # type: ignore[call-overload]
+            torch.compiler.reset()  # or the models of earlier rows count as recompilations of these
+            ran = {n: torch.compile(m, dynamic=False) if mode == "compiled" else m for n, m in made.items()}
             calls = [subject.call(made[name], ran[name], inputs) for name in models]
             dense, *others = in_turn(calls, args.seconds)
             row: dict[str, Any] = {"dtype": dtype, "mode": mode, "batch": batch, "channels_last": last}
@@ -152,7 +154,8 @@ def main() -> None:
                 settings = {key: value for key, value in vars(args).items() if key != "output"}
                 write_json(args.output, {"environment": about, "settings": settings, "models": found})
                 bar.update()
-    text = table(found, "python examples/benchmarks/speed.py", f"{about['device']}, {args.threads} thread(s)", clock)
+    command = " ".join(["python examples/benchmarks/speed.py", *sys.argv[1:]])
+    text = table(found, command, f"{about['device']}, {args.threads} thread(s)", clock)
     args.output.with_suffix(".md").write_text(text)
 
 
