@@ -17,6 +17,7 @@ import torch
 from helpers import results
 from helpers.clients import WORD_TEXT
 from helpers.pages import PAGES, README, ROOT, Block, anchors, commands, links, python_blocks
+from helpers.torchvision_operators import import_torchvision
 from helpers.vocabulary import save_tokenizer
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
@@ -45,6 +46,8 @@ def test_the_python_of_a_page_runs_as_pasted(page, tmp_path, monkeypatch):
     if not all(map(has, needs)):
         pytest.skip(f"needs {needs}, which the extra clients brings")
     monkeypatch.chdir(tmp_path)
+    if "timm" in needs:
+        import_torchvision()
     save_models(tmp_path, found)
     names: dict = {"__name__": "__main__"}
     with torch.random.fork_rng([]), warnings.catch_warnings():
