@@ -39,6 +39,7 @@ PUBLIC = [
     "inject_",
     "last_checkpoint",
     "load",
+    "load_at",
     "load_dormant_",
     "mask_",
     "measure",

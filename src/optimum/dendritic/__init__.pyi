@@ -15,6 +15,7 @@ from .huggingface.checkpoint.dormant import save_dormant as save_dormant
 from .huggingface.checkpoint.from_config import from_config as from_config
 from .huggingface.checkpoint.plain import load as load
 from .huggingface.checkpoint.plain import save as save
+from .huggingface.checkpoint.sizes import load_at as load_at
 from .huggingface.hub.push import push_to_hub as push_to_hub
 from .huggingface.trainer.callback import DendriticCallback as DendriticCallback
 from .huggingface.trainer.last_checkpoint import last_checkpoint as last_checkpoint

@@ -48,7 +48,8 @@ class DendriticConfig:
 
     Args:
         sparsity: fraction of the budget that the target modules lose, in [0, 1); 0.6 if no other target is named, and
-            None if one is.
+            None if one is. Several fractions, such as `(0.5, 0.8, 0.9)`, are those of several sizes of one model: the
+            lowest is that of the largest one, and the others become `sizes`.
         budget: what is counted: `"params"` (weights and biases) or `"macs"` (multiply-accumulates of one sample).
         scope: of what `sparsity` is a fraction: `"targets"`, the layers that are pruned, or `"model"`, the whole model
             with its embeddings, norms and head.
@@ -82,6 +83,8 @@ class DendriticConfig:
         dormant: a milder sparsity, below `sparsity`. What lies between the two is packed apart, and computed only for
             the inputs that need it; see `set_wake_rate`. The training keeps both, the model without it and the model
             with it, in turn. None for no such part.
+        sizes: higher sparsities, in ascending order, of smaller models inside of the largest one. One training trains
+            all of them, in turn, and `load_at` cuts any of them out of what it leaves.
         native: prune only what the model's own config can say (the same FFN width and heads in every layer, fewer
             layers), so that the result is a stock model with a stock config.json, which loads without this package.
         speedup: how many times as fast as the dense model the packed one is to be, at least 1, as measured on the
@@ -97,7 +100,7 @@ class DendriticConfig:
         DendriticError: a field is unknown, of the wrong type or out of range.
     """
 
-    sparsity: float | None = None
+    sparsity: float | Collection[float] | None = None
     budget: str = "params"
     scope: str = "targets"
     target_modules: str | Collection[str] | None = None
@@ -118,6 +121,7 @@ class DendriticConfig:
     sprout_rank: int = 0
     distillation: float = 0.0
     dormant: float | None = None
+    sizes: Collection[float] = ()
     native: bool = False
     speedup: float | None = None
     latency_ms: float | None = None
@@ -130,6 +134,7 @@ class DendriticConfig:
         for field in ("target_modules", "exclude_modules"):
             object.__setattr__(self, field, patterns(field, getattr(self, field)))
         object.__setattr__(self, "units", _units(self.units))
+        self._divide_sizes()
         self._check_target()
         check_number("start", self.start, 0, 1, below=True)
         check_number("end", self.end, 0, 1)
@@ -161,6 +166,8 @@ class DendriticConfig:
                 )
         if self.dormant is not None:
             self._check_dormant(self.dormant)
+        if self.sizes:
+            self._check_sizes()
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
         if type(self.version) is not int or self.version != VERSION:
@@ -208,16 +215,61 @@ class DendriticConfig:
                 rule = f"has no measured price, and the target is {self.target}"
                 raise invalid(field, value, rule, f"Leave {field} out, or give sparsity.")
 
+    @property
+    def removed(self) -> float | None:
+        """The one sparsity that is left of several; None where the target is another one."""
+        assert not isinstance(self.sparsity, Collection)
+        return self.sparsity
+
+    @property
+    def largest(self) -> float | None:
+        """The sparsity of the largest of the models that are trained; None where the target is another one."""
+        return self.removed if self.dormant is None else self.dormant
+
+    @property
+    def smaller(self) -> tuple[float, ...]:
+        """The sparsities of the smaller ones inside of it, in ascending order."""
+        core = () if self.dormant is None or self.removed is None else (self.removed,)
+        return (*core, *self.sizes)
+
+    def _divide_sizes(self) -> None:
+        """Several sparsities are that of the largest model, and sizes."""
+        if isinstance(self.sparsity, list | tuple):
+            if self.sizes or not self.sparsity:
+                rule = "is one fraction where sizes are given" if self.sizes else "must have a fraction"
+                raise invalid("sparsity", self.sparsity, rule, "Pass sparsity=(0.5, 0.8), or sparsity=0.5.")
+            for fraction in self.sparsity:
+                check_number("sparsity", fraction, 0, 1, below=True)
+            first, *others = sorted(self.sparsity)
+            object.__setattr__(self, "sparsity", first)
+            object.__setattr__(self, "sizes", others)
+        if not isinstance(self.sizes, list | tuple):
+            raise invalid("sizes", self.sizes, "must be a list of fractions", "Pass e.g. [0.8, 0.9].")
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+
+    def _check_sizes(self) -> None:
+        before = self.removed
+        for size in self.sizes:
+            check_number("sizes", size, 0, 1, below=True)
+            if before is None or size <= before:
+                remedy = "Give a sparsity, and each size once."
+                raise invalid("sizes", self.sizes, f"must ascend from sparsity = {self.sparsity}", remedy)
+            before = size
+        self._refuse_two_forms("sizes", dormant=self.dormant)
+
+    def _refuse_two_forms(self, several: str, **others: Any) -> None:
+        own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
+        for field, value in (own | others).items():
+            if value:
+                rule = f"its model has one form, and {several} makes several of different shapes"
+                raise invalid(field, value, rule, f"Leave {field} or {several} out.")
+
     def _check_dormant(self, dormant: float) -> None:
         check_number("dormant", dormant, 0, 1, below=True)
-        if self.sparsity is None or dormant >= self.sparsity:
+        if self.removed is None or dormant >= self.removed:
             remedy = "Lower it: it is what is removed while everything that is packed apart is awake."
             raise invalid("dormant", dormant, f"must be below sparsity = {self.sparsity}", remedy)
-        own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
-        for field, value in own.items():
-            if value:
-                rule = "its model has one form, and dormant makes two of different shapes"
-                raise invalid(field, value, rule, f"Leave {field} or dormant out.")
+        self._refuse_two_forms("dormant")
 
     def may_go(self, kind: str) -> bool:
         """Whether units of a kind may go, one of `UNITS`."""

@@ -128,7 +128,7 @@ def _inject_(
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
     dense_cost = total_cost(dense, costs)
     allowed = allowed_cost(config, dense_cost, times)
-    sparsity = 1 - allowed / dense_cost if config.sparsity is None else config.sparsity
+    sparsity = 1 - allowed / dense_cost if config.removed is None else config.removed
     ranking = Ranking(
         config=config,
         masks=dense,
@@ -139,7 +139,7 @@ def _inject_(
         needed=needed_hosts(groups, config.counts_model),
         together=units_together(replacements, groups, config.multiple_of),
     )
-    check_reachable(ranking, sparsity)
+    check_reachable(ranking, max(config.smaller, default=sparsity))
     replacements |= {name: inject_stack(stack) for name, stack in stacks.items()}
     if config.importance == "random":
         for name, layer in replacements.items():

@@ -51,9 +51,10 @@ class Pruner:
         example_inputs: Any = None,
         layer_by_layer: bool = False,
     ) -> None:
-        if config.dormant is not None:
-            rule = "trains the smaller model in every second step, which begins before the gradients"
-            raise invalid("dormant", config.dormant, rule, "Train in a Trainer, with DendriticCallback(config).")
+        if config.smaller:
+            field = "sizes" if config.sizes else "dormant"
+            rule = "trains a smaller model in every second step, which begins before the gradients"
+            raise invalid(field, vars(config)[field], rule, "Train in a Trainer, with DendriticCallback(config).")
         update_plan(config, steps, sparsity=0.0)  # refused before the model is touched
         inject_(model, config, example_inputs=example_inputs, layer_by_layer=layer_by_layer)
         self.plan = update_plan(config, steps, sparsity=target_sparsity(model))

@@ -19,13 +19,13 @@ from .unofficial import tensors_in
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:
     """Which size a step of a training has: the sparsity of a smaller one; None for the largest.
 
-    From the time on that the schedule has passed `dormant`, every second step is one of the core, which climbs further.
-    A step that updates the masks is one of the largest.
+    From the time on that the schedule has passed the sparsity of the largest, every second step is one of the smaller
+    ones, each in its turn, which climb further. A step that updates the masks is one of the largest.
     """
-    reached = max((due.sparsity for at, due in plan.items() if at < step), default=0.0)
-    if config.dormant is None or step in plan or step % 2 or reached <= config.dormant:
+    smaller, reached = config.smaller, max((due.sparsity for at, due in plan.items() if at < step), default=0.0)
+    if not smaller or step in plan or step % 2 or config.largest is None or reached <= config.largest:
         return None
-    return reached
+    return min(smaller[step // 2 % len(smaller)], reached)
 
 
 class Narrowed:
@@ -47,7 +47,7 @@ class Narrowed:
             masks: some of what is left at present, as `Ranking.choose` finds it. Of two sizes the smaller one is inside
                 of the larger one, because both are beginnings of one ranking.
         """
-        refuse_sharded(model, "Leave dormant out of its config.")
+        refuse_sharded(model, "Leave dormant and sizes out of its config.")
         self.gates = gates
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
         self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]

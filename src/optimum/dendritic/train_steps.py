@@ -67,7 +67,7 @@ def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None 
     >>> {step: (round(update.sparsity, 3), round(update.regrow, 3)) for step, update in plan.items()}
     {33: (0.529, 0.049), 60: (0.6, 0.0)}
     """
-    sparsity = config.sparsity if sparsity is None else sparsity
+    sparsity = config.removed if sparsity is None else sparsity
     if sparsity is None:
         rule = f"depends on the model where {config.target} is the target"
         raise invalid("sparsity", None, rule, "Pass sparsity=target_sparsity(model), of the injected model.")
@@ -149,7 +149,8 @@ def update_(
         optimizer: its state for regrown segments and for sprouts is set to zero.
         allocation: how the budget is divided, in place of the config's `allocation`.
 
-    With `dormant`, masks never prune more than that: what more goes of the core is chosen inside of them.
+    With `dormant` or `sizes`, masks never prune more than the largest model may lose: what more goes of a smaller one
+    is chosen inside of them.
 
     Inactive sprouts absorb what is pruned. The update that reaches the config's sparsity is the final one: sprouts that
     cost less than what is pruned become active in it, and learn from then on. In a distributed training every rank
@@ -166,7 +167,8 @@ def update_(
         _tell_unscored(gates, layout.config.importance)
     growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else ranking.scores
     regrown = choose_regrown(growth, masks, regrow)
-    reached = sparsity if layout.config.dormant is None else min(sparsity, layout.config.dormant)
+    largest = layout.config.largest
+    reached = sparsity if largest is None or not layout.config.smaller else min(sparsity, largest)
 
     def choose(gain: float) -> dict[str, Tensor]:
         chosen = ranking.choose(reached * gain, regrown=regrown, allocation=allocation)
@@ -210,9 +212,10 @@ def mask_(model: nn.Module) -> None:
 
 
 def target_sparsity(model: nn.Module) -> float:
-    """The fraction of what is counted that an injected model is to lose: its config's `sparsity`, or what another
-    target comes to for this model, of all of its parameters, bytes or time."""
-    return injected_layout(model).sparsity
+    """The fraction of what is counted that an injected model, or the smallest of its sizes, is to lose: its config's,
+    or what another target comes to for this model, of all of its parameters, bytes or time."""
+    layout = injected_layout(model)
+    return max(layout.config.smaller, default=layout.sparsity)
 
 
 def pruning_of(model: nn.Module) -> Pruning:

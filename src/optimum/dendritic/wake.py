@@ -52,7 +52,7 @@ def calibrate_dormant_(model: nn.Module, batches: Any) -> nn.Module:
     handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in packs]
     try:
         with asleep(model):
-            _settle_norms_(model, found)
+            settle_norms_(model, found)
         with asleep(model), quiet(model):
             for batch in found:
                 outputs = model(**on_device(model, batch))
@@ -136,7 +136,7 @@ def _can_doubt(model: nn.Module) -> bool:
     return not (isinstance(model, PreTrainedModel) and model.can_generate())
 
 
-def _settle_norms_(model: nn.Module, batches: list[Mapping[str, Any]]) -> None:
+def settle_norms_(model: nn.Module, batches: list[Mapping[str, Any]]) -> None:
     """Take the statistics of the BatchNorm layers of a model anew, as means over the batches."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
     norms = [norm for norm in norms if norm.track_running_stats]

@@ -68,7 +68,7 @@ def run(args: Namespace) -> str:
     before = _figures(model, job.inputs, job.task, job.evaluation)
     results = []
     for config in configs:
-        folder = Path(args.output) / f"{config.sparsity:g}" if len(configs) > 1 else Path(args.output)
+        folder = Path(args.output) / f"{config.removed:g}" if len(configs) > 1 else Path(args.output)
         model = load_model(args.model, args).eval() if results else model
         results.append(_compressed(args, config, model, job, before, folder))
     if len(configs) > 1:

@@ -69,7 +69,7 @@ class Layout:
     @property
     def sparsity(self) -> float:
         """The fraction of `dense_cost` that is to go: the config's, or what its other target comes to."""
-        asked = self.config.sparsity
+        asked = self.config.removed
         return 1 - self.allowed / max(1, self.dense_cost) if asked is None else asked
 
     def to_dict(self) -> dict[str, Any]:

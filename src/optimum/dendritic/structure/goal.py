@@ -17,7 +17,7 @@ def allowed_cost(config: DendriticConfig, dense_cost: int, times: Times | None) 
     Raises:
         DendriticError: the dense model costs no more than that.
     """
-    if config.sparsity is not None:
+    if config.removed is not None:
         return 0
     dense: dict[str, float] = {"parameters": dense_cost, "megabytes": dense_cost / 1e6, "speedup": 1.0}
     dense |= {} if times is None else {"latency_ms": times.dense_ms}
@@ -43,9 +43,8 @@ def check_reachable(ranking: Ranking, sparsity: float) -> None:
     if least > (1 - sparsity) * dense_cost:
         most = f"{1 - least / dense_cost:.4f}"
         rule = f"at most {most} of the {config.counted} can go with floor = {config.floor}"
-        if config.target != "sparsity":
-            rule += f", and {sparsity:.4f} would have to"
-        remedy = f"Ask for less with {config.target}, lower floor or segment_size, or add target modules."
         if config.target == "sparsity":
-            remedy = "Lower sparsity, floor or segment_size, or add target modules."
+            raise invalid("sparsity", sparsity, rule, "Lower sparsity, floor or segment_size, or add target modules.")
+        remedy = f"Ask for less with {config.target}, lower floor or segment_size, or add target modules."
+        rule += f", and {sparsity:.4f} would have to"
         raise invalid(config.target, vars(config)[config.target], rule, remedy)

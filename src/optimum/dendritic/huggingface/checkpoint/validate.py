@@ -77,11 +77,11 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
             if record.segments and inputs % record.segments:
                 yield f"modules.{name}", dataclasses.asdict(record), f"segments must divide {inputs} inputs"
     members = [member for dial in layout.dials for member in dial.members]
-    if len(members) != len(set(members)) or bool(members) != layout.config.native:
-        yield "dials", members, "native has dials, and no module has two of them"
-    without = stacks - set(members) if layout.config.native else stacks if not layout.config.may_go("blocks") else set()
-    if without:
-        yield "modules", sorted(without), "a stack has a dial, or blocks are among the units that may go"
+    native = layout.config.native
+    if len(members) != len(set(members)) or bool(members) != native or (native and not stacks <= set(members)):
+        yield "dials", members, "native has dials, no module has two of them, and each stack has one"
+    if stacks and not native and not layout.config.may_go("blocks"):
+        yield "modules", sorted(stacks), "a stack is injected where blocks are among the units that may go"
     for i, dial in enumerate(layout.dials):
         for rule in _dial_faults(layout, dial):
             yield f"dials[{i}]", dial.members, rule

@@ -27,6 +27,7 @@ from ...structure.wrappers import inner_model
 from ...train_steps import Pruning, Update, mask_, pruning_of, target_sparsity, update_plan
 from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
 from ..checkpoint.key_mapping import rename_on_load_state_dict
+from ..checkpoint.sizes import save_sizes
 from .deepspeed import around_steps_, stock_steps_
 from .due import freeze_of, is_due, prune_in_, scores_in
 from .early_packing import pack_early_
@@ -173,7 +174,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if distillation is not None:
             match_trainer(distillation, args)
         self.engine = deepspeed_engine()
-        refuse_sizes(self.config, self.engine)
+        refuse_sizes(self.config, model, self.engine)
         if self.engine is not None:
             around_steps_(self.engine, model, partial(self._due, state), partial(self._prune, model, state, None))
 
@@ -264,6 +265,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if distillation is not None:
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
+        if self.config.sizes and args.should_save and isinstance(model, PreTrainedModel):
+            save_sizes(model, args.output_dir or ".")
         masked = fingerprint(model)
         compress_(model, self._inputs(model, wrapper))
         transfer_scores(model, masked)

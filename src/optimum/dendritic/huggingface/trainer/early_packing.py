@@ -98,8 +98,8 @@ def _fault(model: nn.Module, optimizer: Optimizer, args: TrainingArguments, wrap
         return f"{type(inner).__name__} may not treat each entry of a parameter on its own"
     if not isinstance(model, PreTrainedModel) or wrapper is not model:
         return "only a PreTrainedModel's checkpoints tell their form"
-    if layout.config.native or layout.config.dormant is not None:
-        return "its config asks for native or for dormant"
+    if layout.config.native or layout.config.smaller:
+        return "its config asks for native, for dormant or for sizes"
     return ""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...config import DendriticConfig
 from ...errors import invalid
@@ -19,7 +20,7 @@ class Sizes:
 
     def __init__(self) -> None:
         self.present: Narrowed | None = None
-        self._last: tuple[float, dict[str, Tensor]] | None = None  # the masks of the core, once they are final
+        self._final: dict[float, dict[str, Tensor]] = {}  # the masks of each smaller size, once they are final
 
     def begin_(self, model: nn.Module, config: DendriticConfig, plan: Mapping[int, Update], step: int) -> None:
         """Make the model the size that this step has."""
@@ -27,15 +28,13 @@ class Sizes:
         sparsity = size_due(config, plan, step) if plan else None
         if sparsity is None:
             return
-        frozen = step > max(plan)
         layout = injected_layout(model)
         layers = layers_in(model, layout)
         gates = gates_in(model, layout, layers)
-        if frozen and self._last is not None:
-            masks = self._last[1]
-        else:
+        masks = self._final.get(sparsity)
+        if masks is None:
             masks = ranking_of(model, layout, layers, gates).choose(sparsity)
-        self._last = (sparsity, masks) if frozen else None
+        self._final = self._final | {sparsity: masks} if step > max(plan) else {}
         self.present = Narrowed(model, gates, masks)
 
     def still_gradients_(self) -> bool:
@@ -52,8 +51,13 @@ class Sizes:
             self.present = None
 
 
-def refuse_sizes(config: DendriticConfig, engine: Any) -> None:
-    """Raises `DendriticError` where an engine calls the optimizer itself, and would move what sleeps."""
-    if engine is not None and config.dormant is not None:
+def refuse_sizes(config: DendriticConfig, model: nn.Module, engine: Any) -> None:
+    """Raises `DendriticError` where an engine calls the optimizer itself, and would move what sleeps; and where several
+    sizes could not be saved."""
+    if config.sizes and not isinstance(model, PreTrainedModel):
+        rule = f"of a {type(model).__name__} could not be cut again: only the checkpoint of a PreTrainedModel names it"
+        raise invalid("sizes", config.sizes, rule, "Train one sparsity at a time.")
+    if engine is not None and config.smaller:
+        field = "sizes" if config.sizes else "dormant"
         rule = "DeepSpeed moves what sleeps, too: it calls the optimizer itself"
-        raise invalid("dormant", config.dormant, rule, "Train without DeepSpeed, or without dormant.")
+        raise invalid(field, vars(config)[field], rule, f"Train without DeepSpeed, or without {field}.")
