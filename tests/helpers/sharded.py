@@ -26,6 +26,7 @@ from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject
 from optimum.dendritic import compress as packing
 from optimum.dendritic.distributed.dtensor import put_, summed, whole
 from optimum.dendritic.functional.tiles import over_tiles, piece, sum_tiles, tiles
+from optimum.dendritic.nn.block_stack import GATE
 from optimum.dendritic.nn.pack_model import Packed, pack_modules
 from optimum.dendritic.state import dendritic_layers
 
@@ -192,7 +193,8 @@ def on_shards(name: str, rank: int, world: int) -> Found:
     seen |= weights(model, optimizer)
     found["targets"] = [[p.numel() for p in layer.parameters(recurse=False)] for layer in layers.values()]
     found["others"] = sum(p.numel() for p in model.parameters()) - sum(map(sum, found["targets"]))
-    found["parameters"] = [p.numel() for key, p in model.named_parameters() if "sprout" not in key]
+    gone = ("sprout",) if CASES[name].config.get("native") else ("sprout", GATE)  # a gate is no part of what is packed
+    found["parameters"] = [p.numel() for key, p in model.named_parameters() if not any(part in key for part in gone)]
     with Gathered(4 * (found["others"] + max(map(sum, found["targets"])))) as gathered:
         seen |= pack(model, CASES[name])
     found |= {"sizes": gathered.sizes, "peak": gathered.peak, "seen": seen}

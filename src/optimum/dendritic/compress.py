@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -170,10 +171,16 @@ def _pack_verified_(
     def proved(groups: list[Group], keep: bool = True) -> tuple[Packed, dict[str, nn.Module]] | None:
         packed = without_blocks(pack_modules(model, kept, groups, alive), stacks, returns)
         modules = {**packed.modules, **packed.stacks}
-        with exchanged(model, modules, packed.parameters, packed.numbers) as exchange:
-            if not answers_alike(model, inputs, expected, consumers, like=like):
-                return None
-            exchange.keep = keep
+        with ExitStack() as undo:
+            for stack in stacks.values():
+                stack.close_gates()
+                undo.callback(stack.open_gates)
+            with exchanged(model, modules, packed.parameters, packed.numbers) as exchange:
+                if not answers_alike(model, inputs, expected, consumers, like=like):
+                    return None
+                exchange.keep = keep
+            if keep:
+                undo.pop_all()
         return packed, exchange.replaced
 
     found = proved(groups)
@@ -181,8 +188,6 @@ def _pack_verified_(
         found = proved([group if proved([group], keep=False) else _uncut(model, group) for group in groups])
     if found is None:
         raise difference_of(model, inputs, expected, consumers, like=like)
-    for stack in stacks.values():
-        stack.close_gates()
     return found
 
 
