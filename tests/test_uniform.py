@@ -6,7 +6,7 @@ from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum.dendritic.functional.costs import LayerCost, Link, StackCost
+from optimum.dendritic.functional.costs import Block, LayerCost, Link, StackCost
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.uniform_selection import select_uniform
 from optimum.dendritic.layout.records import Dial
@@ -24,7 +24,7 @@ def problem(seed: int, dials=(WIDTH, DEPTH, HEADS)):
     draw = torch.Generator().manual_seed(seed)
     masks, costs = {"stack": torch.ones(1, BLOCKS, dtype=torch.bool)}, {"stack": StackCost()}
     for i in range(BLOCKS):
-        place = {"per_weight": 1, "per_row": 1, "stack": "stack", "place": i}
+        place = {"per_weight": 1, "per_row": 1, "block": Block("stack", i)}
         for reader, producer, units, size in (("down", "up", NEURONS, 1), ("out", "value", GROUPS, 2)):
             rows = torch.arange(units).repeat_interleave(size)
             costs[f"{i}.{reader}"] = LayerCost(rows=8, segment_size=size, **place)
