@@ -61,6 +61,8 @@ EARLIER = ["resnet20-cifar10", "vit-cifar10", "mnist-convnet", "gpt2-tinyshakesp
 OTHERS = {
     "oneshot": "without training, MiniLM at 30 and 50 %",
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
+    "dormant-sst2": "what waking on doubt buys over static models of the same mean time: nothing sure",
+    "speed": "packed models of full size against dense and evenly narrower ones, in share of MACs and of time",
     "robustness": "what hostile files, interruptions, kills and a failing Hub do, in counts",
 }
 INTRO = """\

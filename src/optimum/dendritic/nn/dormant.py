@@ -77,7 +77,7 @@ class Dormant(Wakeful):
     def follow_(self, model: nn.Module) -> None:
         """Go to the device and the dtype of the core, which moves without what is not a module of it."""
         like = next(p for p in model.parameters() if p.is_floating_point())
-        own = next((t for t in self.own().values() if t.is_floating_point()), like)
+        own = next((p for p in self.awake.parameters() if id(p) not in self.shared and p.is_floating_point()), like)
         if (own.device, own.dtype) != (like.device, like.dtype):
             self.awake.to(like.device, like.dtype)
             for packs in self.packs.values():

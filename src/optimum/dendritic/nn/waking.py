@@ -68,14 +68,15 @@ def _wake_on_doubt(model: nn.Module, args: Any, kwargs: dict[str, Any], outputs:
     if dormant is None or dormant.by != "doubt" or dormant.threshold == -float("inf") or _asleep(model):
         return None
     logits = logits_of(outputs)
-    dormant.follow_(model)
     if dormant.threshold == float("inf"):
         dormant.seen, dormant.woken = dormant.seen + len(logits), dormant.woken + len(logits)
+        dormant.follow_(model)
         return dormant.awake(*args, **kwargs)
     unsure = (margins(logits) < dormant.threshold).nonzero().flatten()
     dormant.seen, dormant.woken = dormant.seen + len(logits), dormant.woken + len(unsure)
     if not len(unsure):
         return None
+    dormant.follow_(model)
     rows = partial(_rows_of, unsure, len(logits))
     again = dormant.awake(*map(rows, args), **{k: rows(v) for k, v in kwargs.items() if k != "labels"})
     answers = logits.index_copy(0, unsure, logits_of(again).to(logits.dtype))
