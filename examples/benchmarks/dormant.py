@@ -4,9 +4,9 @@
     python examples/benchmarks/dormant.py measure sst2     # model_cards/dormant-sst2.json; wants a quiet machine
     python examples/benchmarks/dormant.py render sst2      # model_cards/dormant-sst2.md and .png
 
-`cifar10` likewise. Options and runs are those of `sst2.py` and `cifar10.py`, whose finished runs are used; `train`
-resumes. Times are means over single validation samples as they come, all models in turn in one process, and those of
-the thread that computes: what else the machine does does not count.
+`cifar10` likewise. Options and bases are those of `sst2.py` and `cifar10.py`; on SST-2 whole heads and neurons are
+pruned. `train` resumes. Times are means over single validation samples as they come, all models in turn in one process,
+and those of the thread that computes: what else the machine does does not count.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from matplotlib import pyplot  # noqa: E402
 
 Sample = tuple[dict[str, Tensor], int]
 TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {"sst2": Sst2, "cifar10": Cifar10}
+CHANGES: dict[str, dict[str, Any]] = {"sst2": {"units": ["heads", "neurons"]}, "cifar10": {}}  # to the table's config
 CALIBRATION, COUNTED, BINS = 512, 32, 10
 STYLES = {"static": ("#000000", "s"), "doubt": ("#0072B2", "o"), "rows": ("#D55E00", "^")}  # of Okabe and Ito
 LABELS = {"static": "static models", "doubt": "wakes on doubt", "rows": "wakes by rows"}
@@ -73,16 +74,15 @@ def calibration(task: Task) -> list[dict[str, Tensor]]:
 
 
 def runs_of(args: argparse.Namespace, seed: int) -> tuple[list[Run], Run]:
-    static = [Run(method="dendritic", level=level, seed=seed, base_seed=args.base_seed) for level in args.levels]
-    sleeping = Run(
-        method="dendritic",
-        level=args.core,
-        seed=seed,
-        variant=f"dormant-{args.awake:g}",
-        changes={"dormant": args.awake},
-        base_seed=args.base_seed,
-    )
-    return static, sleeping
+    """The static models, and the one that has something dormant."""
+    own = CHANGES[args.task]
+    name = ",".join(own)
+
+    def run(level: float, variant: str, changes: dict[str, Any]) -> Run:
+        return Run("dendritic", level, seed, variant=variant, changes=changes, base_seed=args.base_seed)
+
+    sleeping = run(args.core, f"{name}-dormant-{args.awake:g}".lstrip("-"), {**own, "dormant": args.awake})
+    return [run(level, name, own) for level in args.levels], sleeping
 
 
 def train(task: Task, args: argparse.Namespace) -> None:
@@ -208,7 +208,8 @@ def render(args: argparse.Namespace) -> None:
         f"# Wake on doubt against static models: {title}",
         "",
         f"One packed model whose core has {found['core']:.0%} removed and which has {found['awake']:.0%} removed while "
-        "what is dormant is awake, at several wake rates; and static models, each trained for its own level. The dense "
+        "what is dormant is awake, at several wake rates; and static models, each trained for its own level"
+        f"{', of whole heads and neurons' if CHANGES[found['task']] else ''}. The dense "
         f"model: {100 * dense:.2f} %. Means of seeds {', '.join(found['seeds'])}, ± one standard deviation; "
         f"{found['environment']['device']}, one thread, one sample at a time.",
         "",
