@@ -1,7 +1,10 @@
 """One training, several sizes: nested masks, exact budgets, and a checkpoint that any of them is cut out of."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from helpers.compare import assert_same, every
 from helpers.models import build, outputs
 from helpers.packing import target_cost
 from helpers.selection import masks_at
@@ -59,9 +62,10 @@ def test_the_smallest_is_what_the_plan_climbs_to():
 def test_each_size_is_cut_to_its_budget_inside_of_the_larger_ones(trained, tmp_path):
     assert layout_of(trained.model).packed
     sizes = [load_at(f"{trained.args.output_dir}/sizes", sparsity) for sparsity in (*SPARSITIES, 0.6)]
-    assert every_is_smaller([sum(p.numel() for p in model.parameters()) for model in (sizes[i] for i in (0, 1, 3, 2))])
+    counts = [sum(p.numel() for p in sizes[index].parameters()) for index in (0, 1, 3, 2)]
+    assert every(after < before for before, after in pairwise(counts))
     expected, found = tensors(trained.model), tensors(sizes[0])
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert every(torch.equal(found[name], tensor) for name, tensor in expected.items())
     for model, sparsity in zip(sizes, (*SPARSITIES, 0.6), strict=True):
         layout = layout_of(model)
         assert layout.config == DendriticConfig(**CONFIG.to_dict() | {"sparsity": sparsity, "sizes": ()})
@@ -69,11 +73,7 @@ def test_each_size_is_cut_to_its_budget_inside_of_the_larger_ones(trained, tmp_p
         assert 0 < target_cost(model, forms, None) <= (1 - sparsity) * layout.dense_cost
         model.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path)
-        assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def every_is_smaller(counts: list[int]) -> bool:
-    return all(after < before for before, after in zip(counts, counts[1:], strict=False))
+        assert every(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_a_run_that_is_resumed_ends_as_the_undisturbed_one(trained, stop, tmp_pa
     assert again.state.global_step == STEPS
     for sparsity in SPARSITIES:
         whole, found = (tensors(load_at(f"{at}/sizes", sparsity)) for at in (trained.args.output_dir, tmp_path))
-        assert whole.keys() == found.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+        assert_same(whole, found)
 
 
 def test_a_size_answers_as_what_was_trained_in_its_steps(tmp_path):
