@@ -23,7 +23,7 @@ from optimum.dendritic import (
 )
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
-from optimum.dendritic.functional.costs import RecurrentCost
+from optimum.dendritic.functional.other_costs import RecurrentCost
 from optimum.dendritic.functional.selection import total_cost, unit_cost
 from optimum.dendritic.layout.records import Segments
 from optimum.dendritic.nn import (

@@ -6,7 +6,8 @@ from helpers.compare import every
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum.dendritic.functional.costs import Block, LayerCost, Link, StackCost
+from optimum.dendritic.functional.costs import Block, LayerCost, Link
+from optimum.dendritic.functional.other_costs import StackCost
 from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.functional.uniform_selection import select_uniform
 from optimum.dendritic.layout.records import Dial

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DendriticConfig
-from ..functional.costs import Block, Cost, LayerCost, Link, RecurrentCost, StackCost
+from ..functional.costs import Block, Cost, LayerCost, Link
+from ..functional.other_costs import RecurrentCost, StackCost
 from ..functional.units import units_along
 from ..layout.layout import Layout
 from ..layout.records import Group

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..efficiency.size import largest_header
-from ..functional.costs import Block, Cost, Link, TensorCost
+from ..functional.costs import Block, Cost, Link
+from ..functional.other_costs import TensorCost
 from ..functional.units import units_along
 from ..layout.records import Group, Member
 from ..nn import DendriticLayer, DendriticStack, is_weight_layer

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ..functional.costs import Cost, LayerCost, Link, TensorCost
+from ..functional.costs import Cost, LayerCost, Link
+from ..functional.other_costs import TensorCost
 from ..functional.time_costs import TimedLayer, TimedRecurrent
 from ..layout.records import Group
 from ..layout.times import Times
