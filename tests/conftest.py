@@ -16,6 +16,7 @@ from jaxtyping import install_import_hook
 BY_HAND = {
     "config",
     "config_checks",
+    "config_forms",
     "layout",
 }  # they check what users and files hand in and refuse it with our own error
 COPIED = {"metrics"}  # evaluate copies methods and adds to their docstrings, which a checked method does not carry

@@ -11,6 +11,7 @@ HOUSE = Path(optimum.dendritic.__file__).parent
 FLOORS = [  # bottom to top; the rooms of one floor do not import each other, but the files of a room may
     {"errors", "schedules", "unofficial", "process_state"},
     {"efficiency", "config_checks", "distributed"},
+    {"config_forms"},
     {"config"},
     {"metrics"},
     {"layout"},
@@ -94,8 +95,10 @@ def test_data_needs_no_torch():
         "schedules",
         "config",
         "config_checks",
+        "config_forms",
         "layout/strict_json",
         "layout/records",
+        "layout/left",
         "layout/layout",
         "cli/requests",
         "cli/arguments",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from optimum.dendritic import CheckpointError, DendriticConfig, compress_, inject_, update_
 from optimum.dendritic.layout.layout import Layout
-from optimum.dendritic.layout.records import COUNTED, KINDS, Follower, Form, Group, Left, Member, Run, Segments
+from optimum.dendritic.layout.left import COUNTED, Left
+from optimum.dendritic.layout.records import KINDS, Follower, Form, Group, Member, Run, Segments
 from optimum.dendritic.state import injected_layout, layout_of
 
 counts = st.integers(1, 9)

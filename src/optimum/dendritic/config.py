@@ -15,6 +15,7 @@ from .config_checks import (
     patterns,
     refuse_unknown_fields,
 )
+from .config_forms import check_dormant, check_sizes, divided_sizes, refuse_two_forms
 from .errors import invalid, near
 from .schedules import SCHEDULES
 
@@ -134,7 +135,9 @@ class DendriticConfig:
         for field in ("target_modules", "exclude_modules"):
             object.__setattr__(self, field, patterns(field, getattr(self, field)))
         object.__setattr__(self, "units", _units(self.units))
-        self._divide_sizes()
+        sparsity, sizes = divided_sizes(self.sparsity, self.sizes)
+        object.__setattr__(self, "sparsity", sparsity)
+        object.__setattr__(self, "sizes", sizes)
         self._check_target()
         check_number("start", self.start, 0, 1, below=True)
         check_number("end", self.end, 0, 1)
@@ -164,10 +167,7 @@ class DendriticConfig:
                 raise invalid(
                     field, value, "a stock config cannot express it", f"Leave it at {stock!r} with native=True."
                 )
-        if self.dormant is not None:
-            self._check_dormant(self.dormant)
-        if self.sizes:
-            self._check_sizes()
+        self._check_forms()
         if self.start >= self.end:
             raise invalid("start", self.start, f"must be below end = {self.end}", "Lower start or raise end.")
         if type(self.version) is not int or self.version != VERSION:
@@ -232,44 +232,15 @@ class DendriticConfig:
         core = () if self.dormant is None or self.removed is None else (self.removed,)
         return (*core, *self.sizes)
 
-    def _divide_sizes(self) -> None:
-        """Several sparsities are that of the largest model, and sizes."""
-        if isinstance(self.sparsity, list | tuple):
-            if self.sizes or not self.sparsity:
-                rule = "is one fraction where sizes are given" if self.sizes else "must have a fraction"
-                raise invalid("sparsity", self.sparsity, rule, "Pass sparsity=(0.5, 0.8), or sparsity=0.5.")
-            for fraction in self.sparsity:
-                check_number("sparsity", fraction, 0, 1, below=True)
-            first, *others = sorted(self.sparsity)
-            object.__setattr__(self, "sparsity", first)
-            object.__setattr__(self, "sizes", others)
-        if not isinstance(self.sizes, list | tuple):
-            raise invalid("sizes", self.sizes, "must be a list of fractions", "Pass e.g. [0.8, 0.9].")
-        object.__setattr__(self, "sizes", tuple(self.sizes))
-
-    def _check_sizes(self) -> None:
-        before = self.removed
-        for size in self.sizes:
-            check_number("sizes", size, 0, 1, below=True)
-            if before is None or size <= before:
-                remedy = "Give a sparsity, and each size once."
-                raise invalid("sizes", self.sizes, f"must ascend from sparsity = {self.sparsity}", remedy)
-            before = size
-        self._refuse_two_forms("sizes", dormant=self.dormant)
-
-    def _refuse_two_forms(self, several: str, **others: Any) -> None:
+    def _check_forms(self) -> None:
+        """What makes several models of different shapes, and what has one form only."""
         own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
-        for field, value in (own | others).items():
-            if value:
-                rule = f"its model has one form, and {several} makes several of different shapes"
-                raise invalid(field, value, rule, f"Leave {field} or {several} out.")
-
-    def _check_dormant(self, dormant: float) -> None:
-        check_number("dormant", dormant, 0, 1, below=True)
-        if self.removed is None or dormant >= self.removed:
-            remedy = "Lower it: it is what is removed while everything that is packed apart is awake."
-            raise invalid("dormant", dormant, f"must be below sparsity = {self.sparsity}", remedy)
-        self._refuse_two_forms("dormant")
+        if self.dormant is not None:
+            check_dormant(self.dormant, self.removed)
+            refuse_two_forms("dormant", own)
+        if self.sizes:
+            check_sizes(self.sizes, self.removed)
+            refuse_two_forms("sizes", own | {"dormant": self.dormant})
 
     def may_go(self, kind: str) -> bool:
         """Whether units of a kind may go, one of `UNITS`."""

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from ..errors import invalid
 from ..functional.selection import total_cost
 from ..layout.layout import Layout
-from ..layout.records import Follower, Left, Skipped
+from ..layout.left import Left
+from ..layout.records import Follower, Skipped
 from ..nn import (
     DendriticLayer,
     DendriticStack,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..layout.records import COUNTED as KINDS
-from ..layout.records import Left
+from ..layout.left import COUNTED as KINDS
+from ..layout.left import Left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from os.path import commonprefix
 from torch import nn
 
 from ..layout.layout import Layout
-from ..layout.records import Group, Left
+from ..layout.left import Left
+from ..layout.records import Group
 from ..nn import DendriticLayer, DendriticStack, RecurrentLayer
 from ..state import gates_in, layers_in, layout_of
 

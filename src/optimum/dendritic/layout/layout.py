@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import DendriticConfig
 from ..errors import CheckpointError, DendriticError, invalid
-from .records import Dial, Follower, Form, Group, Left, Record, Recurrent, Segments, Skipped, Stack
+from .left import Left
+from .records import Dial, Follower, Form, Group, Record, Recurrent, Segments, Skipped, Stack
 from .strict_json import REMEDY, bad, only, read
 from .times import Times
 

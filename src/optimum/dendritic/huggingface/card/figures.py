@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ...inspection.group_figure import draw_groups, size_of
 from ...inspection.layer_map import draw_layers
-from ...layout.records import Left
+from ...layout.left import Left
 from ...schedules import PHASES
 from .escape import shown
 

@@ -13,7 +13,8 @@ from torch import nn
 from ...functional.selection import total_cost
 from ...inspection.groups import part_of
 from ...layout.layout import Layout
-from ...layout.records import Follower, Form, Group, Left, Member, Record, Recurrent, Segments, Skipped, Stack
+from ...layout.left import Left
+from ...layout.records import Follower, Form, Group, Member, Record, Recurrent, Segments, Skipped, Stack
 from ...layout.strict_json import bad
 from ...layout.times import Times
 from ...nn import (
