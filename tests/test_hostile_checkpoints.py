@@ -34,7 +34,8 @@ STAGE = "resnet.encoder.stages.0.layers.0.layer"
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
-    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, `stream`, `thin` ViT."""
+    """`injected`, `gathered` (two arbors) and `scattered` Bert, `cut` ResNet with followers, `stream`, `thin` ViT,
+    and a Bert that is `skipping` a block."""
     root = tmp_path_factory.mktemp("originals")
     models = {
         "injected": saved(root / "injected", "bert", "injected", arbors=2, importance="activation"),
@@ -44,6 +45,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
         "cut": saved(root / "cut", "resnet_basic", "packed"),
         "stream": saved(root / "stream", "vit", "injected", units="structured"),
         "thin": saved(root / "thin", "vit", "packed", units="structured"),
+        "skipping": saved(root / "skipping", "bert", "packed", units=["blocks"], sparsity=0.3),
     }
     return {key: (root / key, model) for key, (model, _) in models.items()}
 
