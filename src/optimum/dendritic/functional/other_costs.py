@@ -86,6 +86,7 @@ class RecurrentCost(Cost):
     def _cost(self, units: int) -> int:
         """Each unit's rows read the input or the layer below, and the units of their own direction.
 
+        >>> import torch
         >>> RecurrentCost(inputs=5, layers=2, directions=2, gates=4, per_weight=1, per_row=2)._cost(3) == sum(
         ...     p.numel() for p in torch.nn.LSTM(5, 3, num_layers=2, bidirectional=True).parameters()
         ... )
