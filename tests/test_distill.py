@@ -105,6 +105,18 @@ def test_evaluation_pauses_and_removal_leave_the_stock_model():
     assert not student._forward_hooks and not student._forward_pre_hooks
 
 
+def test_a_model_that_decodes_may_make_the_inputs_of_its_decoder_out_of_the_labels():
+    student, teacher, batch = pair("t5")
+    batch = {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
+    torch.manual_seed(5)  # T5 drops what it attends to
+    alone = student(**batch)
+    distill_(student, teacher)
+    expected = alone.loss + distillation_loss(alone, teacher(**batch), labelled=batch["labels"] != -100)
+    torch.manual_seed(5)
+    torch.testing.assert_close(student(**batch).loss, expected)
+    assert not torch.allclose(expected, alone.loss)
+
+
 def test_padding_counts_neither_in_logits_nor_in_hidden_states():
     states, teacher = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
     attended = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()

@@ -58,6 +58,13 @@ CASES = {
     "streams and blocks": Case({"units": ["heads", "neurons", "streams", "blocks"]}),
     # the distance of hidden states is relative to those of one process's micro-batch
     "distillation": Case({"distillation": 1.0, "importance": "activation"}, relative=0.05, absolute=0.01),
+    "several sizes": Case({"sparsity": (0.3, 0.5, 0.7), "units": "structured"}, relative=0.05, absolute=0.01),
+    "several sizes, compiled": Case(
+        {"sparsity": (0.3, 0.6)},
+        {"torch_compile": True, "torch_compile_backend": "eager", "gradient_accumulation_steps": 2},
+        relative=0.05,
+        absolute=0.01,
+    ),
     "sprouts": Case({"sprout_rank": 1, "floor": 0.0}),
     "own optimizer": Case(own_optimizer=True),
     "loss over tokens": Case(model="llama", arguments={"gradient_accumulation_steps": 2}),

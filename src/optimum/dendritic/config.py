@@ -80,7 +80,9 @@ class DendriticConfig:
         seed: seed of the `"random"` importance.
         sprout_rank: rank of the nonlinear sprouts that linear layers grow in place of what was pruned; 0 for none. They
             are paid for out of the same budget.
-        distillation: weight of the distillation loss beside the task's; 0 trains without a teacher.
+        distillation: weight of the distillation loss beside the task's; 0 trains without a teacher. Default: 0 for one
+            size. Of several sizes the largest teaches the smaller ones, with the weight 1; with a weight that is named,
+            a teacher teaches all of them in its place.
         dormant: a milder sparsity, below `sparsity`. What lies between the two is packed apart, and computed only for
             the inputs that need it; see `set_wake_rate`. The training keeps both, the model without it and the model
             with it, in turn. None for no such part.
@@ -120,7 +122,7 @@ class DendriticConfig:
     floor: float = 0.05
     seed: int = 0
     sprout_rank: int = 0
-    distillation: float = 0.0
+    distillation: float | None = None
     dormant: float | None = None
     sizes: Collection[float] = ()
     native: bool = False
@@ -144,7 +146,10 @@ class DendriticConfig:
         check_number("regrow", self.regrow, 0, 1, below=True)
         check_number("decay", self.decay, 0, 1, below=True)
         check_number("floor", self.floor, 0, 1)
-        check_number("distillation", self.distillation, 0, math.inf, below=True)
+        if self.distillation is None and not self.sizes:
+            object.__setattr__(self, "distillation", 0.0)
+        if self.distillation is not None:
+            check_number("distillation", self.distillation, 0, math.inf, below=True)
         for field in ("segment_size", "arbors", "updates", "multiple_of"):
             check_integer(field, getattr(self, field), at_least=1)
         for field in ("seed", "sprout_rank"):
@@ -231,6 +236,11 @@ class DendriticConfig:
         """The sparsities of the smaller ones inside of it, in ascending order."""
         core = () if self.dormant is None or self.removed is None else (self.removed,)
         return (*core, *self.sizes)
+
+    @property
+    def largest_teaches(self) -> bool:
+        """Whether the largest of several sizes teaches the smaller ones."""
+        return self.distillation is None
 
     def _check_forms(self) -> None:
         """What makes several models of different shapes, and what has one form only."""

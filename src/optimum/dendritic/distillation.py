@@ -1,12 +1,13 @@
-"""`distill_`: a teacher's outputs become a second term of the loss that a model returns while it trains.
+"""`distill_`: a teacher's outputs become a second term of the loss that a model returns while it trains. The teacher is
+another model, or the model itself as it is inside of a context.
 
 The term (`functional/distillation_loss.py`) is added by hooks on the model itself, so that a stock `Trainer`, which
 reads `outputs.loss` alone, needs nothing else.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from .errors import invalid
 from .functional.distillation_loss import distillation_loss
-from .structure.example_inputs import LABELS
+from .structure.example_inputs import LABELS, decodes_text
 
 ATTRIBUTE = "dendritic_distillation"
 NOT_FOR_TEACHERS = ("num_items_in_batch", "output_hidden_states", *LABELS)
@@ -26,6 +27,8 @@ class Distillation:
 
     Attributes:
         teacher: The teacher, in eval mode and without gradients; it is outside the module tree and every checkpoint.
+            Or the model itself, and then `itself` is True.
+        around: What the teacher is asked inside of. A model is its own teacher inside of one that makes it another.
         weight: The factor of the distillation term.
         autocast: The dtype in which the teacher computes; None for its own.
         shares: The number of batches (accumulation x processes) that a loss normalised by `num_items_in_batch` is
@@ -34,15 +37,18 @@ class Distillation:
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module, weight: float) -> None:
-        self.teacher, self.weight = teacher.eval().requires_grad_(False), weight
+        self.teacher, self.itself, self.weight = teacher, teacher is model, weight
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.autocast: torch.dtype | None = None
         self.shares = 1
         self.active = True
         self._model = model
+        self._taught: Mapping[str, Any] = {}
         self._hidden = _shows_hidden(model) and _shows_hidden(teacher)
+        untraced: Any = torch.compiler.disable
         self._handles = [
-            model.register_forward_pre_hook(self._ask, with_kwargs=True),
-            model.register_forward_hook(self._add, with_kwargs=True),
+            model.register_forward_pre_hook(untraced(self._ask), with_kwargs=True),  # before the student answers, which
+            model.register_forward_hook(untraced(self._add), with_kwargs=True),  # may be the same model
         ]
 
     def remove(self) -> None:
@@ -61,12 +67,13 @@ class Distillation:
             self.active = active
 
     def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        if self._due(model) and self._hidden:
-            return args, kwargs | {"output_hidden_states": True}
-        return None
+        if not (self.active and _trains(model)):
+            return None
+        self._taught = self._ask_teacher(model, args, kwargs)
+        return args, kwargs | ({"output_hidden_states": True} if self._hidden else {})
 
     def _add(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-        if not self._due(model):
+        if not _trains(model):
             return None
         if not isinstance(outputs, Mapping) or outputs.get("loss") is None:
             rule = "holds no loss to add to (label smoothing and compute_loss_func take the labels away from the model)"
@@ -75,7 +82,9 @@ class Distillation:
                 "optimum.dendritic.distillation_loss(outputs, teacher_outputs) in your own loss."
             )
             raise invalid("outputs.loss", None, rule, remedy)
-        taught = self._ask_teacher(model, args, kwargs)
+        if not self.active:
+            return None
+        taught, self._taught = self._taught, {}
         share = 1 if kwargs.get("num_items_in_batch") is None else 1 / self.shares
         masks = {"labelled": _labelled(kwargs), "attended": _attended(kwargs)}
         term = self.weight * share * distillation_loss(outputs, taught, **masks, problem=_problem(model))
@@ -87,13 +96,11 @@ class Distillation:
         device = next(model.parameters()).device
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
-        kwargs = {key: value for key, value in kwargs.items() if key not in NOT_FOR_TEACHERS}
+        left_out = NOT_FOR_TEACHERS if not _decodes_labels(model, kwargs) else set(NOT_FOR_TEACHERS) - {"labels"}
+        kwargs = {key: value for key, value in kwargs.items() if key not in left_out}
         kwargs |= {"output_hidden_states": True} if self._hidden else {}
-        with torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
+        with self.around(), torch.autocast(device.type, self.autocast) if self.autocast else nullcontext():
             return self.teacher(*args, **kwargs)
-
-    def _due(self, model: nn.Module) -> bool:
-        return self.active and model.training and torch.is_grad_enabled()
 
 
 def distill_(model: nn.Module, teacher: nn.Module, *, weight: float = 1.0) -> Distillation:
@@ -109,11 +116,32 @@ def distill_(model: nn.Module, teacher: nn.Module, *, weight: float = 1.0) -> Di
     Raises:
         DendriticError: `model` has a teacher already, or is its own teacher.
     """
-    if distillation_of(model) is not None:
-        raise invalid("model", type(model).__name__, "has a teacher already", "Call remove() on it first.")
     if teacher is model:
         rule = "is the model itself, which has nothing to learn from itself"
         raise invalid("teacher", type(teacher).__name__, rule, "Pass copy.deepcopy(model), made before training.")
+    distillation = _attach(model, teacher, weight)
+    teacher.eval().requires_grad_(False)
+    return distillation
+
+
+def distill_itself_(model: nn.Module, *, weight: float = 1.0) -> Distillation:
+    """As `distill_`, with the model as its own teacher: as what it is inside of the context `around`, which whoever
+    turns `active` on sets before.
+
+    Returns:
+        The switch, which is off.
+
+    Raises:
+        DendriticError: `model` has a teacher already.
+    """
+    distillation = _attach(model, model, weight)
+    distillation.active = False
+    return distillation
+
+
+def _attach(model: nn.Module, teacher: nn.Module, weight: float) -> Distillation:
+    if distillation_of(model) is not None:
+        raise invalid("model", type(model).__name__, "has a teacher already", "Call remove() on it first.")
     distillation = Distillation(model, teacher, weight)
     model.__dict__[ATTRIBUTE] = distillation
     return distillation
@@ -124,12 +152,22 @@ def distillation_of(model: nn.Module) -> Distillation | None:
     return model.__dict__.get(ATTRIBUTE)
 
 
+def _trains(model: nn.Module) -> bool:
+    return model.training and torch.is_grad_enabled()
+
+
 def _shows_hidden(model: nn.Module) -> bool:
     """Whether `model` can be asked for its hidden states; one that cannot is distilled by its logits alone."""
     if not isinstance(model, PreTrainedModel):
         return False
     parameters = inspect.signature(model.forward).parameters
     return "output_hidden_states" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _decodes_labels(model: nn.Module, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model makes the inputs of its decoder out of the labels."""
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & kwargs.keys()
+    return not given and isinstance(model, PreTrainedModel) and decodes_text(model)
 
 
 def _labelled(kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from .config import DendriticConfig
 from .distributed.dtensor import refuse_sharded
+from .efficiency.evaluation_mode import evaluation_mode
 from .layout.layout import Layout
 from .nn import DendriticLayer, Gates, channels_of, is_recurrent_layer, stock_type, weight_layer
 from .nn.pack_model import shapes_left
 from .state import kept_in
 from .train_steps import Update
-from .unofficial import tensors_in
+from .unofficial import tensors_in, uncounted_writes
 
 
 def size_due(config: DendriticConfig, plan: Mapping[int, Update], step: int) -> float | None:
@@ -48,16 +49,14 @@ class Narrowed:
                 of the larger one, because both are beginnings of one ranking.
         """
         refuse_sharded(model, "Leave dormant and sizes out of its config.")
-        self.gates = gates
+        self.model, self.gates = model, gates
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
         self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
         devices = {name: gate.dendrite_mask.device for name, gate in gates.items()}
         self._before = {name: gate.dendrite_mask.clone() for name, gate in gates.items()}
         self.asleep = {name: self._before[name] & ~masks[name].to(devices[name]) for name in gates}
         self._taken = {name: [part.take(self.asleep[name]) for part in _pieces(gate)] for name, gate in gates.items()}
-        for name, gate in gates.items():
-            gate.dendrite_mask.copy_(self._before[name] & ~self.asleep[name])
-            gate.blank_(gate.segmented(), self.asleep[name])
+        self._narrow_()
 
     @torch.no_grad()
     def still_gradients_(self) -> None:
@@ -65,6 +64,26 @@ class Narrowed:
         for name, gate in self.gates.items():
             found = {key: p.grad for key, p in gate.segmented().items() if p.grad is not None}
             gate.blank_(found, self.asleep[name])
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The largest size in evaluation mode, while the context lasts: as which it teaches the smaller one. Afterwards
+        the smaller one is what it was, also for a backward pass through what it computed before."""
+        written = [parameter for gate in self.gates.values() for parameter in gate.segmented().values()]
+        with uncounted_writes(written), evaluation_mode(self.model):
+            try:
+                self.widen_()
+                torch.clear_autocast_cache()  # it holds copies of the parameters of the other size
+                yield
+            finally:
+                self._narrow_()
+                torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _narrow_(self) -> None:
+        for name, gate in self.gates.items():
+            gate.dendrite_mask.copy_(self._before[name] & ~self.asleep[name])
+            gate.blank_(gate.segmented(), self.asleep[name])
 
     @torch.no_grad()
     def widen_(self) -> None:

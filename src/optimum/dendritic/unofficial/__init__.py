@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 T = TypeVar("T")
 FSDP2 = "torch.distributed.fsdp"
@@ -86,6 +87,14 @@ def tensors_in(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor has been written to."""
     return tensor._version
+
+
+@contextmanager
+def uncounted_writes(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Do not count writes to tensors which end with the values that they begin with, so that a backward pass through
+    what was computed before takes them as they are."""
+    with _unsafe_preserve_version_counter(tuple(tensors)):
+        yield
 
 
 def is_hook_registry(name: str) -> bool:

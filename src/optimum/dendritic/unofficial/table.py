@@ -46,6 +46,11 @@ PRIVATE = {
     "_version": Use(
         "torch", "norms look for living channels anew once a mask has changed", "a public counter of writes"
     ),
+    "_unsafe_preserve_version_counter": Use(
+        "torch",
+        "a model that is made larger and smaller again between a forward pass and its backward pass is what it was",
+        "a public context that leaves the counter of writes alone",
+    ),
     "_hooks": Use("torch", "handles of hooks refer to the registries, which copies must share", _REGISTRY),
     "_forward_hooks": Use(
         "torch",
@@ -133,6 +138,11 @@ REPLACED = {
         "transformers",
         "a checkpoint's checksums are checked before anything is loaded from it",
         "an event of TrainerCallback before a checkpoint is loaded",
+    ),
+    "training_step": Use(
+        "transformers",
+        "a model that is a smaller size in a step is whole again where the step fails",
+        "an event of TrainerCallback for a step that failed",
     ),
     "step": Use("deepspeed", "accelerate steps the engine before any callback", "huggingface/accelerate#2951"),
     "forward": Use(

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ...compress import compress_
 from ...config import DendriticConfig
-from ...distillation import distill_, distillation_of
+from ...distillation import distillation_of
 from ...distributed.collectives import from_first_rank_
 from ...errors import invalid
 from ...inject import inject_
@@ -45,8 +45,8 @@ from .resume import (
     refuse_second,
     saved_attributes,
 )
-from .sizes import Sizes, refuse_sizes
-from .teacher import Teacher, match_trainer, name_of, teacher_for
+from .sizes import Sizes, end_on_failure_, refuse_sizes
+from .teacher import Teacher, match_trainer, name_of, teach_, teach_in_step_, teacher_for
 from .until_final import train_until_
 
 logger = logging.get_logger(__name__)
@@ -60,8 +60,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
 
     Args:
         config: what to prune, how far and when (or its dict form).
-        teacher: what `config.distillation` learns from: a model, a folder or an id on the Hub. Default: a copy of the
-            model as it is handed to the Trainer, so hand in one that knows the task.
+        teacher: what `config.distillation`, if it is above 0, learns from: a model, a folder or an id on the Hub.
+            Default: a copy of the model as it is handed to the Trainer, so hand in one that knows the task.
         example_inputs: keyword arguments of `model.forward` for tracing the wiring; by default made of the first
             samples of the Trainer's training data, or from the model's config.
         layer_by_layer: compress a model whose forward pass cannot be traced, too; see `inject_`.
@@ -96,7 +96,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if not isinstance(self.config, DendriticConfig):
             raise invalid("config", config, "must be a DendriticConfig", "Pass DendriticConfig(sparsity=...).")
         if teacher is not None and not self.config.distillation:
-            rule = "has nothing to teach while distillation = 0"
+            rule = f"has nothing to teach while distillation = {self.config.distillation}"
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
         self.example_inputs = example_inputs
@@ -137,8 +137,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
         timed_on = self.example_inputs or timed_inputs(model, self.config)
         inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer, timed_on=timed_on)
-        if teacher is not None:
-            distill_(model, teacher, weight=self.config.distillation)
+        teach_(model, teacher, self.config)
         if isinstance(model, PreTrainedModel):
             rename_on_load_state_dict(model)
         refuse_other_masks(model)
@@ -175,16 +174,17 @@ class DendriticCallback(TrainerCallback, ExportableState):
             match_trainer(distillation, args)
         self.engine = deepspeed_engine()
         refuse_sizes(self.config, model, self.engine)
+        if self.config.smaller:
+            end_on_failure_(self.sizes)
         if self.engine is not None:
             around_steps_(self.engine, model, partial(self._due, state), partial(self._prune, model, state, None))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        distillation = distillation_of(inner_model(model))
-        if distillation is not None:
-            distillation.active = not scores_in(state.global_step + 1, self.plan, self.config)
-        self.sizes.begin_(inner_model(model), self.config, self.plan, state.global_step + 1)
+        model, step = inner_model(model), state.global_step + 1
+        self.sizes.begin_(model, self.config, self.plan, step)
+        teach_in_step_(model, scores=scores_in(step, self.plan, self.config), size=self.sizes.present)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

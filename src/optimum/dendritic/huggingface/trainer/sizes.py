@@ -1,6 +1,7 @@
 """A training of several sizes of one model at once: each step is one of them (Yu et al. 2019, slimmable networks)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ...sizes import Narrowed, size_due
 from ...state import gates_in, injected_layout, layers_in
 from ...structure.ranking import ranking_of
 from ...train_steps import Update
+from ...unofficial import calling, replace_method_
 
 
 class Sizes:
@@ -49,6 +51,24 @@ class Sizes:
         if self.present is not None:
             self.present.widen_()
             self.present = None
+
+
+def end_on_failure_(sizes: Sizes) -> None:
+    """Let the model be whole again wherever a step of the Trainer whose callbacks are running fails: no callback hears
+    of that, and whoever catches it may save the model, or go on with smaller batches."""
+    from transformers import Trainer  # here, since it takes its time and every Trainer has brought it already
+
+    trainer = calling(Trainer)
+    if trainer is not None:
+        replace_method_(trainer, "training_step", partial(_step, sizes))
+
+
+def _step(sizes: Sizes, stock: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return stock(*args, **kwargs)
+    except BaseException:
+        sizes.end_()
+        raise
 
 
 def refuse_sizes(config: DendriticConfig, model: nn.Module, engine: Any) -> None:
