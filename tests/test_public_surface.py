@@ -47,6 +47,7 @@ PUBLIC = [
     "push_to_hub",
     "save",
     "save_dormant",
+    "save_sizes",
     "score_",
     "search_allocation",
     "set_wake_rate",

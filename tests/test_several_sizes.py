@@ -21,7 +21,7 @@ from optimum.dendritic import (
     target_sparsity,
     update_,
 )
-from optimum.dendritic.huggingface.checkpoint.sizes import save_sizes
+from optimum.dendritic.huggingface.checkpoint.sizes import save_all
 from optimum.dendritic.layout.records import Form
 from optimum.dendritic.sizes import narrowed, size_due
 from optimum.dendritic.state import gates_of, layout_of
@@ -105,7 +105,7 @@ def test_a_size_answers_as_what_was_trained_in_its_steps(tmp_path):
     model, inputs = build("bert")
     inject_(model.eval(), DendriticConfig(sparsity=(0.2, 0.5), importance="random"), example_inputs=inputs)
     update_(model, 0.5)
-    save_sizes(model, tmp_path)
+    save_all(model, tmp_path)
     with narrowed(model, gates_of(model), masks_at(model, 0.5)):
         expected = outputs(model, inputs)
     assert torch.allclose(outputs(load_at(tmp_path / "sizes", 0.5), inputs), expected, atol=1e-5)
@@ -139,7 +139,7 @@ def test_what_cannot_train_or_be_cut_says_so(tmp_path):
     with pytest.raises(DendriticError, match="sparsity = 0.99: at most .* can go with floor"):
         inject_(model, DendriticConfig(sparsity=(0.2, 0.99), floor=0.3), example_inputs=inputs)
     inject_(model, DendriticConfig(sparsity=(0.2, 0.5)), example_inputs=inputs)
-    save_sizes(model, tmp_path)
+    save_all(model, tmp_path)
     with pytest.raises(DendriticError, match="is below that of the largest size, 0.2"):
         load_at(tmp_path / "sizes", 0.1)
     build("bert")[0].save_pretrained(tmp_path / "dense")

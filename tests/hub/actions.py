@@ -179,3 +179,19 @@ def push_dormant(repo_id: str, **options: Any) -> list[list[list[float]]]:
     alone = outputs(loaded, inputs).tolist()
     load_dormant_(loaded, repo_id)
     return [core, awake, alone, outputs(set_wake_rate(loaded, 1.0), inputs).tolist()]
+
+
+def push_folder(repo_id: str, folder: str, place: str, token: str) -> str:
+    """Push a folder as a subfolder, as a Trainer pushes those in its own."""
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token).upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=place).oid
+
+
+def load_at(repo_id: str, sparsity: float) -> list[list[float]]:
+    """What a size that is cut out of a checkpoint on the Hub answers."""
+    from helpers.models import outputs, text
+
+    import optimum.dendritic
+
+    return outputs(optimum.dendritic.load_at(repo_id, sparsity), text()).tolist()

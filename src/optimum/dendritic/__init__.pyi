@@ -10,6 +10,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import DendriticError as DendriticError
 from .errors import PushError as PushError
 from .functional.distillation_loss import distillation_loss as distillation_loss
+from .huggingface.card.sizes import save_sizes as save_sizes
 from .huggingface.checkpoint.dormant import load_dormant_ as load_dormant_
 from .huggingface.checkpoint.dormant import save_dormant as save_dormant
 from .huggingface.checkpoint.from_config import from_config as from_config

@@ -62,14 +62,15 @@ def report_as_dict(report: EfficiencyReport, dense: str) -> dict[str, Any]:
     return report.to_dict() | ({} if report.baseline is None else {"dense": dense})
 
 
-def recall(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+def recall(model: PreTrainedModel, folder: Path, subfolder: str = "") -> dict[str, Any]:
     """The content of an `efficiency.json` that was written for these very weights, in `folder` or where the model was
-    loaded from; empty where there is none. Its facts are recorded on the model, unless it has facts already."""
+    loaded from (in a `subfolder` there); empty where there is none. Its facts are recorded on the model, unless it has
+    facts already."""
     places: list[tuple[str, str | None]] = [(str(folder), None)]
     if base_of(model) is None and model.name_or_path:  # it was loaded compressed
         places.append((model.name_or_path, commit_of(model.config)))
     weights = fingerprint(model)
-    earlier = next((record for place in places if (record := _read(*place, weights)) is not None), None)
+    earlier = next((record for place in places if (record := _read(*place, subfolder, weights)) is not None), None)
     if earlier is not None and ATTRIBUTE not in model.__dict__:
         model.__dict__[ATTRIBUTE] = _facts_in(earlier)
     return earlier or {}
@@ -101,10 +102,10 @@ def _compression(model: PreTrainedModel, layout: Layout) -> dict[str, Any]:
     return compression | {"removed": 1 - left / dense, "layers": layers} | groups
 
 
-def _read(place: str, revision: str | None, weights: str) -> dict[str, Any] | None:
+def _read(place: str, revision: str | None, subfolder: str, weights: str) -> dict[str, Any] | None:
     """The record in a folder or on the Hub, if it is of these weights; a damaged one is logged and ignored."""
     try:
-        file = cached_file(place, FILE, revision=revision)
+        file = cached_file(place, FILE, revision=revision, subfolder=subfolder)
         if file is None:
             return None
         if Path(file).stat().st_size > LARGEST:

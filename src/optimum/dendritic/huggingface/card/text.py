@@ -41,6 +41,7 @@ WORDS = {
     "precision": "precision",
     "processes": "processes",
     "seed": "seed",
+    "sizes": "sparsities in turn",
 }
 
 
@@ -66,6 +67,16 @@ def percent(share: float) -> str:
     '60.0 %'
     """
     return f"{100 * share:.1f} %"
+
+
+def alternatives(shares: list[float]) -> str:
+    """Percentages of which one is meant.
+
+    >>> alternatives([0.5]), alternatives([0.5, 0.8, 0.9])
+    ('50.0 %', '50.0 %, 80.0 % or 90.0 %')
+    """
+    *others, last = map(percent, shares)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def number(value: float) -> str:
@@ -169,6 +180,12 @@ def config_words(config: Content) -> Markdown:
     return Markdown(line if len(line) <= WIDE else "DendriticConfig(\n    " + ",\n    ".join(fields) + ",\n)")
 
 
+def sizes_words(config: Content) -> str | None:
+    """What each of several sizes has lost, as alternatives; None of one size."""
+    sizes = config.get("sizes") or []
+    return alternatives([config["sparsity"], *sizes]) if sizes else None
+
+
 def asked_words(config: Content) -> str:
     """What was asked for, as a sentence.
 
@@ -187,7 +204,8 @@ def asked_words(config: Content) -> str:
             return f"The model was to have at most {limit:g} MB."
     whose = "The model was" if config.get("scope") == "model" else "The target layers were"
     budget = "MACs" if config["budget"] == "macs" else "parameters"
-    return f"{whose} to lose {percent(asked['sparsity'])} of {'its' if 'model' in whose else 'their'} {budget}."
+    several = alternatives([asked["sparsity"], *config.get("sizes", ())])
+    return f"{whose} to lose {several} of {'its' if 'model' in whose else 'their'} {budget}."
 
 
 def form_counts(layers: Mapping[str, Content]) -> list[str]:

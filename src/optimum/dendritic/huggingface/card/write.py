@@ -183,6 +183,8 @@ def _compression(record: Mapping[str, Any]) -> dict[str, Any]:
         "native": config.get("native", False) and compression["packed"],
         "base": base,
         "packed": compression["packed"],
+        "smallest": max([compression["config"].get("sparsity") or 0, *config.get("sizes", ())]),
+        "sizes": None if compression["packed"] else text.sizes_words(config),
         "removed": text.percent(compression["removed"]) if "removed" in compression else None,
         "layers": f"its {len(layers)} target layers" if layers else "its target layers",
         "config": text.config_words(config),

@@ -31,12 +31,13 @@ def auto_class_for(config: PretrainedConfig) -> Any:
     raise invalid("architectures", architectures, f"no Auto class knows it ({config.model_type!r})", remedy)
 
 
-def load(name: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model in a folder or on the Hub, built as the architecture that its config names.
+def load(name: str, *, subfolder: str = "", dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model in a folder or on the Hub, or in a subfolder there, built as the architecture that its config names.
 
     Raises:
         DendriticError: no Auto class builds it.
         OSError, ValueError, RuntimeError: it is not there, or its files do not fit; from transformers.
     """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return auto_class_for(config).from_pretrained(name, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    place = {"subfolder": subfolder, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(name, **place)
+    return auto_class_for(config).from_pretrained(name, config=config, dtype=dtype, **place)

@@ -26,8 +26,9 @@ from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
 from ...train_steps import Pruning, Update, mask_, pruning_of, target_sparsity, update_plan
 from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
+from ..card.write import write_card
 from ..checkpoint.key_mapping import rename_on_load_state_dict
-from ..checkpoint.sizes import save_sizes
+from ..checkpoint.sizes import save_all
 from .deepspeed import around_steps_, stock_steps_
 from .due import freeze_of, is_due, prune_in_, scores_in
 from .early_packing import pack_early_
@@ -266,7 +267,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             distillation.remove()
         from_first_rank_(model.buffers())  # BatchNorm has seen other inputs on every rank; rank 0's count, as in DDP
         if self.config.sizes and args.should_save and isinstance(model, PreTrainedModel):
-            save_sizes(model, args.output_dir or ".")
+            write_card(model, save_all(model, args.output_dir or "."), repo_id=args.hub_model_id, measuring=False)
         masked = fingerprint(model)
         compress_(model, self._inputs(model, wrapper))
         transfer_scores(model, masked)
