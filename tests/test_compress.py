@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from optimum.dendritic import DendriticConfig, DendriticError, compress_, inject_, mask_, update_
 from optimum.dendritic import compress as compress_module
 from optimum.dendritic.layout.records import Form
-from optimum.dendritic.nn import PackedLayer
+from optimum.dendritic.nn import PackedConv2d, PackedLayer
 from optimum.dendritic.state import dendritic_layers, layout_of
 from optimum.dendritic.structure import verification
 
@@ -113,6 +113,32 @@ def test_a_plain_cnn_ends_as_a_chain_of_stock_layers():
     assert model.fc1.in_features == 4 * model.conv2.out_channels
     assert model.fc1.weight.shape == (model.fc1.out_features, model.fc1.in_features)
     assert not any("inputs" in key or "outputs" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("segment_size", [1, 4, 8])
+def test_whole_segments_are_picked_together(segment_size):
+    model, inputs = injected("bert", segment_size=segment_size, units=["inputs"], importance="random")
+    update_(model, 0.5)
+    pack_and_check(model, inputs)
+    layers = [module for module in model.modules() if isinstance(module, PackedLayer) and module.inputs is not None]
+    assert len(layers) > 3 and every(layer.form.span >= segment_size for layer in layers)
+    for layer in layers:
+        read = layer.reads()
+        assert read is not None and read.shape == (1, layer.form.kept) and bool((read.diff() > 0).all())
+
+
+def test_images_in_channels_last_stay_so():
+    model, inputs = injected("plain_cnn", units=["inputs"], importance="random", segment_size=1)
+    update_(model, 0.5)
+    packed = compress_(model, inputs)
+    assert isinstance(packed.conv2, PackedConv2d) and packed.conv2.inputs is not None
+    with torch.inference_mode():
+        expected = packed(**inputs)
+        packed.to(memory_format=torch.channels_last)
+        images = inputs["x"].to(memory_format=torch.channels_last)
+        found = packed.conv2.gather(packed.conv1(images))
+        assert found.is_contiguous(memory_format=torch.channels_last) and not found.is_contiguous()
+        torch.testing.assert_close(packed(images), expected)
 
 
 def test_the_rows_of_a_head_and_its_key_and_value_go_together():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 from helpers.models import build
@@ -36,9 +37,12 @@ followers = st.builds(Follower, counts)
 def forms(draw):
     arbors = tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
     kept, gather, scatter = draw(counts), draw(st.booleans()) or len(arbors) > 1, draw(st.booleans())
-    inputs = kept + (draw(counts) if gather else 0)
+    span = draw(st.sampled_from((1, 2, 8))) if gather else 1
+    kept *= span
+    inputs = kept + (span * draw(counts) if gather else 0)
     outputs, sprout = sum(arbors) + (draw(counts) if scatter else 0), draw(st.integers(0, 9))
-    return Form(inputs=inputs, outputs=outputs, kept=kept, arbors=arbors, gather=gather, scatter=scatter, sprout=sprout)
+    shape: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "kept": kept, "arbors": arbors, "span": span}
+    return Form(**shape, gather=gather, scatter=scatter, sprout=sprout)
 
 
 layouts = st.builds(
@@ -120,6 +124,9 @@ BAD = [
     (("modules", "reader", "segments", "sprout"), -1),
     (("modules", "form", "form", "sprout"), None),
     (("modules", "form", "form", "kept"), 9),
+    (("modules", "form", "form", "span"), 0),
+    (("modules", "form", "form", "span"), 3),
+    (("modules", "form", "form", "span"), 8),
     (("modules", "form", "form", "arbors"), []),
     (("modules", "form", "form", "arbors"), [3, 4]),
     (("modules", "form", "form", "arbors"), [7, -1]),

@@ -121,6 +121,8 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     trainer.save_model(str(unfinished / "model"))
     if config is not None and config.dormant is not None and trainer.model is not None:
         save_dormant(trainer.model, unfinished / "model")
+    if config is not None and config.sizes:
+        shutil.copytree(folder / "sizes", unfinished / "model" / "sizes")
     finished = output_dir / run.name
     shutil.rmtree(finished, ignore_errors=True)
     (unfinished / "model").rename(finished)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .channels import gather_channels
 from .tiles import wide
 
 LEVELS = 101  # quantiles that are kept of what was seen in calibration
@@ -23,7 +24,7 @@ def pack_norms(rows: Float[Tensor, "rows inputs *positions"], inputs: Int[Tensor
     >>> pack_norms(torch.tensor([[3.0, 1.0, 4.0]]), torch.tensor([0, 2]))
     tensor([5.])
     """
-    return wide(rows.index_select(1, inputs)).flatten(1).norm(dim=1)
+    return wide(gather_channels(rows, inputs, 1)).flatten(1).norm(dim=1)
 
 
 def add_packs_(
@@ -49,12 +50,12 @@ def add_packs_(
         if threshold == float("inf"):
             continue
         if threshold == -float("inf"):
-            y += multiply(index, rows.index_select(1, inputs))
+            y += multiply(index, gather_channels(rows, inputs, 1))
             fired += len(rows)
             continue
         awake = (pack_norms(rows, inputs) > threshold).nonzero().flatten()
         if len(awake):
-            y.index_add_(0, awake, multiply(index, rows[awake].index_select(1, inputs)).to(y.dtype))
+            y.index_add_(0, awake, multiply(index, gather_channels(rows[awake], inputs, 1)).to(y.dtype))
             fired += len(awake)
     return fired
 

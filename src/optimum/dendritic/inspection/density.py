@@ -238,8 +238,9 @@ def _sides(module: WeightLayer, inputs: int, outputs: int) -> tuple[Side, Side]:
         return _known(inputs, present_inputs), _known(outputs, present_outputs)
     form = module.form
     read, made = _known(inputs, form.kept), _known(outputs, sum(form.arbors))
-    if module.inputs is not None and form.inputs == inputs:
-        counts = torch.bincount(module.inputs.flatten().cpu(), minlength=inputs)
+    positions = module.reads()
+    if positions is not None and form.inputs == inputs:
+        counts = torch.bincount(positions.flatten().cpu(), minlength=inputs)
         read = replace(read, places=counts / len(form.arbors))
     if module.outputs is not None and form.outputs == outputs:
         made = replace(made, places=torch.bincount(module.outputs.cpu(), minlength=outputs).float())

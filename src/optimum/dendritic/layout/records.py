@@ -46,6 +46,7 @@ class Form:
         gather: Whether `kept` inputs are picked from the incoming tensor.
         scatter: Whether rows are placed in a wider outgoing tensor of zeros.
         sprout: Rank of its sprout, which reads the whole incoming tensor; 0 without one.
+        span: Neighbouring inputs that are picked together; the indices of inputs count whole runs of so many.
     """
 
     inputs: int
@@ -55,6 +56,7 @@ class Form:
     gather: bool
     scatter: bool
     sprout: int = field(default=0, metadata=LATER)
+    span: int = field(default=1, metadata=LATER)
 
     @property
     def plain(self) -> bool:
@@ -68,6 +70,9 @@ class Form:
             and self.kept <= self.inputs
             and (self.gather or (self.kept == self.inputs and len(self.arbors) == 1))
             and (rows <= self.outputs if self.scatter else rows == self.outputs)
+            and self.span >= 1
+            and (self.gather or self.span == 1)
+            and self.kept % self.span == self.inputs % self.span == 0
         )
         if not consistent:
             raise bad("form", dataclasses.asdict(self), "its numbers contradict each other")

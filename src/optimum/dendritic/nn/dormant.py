@@ -163,7 +163,7 @@ def packs_of(model: nn.Module, dormant: Dormant) -> dict[str, Packs]:
         assert isinstance(awake, WeightLayer)
         weight = awake.weight.t() if isinstance(awake, Conv1D) else awake.weight
         device = weight.device
-        index = awake.inputs if isinstance(awake, PackedLayer) else None
+        index = awake.reads() if isinstance(awake, PackedLayer) else None
         parts = rest.tensor_split(min(MOST_PACKS, max(1, len(rest) // dormant.segment_size)))
         weights = [weight.index_select(0, rows.to(device)).index_select(1, part.to(device)) for part in parts]
         inputs = [part.to(device) if index is None else index[0][part.to(device)] for part in parts]

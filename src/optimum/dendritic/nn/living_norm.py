@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from ..distributed.dtensor import unwrapped
 from ..errors import invalid
+from ..functional.channels import gather_channels, scatter_channels
 from ..functional.units import living
 from ..unofficial import version_of
 from .base import DendriticLayer
@@ -62,8 +63,8 @@ class LivingNorm(nn.Module):
         with torch.no_grad():
             small = shrink_channels(self.stock(), keep)
         parts = {name: parameter.index_select(0, keep) for name, parameter in own.items()}
-        y = functional_call(small, parts, (x.index_select(self.channel_axis, keep),))
-        return y.new_zeros(x.shape).index_copy(self.channel_axis, keep, y)
+        y = functional_call(small, parts, (gather_channels(x, keep, self.channel_axis),))
+        return scatter_channels(y, keep, len(self.living.units), self.channel_axis)
 
     def stock(self) -> nn.Module:
         """The stock norm on the same parameters."""

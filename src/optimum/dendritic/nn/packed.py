@@ -16,6 +16,7 @@ from wrapt import when_imported
 
 from ..distributed.dtensor import whole
 from ..errors import invalid
+from ..functional.channels import gather_channels, longest_span, scatter_channels, spans, unfolded
 from ..layout.records import Form
 from ..unofficial import before_merging_, children_of, convolve
 from .base import drop_own_buffers
@@ -29,7 +30,8 @@ class PackedLayer(nn.Module):
     """What the packed layers share. Indices are int64, ascending and persistent buffers.
 
     Attributes:
-        inputs: The positions that each arbor reads from the incoming tensor, `[arbors, kept]`; None where it reads all.
+        inputs: The runs of inputs that each arbor reads from the incoming tensor, `[arbors, kept / form.span]`; None
+            where it reads all.
         outputs: The positions of the rows in the outgoing tensor, `[rows]`, whose other entries are zero; None where
             every output has a row.
         sprout: The branch that reads the whole incoming tensor and adds to the rows; None without one.
@@ -59,15 +61,17 @@ class PackedLayer(nn.Module):
             raise invalid(
                 "width", width, f"this layer reads tensors of width {self.form.inputs}", "Save the model again."
             )
-        return x.index_select(self.channel_axis, self.inputs.flatten())
+        return gather_channels(x, self.inputs.flatten(), self.channel_axis, self.form.span)
+
+    def reads(self) -> Tensor | None:
+        """The positions that each arbor reads from the incoming tensor, `[arbors, kept]`; None where it reads all."""
+        return None if self.inputs is None else unfolded(self.inputs, self.form.span)
 
     def scatter(self, y: Tensor) -> Tensor:
         """`[..., rows] -> [..., outputs]`, zero where no row exists; `y` itself where all exist."""
         if self.outputs is None:
             return y
-        shape = list(y.shape)
-        shape[self.channel_axis] = self.form.outputs
-        return y.new_zeros(shape).index_copy(self.channel_axis, self.outputs, y)
+        return scatter_channels(y, self.outputs, self.form.outputs, self.channel_axis)
 
     def grow(self, y: Tensor, x: Tensor) -> Tensor:
         """Rows `y` of the incoming tensor `x`, and what the sprout adds to them."""
@@ -147,6 +151,8 @@ def pack_layer(
     rows = [keep_outputs[owner == arbor] for arbor in range(len(keep_inputs))]
     gather = any(not torch.equal(keep, arrives) for keep in keep_inputs)
     scatter = not cut and len(keep_outputs) < outputs
+    read = torch.stack([torch.searchsorted(arrives, keep) for keep in keep_inputs]) if gather else None
+    span = 1 if read is None else longest_span(read, len(arrives))
     sprout = layer.active_sprout(keep_outputs) if isinstance(layer, DendriticWeight) else None
     assert sprout is None or len(arrives) == sprout.down.shape[1], "sprouts read inputs that nobody cuts"
     form = Form(
@@ -157,6 +163,7 @@ def pack_layer(
         gather=gather,
         scatter=scatter,
         sprout=0 if sprout is None else sprout.rank,
+        span=span,
     )
     parts = [
         weight.index_select(0, r.to(device)).index_select(1, keep.to(device))
@@ -168,7 +175,7 @@ def pack_layer(
         form,
         weight=torch.cat(parts).t().contiguous() if transposed else torch.cat(parts),
         bias=None if bias is None else whole(bias).index_select(0, keep_outputs.to(device)),
-        inputs=torch.stack([torch.searchsorted(arrives, keep) for keep in keep_inputs]).to(device) if gather else None,
+        inputs=None if read is None else spans(read, span).to(device),
         outputs=keep_outputs.to(device) if scatter else None,
         sprout=sprout,
     )
@@ -185,7 +192,7 @@ def packed_skeleton(layer: WeightLayer, form: Form) -> nn.Module:
         form,
         weight=weight.new_empty(shape),
         bias=None if layer.bias is None else weight.new_empty(rows),
-        inputs=index.new_empty(len(form.arbors), form.kept) if form.gather else None,
+        inputs=index.new_empty(len(form.arbors), form.kept // form.span) if form.gather else None,
         outputs=index.new_empty(rows) if form.scatter else None,
         sprout=empty_sprout(form.sprout, form.inputs, rows, like=weight) if form.sprout else None,
     )
@@ -249,7 +256,9 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Ten
         return F.linear(x, weight, bias)
     if len(set(form.arbors)) == 1:
         split = (len(form.arbors), -1)
-        y = torch.einsum("...ak,aok->...ao", x.unflatten(-1, split), weight.unflatten(0, split)).flatten(-2)
+        rows = x.flatten(0, -2) if x.dim() > 2 else x  # a matrix: with more axes einsum copies the weight
+        y = torch.einsum("...ak,aok->...ao", rows.unflatten(-1, split), weight.unflatten(0, split)).flatten(-2)
+        y = y.unflatten(0, x.shape[:-1]) if x.dim() > 2 else y
     else:
         parts = zip(x.split(form.kept, -1), weight.split(form.arbors), strict=True)
         y = torch.cat([F.linear(x_a, w_a) for x_a, w_a in parts], -1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..distributed.dtensor import whole
+from ..functional.channels import scatter_channels
 from ..layout.records import Recurrent
 from ..unofficial import relist_weights_
 from .base import drop_own_buffers
@@ -95,7 +96,7 @@ class PackedRecurrent(nn.RNNBase):
         """`[..., directions * kept] -> [..., directions * hidden]`."""
         hidden, ways = self.form.hidden, directions(self)
         last = torch.cat([self.outputs[way - ways] + way * hidden for way in range(ways)])
-        return data.new_zeros(*data.shape[:-1], ways * hidden).index_copy(-1, last, data)
+        return scatter_channels(data, last, ways * hidden, -1)
 
 
 class PackedLSTM(PackedRecurrent, nn.LSTM):

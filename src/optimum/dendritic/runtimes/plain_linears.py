@@ -14,7 +14,7 @@ class AroundLinears(PackedLayer):
     """Gather -> one `nn.Linear` for each arbor -> scatter: what a packed linear layer computes.
 
     Attributes:
-        reads: The arbors that have rows.
+        present: The arbors that have rows.
         products: The product of each of them.
     """
 
@@ -27,12 +27,12 @@ class AroundLinears(PackedLayer):
         rows, arbors = packed.form.arbors, range(len(packed.form.arbors))
         weights = (packed.weight.t() if isinstance(packed, PackedConv1D) else packed.weight).split(rows)
         biases = [None for _ in arbors] if packed.bias is None else packed.bias.split(rows)
-        self.reads = [arbor for arbor in arbors if rows[arbor]]
-        self.products = nn.ModuleList(_linear(weights[arbor], biases[arbor]) for arbor in self.reads)
+        self.present = [arbor for arbor in arbors if rows[arbor]]
+        self.products = nn.ModuleList(_linear(weights[arbor], biases[arbor]) for arbor in self.present)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.gather(x).split(self.form.kept, -1)
-        y = torch.cat([product(parts[arbor]) for arbor, product in zip(self.reads, self.products, strict=True)], -1)
+        y = torch.cat([product(parts[arbor]) for arbor, product in zip(self.present, self.products, strict=True)], -1)
         return self.scatter(self.grow(y, x))
 
 

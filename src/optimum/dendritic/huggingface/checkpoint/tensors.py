@@ -192,7 +192,7 @@ def _faults(record: Record, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str
         case Segments():
             yield from _segments_faults(tensors)
         case Form():
-            yield from _index_faults({"inputs": record.inputs, "outputs": record.outputs}, tensors)
+            yield from _index_faults({"inputs": record.inputs // record.span, "outputs": record.outputs}, tensors)
         case Recurrent():
             yield from _index_faults({"outputs": record.hidden}, tensors)
 
