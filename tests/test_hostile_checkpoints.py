@@ -39,7 +39,15 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     root = tmp_path_factory.mktemp("originals")
     models = {
         "injected": saved(root / "injected", "bert", "injected", arbors=2, importance="activation"),
-        "gathered": saved(root / "gathered", "bert", "packed", arbors=2, target_modules=["query"]),
+        "gathered": saved(
+            root / "gathered",
+            "bert",
+            "packed",
+            arbors=2,
+            segment_size=2,
+            importance="random",
+            target_modules=["query"],
+        ),
         "scattered": saved(root / "scattered", "bert", "packed", cut=False),
         "native": saved(root / "native", "bert", "injected", native=True, sparsity=0.3),
         "cut": saved(root / "cut", "resnet_basic", "packed"),
@@ -131,7 +139,9 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("gathered", form(QUERY, "inputs", 16.0), "inputs"),
     ("gathered", form(QUERY, "outputs", HUGE), "outputs"),
     ("gathered", form(QUERY, "kept", HUGE), "kept"),
-    ("gathered", form(QUERY, "kept", 5), "shape"),
+    ("gathered", form(QUERY, "span", 3), "span"),
+    ("gathered", form(QUERY, "span", 1), "shape"),
+    ("gathered", form(QUERY, "kept", 8), "shape"),
     ("gathered", form(QUERY, "arbors", [HUGE, HUGE]), "arbors"),
     ("gathered", form(QUERY, "arbors", [16]), "shape"),
     ("gathered", form(QUERY, "arbors", []), "arbors"),
@@ -355,7 +365,7 @@ def test_an_error_names_field_value_rule_and_remedy(originals, tmp_path):
     with pytest.raises(CheckpointError) as error:
         type(model).from_pretrained(tmp_path)
     text = str(error.value)
-    assert text.startswith(f"{QUERY}.inputs = [10") and "must ascend strictly within [0, 16)" in text
+    assert text.startswith(f"{QUERY}.inputs = [10") and "must ascend strictly within [0, 8)" in text
     assert "save the model again" in text
 
 
