@@ -122,7 +122,7 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     if config is not None and config.dormant is not None and trainer.model is not None:
         save_dormant(trainer.model, unfinished / "model")
     if config is not None and config.sizes:
-        shutil.copytree(folder / "sizes", unfinished / "model" / "sizes")
+        shutil.copytree(unfinished / f"stage{last}" / "sizes", unfinished / "model" / "sizes")
     finished = output_dir / run.name
     shutil.rmtree(finished, ignore_errors=True)
     (unfinished / "model").rename(finished)
@@ -166,7 +166,7 @@ def pruning_config(task: Task, run: Run) -> DendriticConfig:
 
 def _callbacks(task: Task, run: Run, config: DendriticConfig | None, output_dir: Path) -> list[TrainerCallback]:
     """Of the last stage: what prunes, if anything does, and the teacher, who is the same for all."""
-    weight = pruning_config(task, run).distillation
+    weight = pruning_config(task, run).distillation or 0.0
     teacher = task.load(output_dir / (task.teacher(run) or run.base).name) if weight else None
     if config is None:
         return [Teaching(teacher, weight)] if teacher is not None else []
