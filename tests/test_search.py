@@ -133,6 +133,20 @@ def test_a_function_may_search_and_prune_searches_by_itself():
     assert pruning_of(model).sparsity >= 0.5
 
 
+@pytest.mark.parametrize("changes", [{}, {"arbors": 2}], ids=["", "arbors"])
+@pytest.mark.parametrize("name", LABELS)
+def test_a_division_is_judged_as_it_will_be_reconstructed(name, changes):
+    model, batches = labelled(name, **changes)
+    before = tensors(model)
+    found = search_allocation(model, batches, method="uniform")
+    bare = search_allocation(model, batches, method="uniform", reconstruct=False)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items())
+    prune_(model, batches, rounds=1, passes=1, allocation=found)  # one pass: each layer for itself
+    with torch.no_grad():
+        loss = sum(float(model(**batch).loss) for batch in batches) / len(batches)
+    assert abs(found.loss - loss) < 1e-3 < 0.1 * abs(bare.loss - loss)
+
+
 WRONG = [{"method": "alchemy"}, {"evaluations": 0}, {"method": lambda objective: {"nobody": 1.0}}]
 
 
@@ -180,16 +194,21 @@ def test_the_environment_is_one_and_an_agent_learns_in_it():
     from optimum.dendritic.search.environment import AllocationEnv
 
     objective, _ = objective_of("resnet_basic")
-    env = AllocationEnv(objective)
-    checker.check_env(env, skip_render_check=True)
-    rewards = []
-    for _ in range(2):
+    rewards = {}
+    for start in ("uniform", "global"):
+        env = AllocationEnv(objective, start)
+        checker.check_env(env, skip_render_check=True)
+        env = AllocationEnv(objective, start)
         env.reset(seed=0)
-        done = False
+        assert env.best_loss == min(objective.loss(None), objective.loss((0.0,) * len(objective.names)))
+        done, told = False, 0
         while not done:
-            _, reward, done, _, _ = env.step([0.0])
-        rewards.append(reward)
-    assert rewards[0] == rewards[1] == 0  # the same of everything is the uniform division
+            _, rewards[start], done, _, _ = env.step([0.0])
+            told += 1
+        assert told == len(objective.names)
+    assert rewards["uniform"] == 0 != rewards["global"]  # nought is what the start keeps
+    with pytest.raises(DendriticError, match="^start = 'dense'"):
+        AllocationEnv(objective, "dense")
     model, batches = labelled("resnet_basic")
     found = search_allocation(model, batches, method="rl", evaluations=5, seed=0)
     assert found == search_allocation(model, batches, method="rl", evaluations=5, seed=0)

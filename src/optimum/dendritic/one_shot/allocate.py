@@ -22,6 +22,7 @@ from ..structure.probing import quiet
 from ..structure.readiness import refuse_unready
 from ..undo import Notes
 from .calibration import score_on_
+from .refits import Refits
 
 logger = logging.get_logger(__name__)
 
@@ -35,12 +36,14 @@ def search_allocation(
     method: str | Search = "evolution",
     evaluations: float = 200,
     seed: int = 0,
+    reconstruct: bool = True,
+    damping: float = 0.01,
     cache: str | os.PathLike[str] | None = None,
 ) -> Allocation:
     """Search how much each part of an injected model is to keep under its config's budget.
 
-    Every division that is tried meets the budget exactly, and is judged by the loss of the model that is pruned so,
-    before anything is reconstructed or trained.
+    Every division that is tried meets the budget exactly, and is judged by the loss of the model that is pruned so and
+    not trained.
 
     Args:
         model: a model that `inject_` prepared; it is not changed.
@@ -50,6 +53,9 @@ def search_allocation(
             a search; or a function that takes the `Objective` and returns the fraction that each keeps, by name.
         evaluations: how often the model is run on all batches, at most.
         seed: of the search; the same seed finds the same.
+        reconstruct: judge each division with its layers fitted, each for itself, as `prune_` will fit them one after
+            the other. False judges the bare weights, which is faster.
+        damping: of that, as for `prune_`.
         cache: a file of losses. A search that is started again with it catches up where it was stopped.
 
     Returns:
@@ -75,7 +81,14 @@ def search_allocation(
                 notes.note_counters(gate)
             score_on_(model, layers, gates, layout.config.importance, found)
             return found_allocation(
-                model, found, layout.sparsity, method=method, evaluations=evaluations, seed=seed, cache=cache
+                model,
+                found,
+                layout.sparsity,
+                method=method,
+                evaluations=evaluations,
+                seed=seed,
+                damping=damping if reconstruct else None,
+                cache=cache,
             )
         finally:
             notes.restore()
@@ -89,9 +102,10 @@ def found_allocation(
     method: str | Search,
     evaluations: float = 200,
     seed: int = 0,
+    damping: float | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Allocation:
-    """As `search_allocation`, of a model that is scored and in eval mode."""
+    """As `search_allocation`, of a model that is scored and in eval mode. Without damping nothing is fitted."""
     left = total = round((evaluations + 3) * len(batches))  # with the controls, and the result once more
 
     def advance(done: int) -> None:
@@ -101,7 +115,11 @@ def found_allocation(
 
     with logging.tqdm(total=total, desc="search", unit="batch") as bar, kept_random_state():
         file = None if cache is None else Path(cache)
-        objective = Objective(model, batches, sparsity=sparsity, cache=file, advance=advance)
+        layout = injected_layout(model)
+        layers = layers_in(model, layout)
+        gates = gates_in(model, layout, layers)
+        fits = None if damping is None else Refits(model, layout, layers, gates, batches, damping).applied
+        objective = Objective(model, batches, sparsity=sparsity, fits=fits, cache=file, advance=advance)
         globally = objective.fractions(objective.masks(None))
         uniform = tuple(0.0 for _ in objective.names)
         controls = {

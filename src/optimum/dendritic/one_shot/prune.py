@@ -86,7 +86,9 @@ def prune_(
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
                 if search is not None:
-                    given, search = found_allocation(model, calibration, layout.sparsity, method=search).kept, None
+                    own = damping if reconstruct else None
+                    found = found_allocation(model, calibration, layout.sparsity, method=search, damping=own)
+                    given, search = found.kept, None
                 update_(model, layout.sparsity * step / rounds, allocation=given)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)

@@ -63,7 +63,7 @@ def reconstruct_(
                 moments[name] = _sums(moments.get(name), found)
             advance()
         for name, found in moments.items():
-            _refit_layer(name, layers[name], read[name], found, damping)
+            refit_layer(name, layers[name], read[name], found, damping)
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def stages(
             order.append([name])
         previous[:] = [x]
 
-    _watch(layers, note, lambda: model(**on_device(model, batch)))
+    watch(layers, note, lambda: model(**on_device(model, batch)))
     size = -(-len(order) // passes) if order else 1
     return [sum(order[first : first + size], []) for first in range(0, len(order), size)]
 
@@ -116,15 +116,15 @@ def _moments(
         layer, rows = group[name], group[name].factors(x)
         if not wanted[name] or len(wanted[name][0]) != len(rows):
             raise invalid("model", type(model).__name__, f"calls {name} otherwise once it is pruned", REMEDY)
-        expected, valid = wanted[name].pop(0), _valid(batch, y)
+        expected, valid = wanted[name].pop(0), valid_rows(batch, y)
         if valid is not None:
             rows, expected = rows[valid], expected[valid]
         parts = zip(columns_of[name], wide(expected).chunk(len(layer.dendrite_mask), 1), strict=True)
         found[name] = _sums(found.get(name), [Moments.of(wide(rows[:, kept]), part) for kept, part in parts])
 
-    _watch(group, answer, lambda: functional_call(model, dict(dense), (), batch))
+    watch(group, answer, lambda: functional_call(model, dict(dense), (), batch))
     whole = {key: value for key, value in dense.items() if key.rpartition(".")[0] in group}
-    _watch(group, read, lambda: functional_call(model, whole, (), batch), calls=sum(map(len, wanted.values())))
+    watch(group, read, lambda: functional_call(model, whole, (), batch), calls=sum(map(len, wanted.values())))
     return found
 
 
@@ -138,7 +138,7 @@ def kept_columns(layer: DendriticWeight, inputs: Int[Tensor, " kept"]) -> Int[Te
     return (inputs[:, None] * size + torch.arange(size, device=inputs.device)).flatten()
 
 
-def _refit_layer(
+def refit_layer(
     name: str, layer: DendriticWeight, read: Sequence[Tensor], moments: list[Moments], damping: float
 ) -> None:
     rows = rows_first(layer.weight, layer.transposed)
@@ -158,7 +158,7 @@ def _refit_layer(
         layer.bias.copy_(offset.flatten())
 
 
-def _valid(batch: LabelledBatch, y: Tensor) -> Bool[Tensor, " samples"] | None:
+def valid_rows(batch: LabelledBatch, y: Tensor) -> Bool[Tensor, " samples"] | None:
     """Which rows stand for real tokens; None where the layer's positions are not those of the attention mask."""
     mask = batch.get("attention_mask")
     return mask.flatten().bool() if isinstance(mask, Tensor) and mask.shape == y.shape[:-1] else None
@@ -168,7 +168,7 @@ class _Enough(Exception):
     """Ends a forward pass whose remaining layers are not needed."""
 
 
-def _watch(
+def watch(
     layers: Mapping[str, nn.Module],
     see: Callable[[str, Tensor, Tensor], None],
     run: Callable[[], object],

@@ -22,7 +22,7 @@ class Allocation:
             `DendriticConfig(allocation=...)`.
         method: How it was found.
         sparsity: The fraction of the budget that was to go.
-        loss: The mean loss on the calibration batches with it, before anything is reconstructed or trained.
+        loss: The mean loss on the calibration batches with it, of the model that is pruned so and not trained.
         controls: The same of `"dense"`, `"uniform"` and `"global"`.
         evaluations: How often all batches were run, those of the controls not counted.
         seed: The seed of the search.

@@ -7,6 +7,7 @@ computed again; in a file, that outlives the process, so that a search which is 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -44,9 +45,15 @@ class Objective:
         batches: Sequence[LabelledBatch],
         *,
         sparsity: float,
+        fits: Callable[[], AbstractContextManager[object]] | None = None,
         cache: Path | None = None,
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
+        """
+        Args:
+            fits: a context in which the pruned model is judged; what it changes in it is put back at its end.
+            advance: called with the number of batches that were run.
+        """
         refuse_sharded(model, "Search before the model is sharded.")
         layout = injected_layout(model)
         if layout.dials:
@@ -55,6 +62,7 @@ class Objective:
         layers = layers_in(model, layout)
         gates = gates_in(model, layout, layers)
         self._model, self._batches, self._layout, self._advance = model, list(batches), layout, advance
+        self._fits = fits
         dense = {name: torch.ones_like(mask) for name, mask in masks_of(gates).items()}
         self._gates, self._ranking = gates, ranking_of(model, layout, layers, gates, masks=dense)
         self.sparsity = sparsity
@@ -96,7 +104,7 @@ class Objective:
         known = self._cache.known(key)
         missing = [i for i in range(count) if i >= len(known)]
         if missing:
-            with narrowed(self._model, self._gates, masks):
+            with narrowed(self._model, self._gates, masks), self._fits() if self._fits else nullcontext():
                 known = [*known, *(self._run(i) for i in missing)]
             self._cache.note(key, known)
         self.spent += count / len(self._batches)
@@ -117,7 +125,8 @@ class Objective:
 
     def _fingerprint(self) -> str:
         """What losses depend on beside the masks: weights, batches, config."""
-        digest = hashlib.sha256(self._layout.config.to_json().encode())
+        judged = "" if self._fits is None else "reconstructed"
+        digest = hashlib.sha256(f"{judged}{self._layout.config.to_json()}".encode())
         tensors = [*self._model.parameters(), *(v for b in self._batches for v in b.values() if isinstance(v, Tensor))]
         for tensor in tensors:
             wide = tensor.detach().double()
