@@ -219,6 +219,7 @@ LAYOUTS: list[tuple[str, Callable[[Layout], Layout], str]] = [
     ("native", at("dials", 0, "fields", to=[1]), "fields"),
     ("native", at("dials", 0, "members", to=[]), "dials"),
     ("native", at("dials", 0, "members", 0, to=QUERY), "dials"),
+    ("native", edited(lambda d: d["dials"][0]["members"].extend(d["dials"].pop()["members"])), "dials"),
     ("native", at("dials", 0, "members", 0, to="new"), "dials"),
     ("native", at("dials", 0, "counts", to=[2, 1]), "dials"),
     ("native", at("dials", 0, "counts", to=[0]), "dials"),

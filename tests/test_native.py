@@ -3,8 +3,6 @@
 import copy
 import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ import transformers as hf
 from helpers.compare import every
 from helpers.families import ALL, Family, build, inputs_of
 from helpers.families_training import close, endless, logits, train
-from helpers.processes import HANGS
-from safetensors.torch import load_file, save_file
+from helpers.stock_environment import answers_elsewhere, python_without_us
+from safetensors.torch import load_file
 
 from optimum.dendritic import (
     DendriticCallback,
@@ -40,22 +38,6 @@ NAMES = ["BERT", "DistilBERT", "GPT-2", "ViT", "Llama"]
 SPARSITY = {"ViT": 0.3}  # its patches, which no stock config makes narrower, are much of so small a model
 FAMILIES = {family.name: family for family in ALL}
 STEPS = 12
-CHILD = """
-import importlib.util, sys
-from pathlib import Path
-import torch, transformers
-from safetensors.torch import load_file, save_file
-assert importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.dendritic") is None
-for folder in map(Path, sys.argv[1:]):
-    auto = getattr(transformers, (folder / "auto").read_text())
-    model, loading = auto.from_pretrained(folder, output_loading_info=True)
-    assert not any(loading.values()), loading
-    assert type(model).__module__.startswith("transformers.")
-    with torch.no_grad():
-        outputs = model(**load_file(folder / "inputs.safetensors"))
-    save_file({"logits": outputs.logits.contiguous()}, folder / "outputs.safetensors")
-print("loaded without optimum.dendritic")
-"""
 
 
 def native(name: str, **fields) -> DendriticConfig:
@@ -90,45 +72,29 @@ def wide() -> tuple[hf.PreTrainedModel, dict]:
 
 
 @pytest.fixture(scope="session")
-def python_without_us(tmp_path_factory) -> Path:
-    """The interpreter of an environment with the packages of this one, except ours (an editable install, whose own
-    `.pth` is not read there)."""
-    folder = tmp_path_factory.mktemp("stock") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    packages = Path(hf.__file__).parents[1]
-    site = next((folder / "lib").glob("python*/site-packages"))
-    (site / "packages.pth").write_text(f"{packages}\n")
-    return folder / "bin" / "python"
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory, python_without_us) -> dict[str, Path]:
-    """Every family's native model in a folder, with what the child process answered."""
+def saved(tmp_path_factory) -> dict[str, tuple[Path, torch.Tensor]]:
+    """Every family's native model in a folder, and what a process without this package answered with it."""
     folders = {name: tmp_path_factory.mktemp("native") / name for name in NAMES}
-    for name, folder in folders.items():
-        packed(name).save_pretrained(folder)
-        (folder / "auto").write_text(FAMILIES[name].load.__name__)
-        save_file({k: v.contiguous() for k, v in inputs_of(FAMILIES[name]).items()}, folder / "inputs.safetensors")
-    command = [str(python_without_us), "-I", "-c", CHILD, *map(str, folders.values())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
-    assert done.returncode == 0 and "loaded without" in done.stdout, done.stderr
-    return folders
+    python = python_without_us(tmp_path_factory.mktemp("stock") / "venv")
+    found = answers_elsewhere(python, {folder: (packed(name), FAMILIES[name]) for name, folder in folders.items()})
+    return {name: (folder, found[folder]) for name, folder in folders.items()}
 
 
 class TestStockTransformers:
     @pytest.mark.parametrize("name", NAMES)
     def test_answers_as_the_packed_and_the_masked_model_here(self, saved, name):
-        found, inputs = load_file(saved[name] / "outputs.safetensors")["logits"], inputs_of(FAMILIES[name])
+        found, inputs = saved[name][1], inputs_of(FAMILIES[name])
         assert close(found, logits(packed(name), inputs), rtol=1e-5)
         assert close(found, logits(copy.deepcopy(masked(name)), inputs), rtol=1e-4)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_nothing_of_ours_is_in_the_folder(self, saved, name):
-        config = json.loads((saved[name] / "config.json").read_text())
+        folder, _ = saved[name]
+        config = json.loads((folder / "config.json").read_text())
         stock = build(FAMILIES[name]).config.to_dict()
         assert "quantization_config" not in config and config.keys() <= stock.keys() | {"architectures", "dtype"}
-        assert "dendrit" not in (saved[name] / "config.json").read_text()
-        tensors = load_file(saved[name] / "model.safetensors")
+        assert "dendrit" not in (folder / "config.json").read_text()
+        tensors = load_file(folder / "model.safetensors")
         assert not any("dendrite" in key for key in tensors)
 
 

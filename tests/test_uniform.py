@@ -1,5 +1,7 @@
 """Uniform selection: as many units in every member of a dial, the budget met within one rung of the finest dial."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.compare import every
@@ -86,6 +88,27 @@ def test_pruned_units_stay_pruned_unless_they_are_regrown():
     regrown = select_uniform(scores, masks, costs, budget, 0.0, dials, back)
     for member in WIDTH.members:
         assert every(regrown[member][back[member]]) and regrown[member].sum() == masks[member].sum()
+
+
+@pytest.mark.slow
+@given(st.integers(0, 999), st.floats(0.15, 1), st.floats(0.1, 1))
+def test_members_of_several_units_to_each_of_another_one(seed, first, second):
+    """The channels of a stream go with the heads: as many as a head is wide with each."""
+    stream = Dial(fields=("width", "heads"), members=("stream", "0.out", "1.out", "2.out"), counts=(), lists=())
+    scores, masks, costs, dials = problem(seed, (WIDTH, stream))
+    masks["stream"] = torch.ones(1, 8, dtype=torch.bool)
+    scores["stream"] = torch.rand(1, 8, generator=torch.Generator().manual_seed(seed))
+    links = (Link(host="stream", segments=torch.arange(8)),)
+    for name in [name for name in costs if name.endswith(("down", "out"))]:
+        costs[name] = dataclasses.replace(costs[name], feeds=links)
+    costs["stream"] = LayerCost(rows=5, segment_size=1, per_weight=1, per_row=1)
+    dense = total_cost(masks, costs)
+    for left in (first, min(first, second)):
+        masks = select_uniform(scores, masks, costs, left * dense, 0.0, dials)
+        (heads,), channels = {int(masks[f"{index}.out"].sum()) for index in range(3)}, int(masks["stream"].sum())
+        assert channels == 2 * heads and 1 <= heads
+        width = int(masks["0.down"].sum())
+        assert total_cost(masks, costs) <= left * dense or (heads, width) == (1, 1)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])

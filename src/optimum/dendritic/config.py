@@ -89,7 +89,8 @@ class DendriticConfig:
         sizes: higher sparsities, in ascending order, of smaller models inside of the largest one. One training trains
             all of them, in turn, and `load_at` cuts any of them out of what it leaves.
         native: prune only what the model's own config can say (the same FFN width and heads in every layer, fewer
-            layers), so that the result is a stock model with a stock config.json, which loads without this package.
+            layers; with streams among the `units`, the hidden width), so that the result is a stock model with a stock
+            config.json, which loads without this package.
         speedup: how many times as fast as the dense model the packed one is to be, at least 1, as measured on the
             device, in the dtype and on the inputs that the model has when it is injected.
         latency_ms: the milliseconds that one forward pass of the packed model is to take, measured likewise.

@@ -39,7 +39,7 @@ from .structure.ranking import Ranking
 from .structure.readiness import refuse_unready
 from .structure.segments import may_go, segments_of, why_no_sprout
 from .structure.stacks import stacks_that_skip
-from .structure.targets import refuse_adapters, spared_names, target_names
+from .structure.targets import prunable_names, refuse_adapters, spared_names, target_names
 from .structure.time_cache import cached, key_of
 from .structure.time_table import measured_times
 from .structure.timed_runs import note_timed_inputs
@@ -99,18 +99,21 @@ def _inject_(
     targets = target_names(model, config, inputs)
     wiring = Wiring(fault="no inputs could be made")
     if inputs is not None:
-        wiring = trace_wiring(model, inputs, targets=targets, spared=spared_names(model, config, targets))
+        wide = config.native and config.may_go("streams")  # what a head reads has the width of the stream, too
+        hosts = prunable_names(model) if wide else targets
+        wiring = trace_wiring(model, inputs, targets=hosts, spared=spared_names(model, config, targets))
     if not wiring.positions:
         _refuse_untraced(model, config, wiring.fault or "it calls no target", layer_by_layer)
     targets = _called(targets, wiring)
-    counted = set(wiring.positions) if config.counts_model else set(targets)
-    positions = {name: count for name, count in wiring.positions.items() if name in counted}
     groups = tuple(group for group in wiring.groups if may_go(group, config))
     dials = ()
     if config.native and inputs is not None:
         dials = find_dials(model, as_mapping(model, inputs), config, targets, groups)
     turned = {member for dial in dials for member in dial.members}
     groups = tuple(group for group in groups if not config.native or group.host in turned)
+    targets += [group.host for group in groups if group.host not in targets]
+    counted = set(wiring.positions) if config.counts_model else set(targets)
+    positions = {name: count for name, count in wiring.positions.items() if name in counted}
     reads = {member.name: group for group in groups for member in group.consumers}
     shapes = {name: segments_of(name, prunable_layer(model, name), reads.get(name), config) for name in targets}
     stacks = {name: module for name in turned if isinstance(module := model.get_submodule(name), nn.ModuleList)}

@@ -239,7 +239,8 @@ class Dial:
 
     Attributes:
         fields: The numbers, by dotted path; they scale with the units that are kept.
-        members: The first consumers of groups that are cut, or stacks, whose units are blocks; all keep equally many.
+        members: The first consumers of groups that are cut, or stacks, whose units are blocks. The dial has as many
+            units as the member that has the fewest, and of each of the others a multiple; all keep the same part.
         counts: The ascending numbers of units that the config admits; empty for every number.
         lists: Lists in the config with one entry for each unit of a stack, by dotted path.
     """

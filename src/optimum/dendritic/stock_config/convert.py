@@ -19,7 +19,7 @@ from ..distributed.dtensor import reshard
 from ..distributed.fsdp import unshard_
 from ..errors import invalid
 from ..layout.layout import Layout
-from ..layout.records import Record
+from ..layout.records import Dial, Record
 from ..nn import DendriticLayer
 from ..nn.pack_model import pack_modules, stock_record
 from ..state import kept_in, set_dense_config, set_layout
@@ -27,6 +27,8 @@ from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, difference_of, exchanged
 from .fields import UnsupportedConfig, changed, dial_values
 from .models import assemble, source_name, stacks_kept, turn_into_
+from .rescale import keep_scales_
+from .verify import size_of
 
 logger = logging.get_logger(__name__)
 REMEDY = "It is still injected; please report it with its config."
@@ -48,13 +50,8 @@ def native_(
             as it was.
     """
     assert isinstance(model, PreTrainedModel), "only these have dials"
-    dials = []
-    for dial in layout.dials:
-        masks = [layers[member].dendrite_mask[0].cpu() for member in dial.members]
-        if len({int(mask.sum()) for mask in masks}) > 1:
-            counts = [int(mask.sum()) for mask in masks]
-            raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
-        dials.append((dial, masks[0].nonzero().flatten().tolist()))
+    units = {member: layers[member].dendrite_mask.shape[1] for dial in layout.dials for member in dial.members}
+    dials = [(dial, _left(dial, layers, units)) for dial in layout.dials]
     kept, alive = kept_in(model, layout, layers)
     stacks = stacks_kept(dials, model)
     with quiet(model):
@@ -63,9 +60,11 @@ def native_(
         try:
             values: dict[str, Any] = {}
             for dial, left in dials:
-                values |= dial_values(model.config, dial, layers[dial.members[0]].dendrite_mask.shape[1], left)
-            with exchanged(model, pack_modules(model, kept, layout.groups, alive).modules):
+                values |= dial_values(model.config, dial, size_of(dial, units), left)
+            packed = pack_modules(model, kept, layout.groups, alive)
+            with exchanged(model, packed.modules, packed.parameters):
                 stock = assemble(model, changed(model.config, values), stacks)
+                keep_scales_(stock, model, stacks, inputs)
         except UnsupportedConfig as error:
             raise invalid("native", True, str(error), REMEDY) from error
         if not answers_alike(stock, inputs, expected, like=next(model.parameters())):
@@ -84,3 +83,18 @@ def native_(
     said = ", ".join(f"{path} = {value}" for path, value in values.items())
     logger.info(f"{type(model).__name__} is a stock model again, with {said}.")
     return model
+
+
+def _left(dial: Dial, layers: Mapping[str, DendriticLayer], units: Mapping[str, int]) -> list[int]:
+    """The units of a dial that are left, of the member with the fewest.
+
+    Raises:
+        DendriticError: it is not the same part of every member.
+    """
+    masks = {member: layers[member].dendrite_mask[0].cpu() for member in dial.members}
+    counts, size = [int(mask.sum()) for mask in masks.values()], size_of(dial, units)
+    parts = [count * size / units[member] for member, count in zip(masks, counts, strict=True)]
+    if len(set(parts)) > 1:
+        raise invalid("/".join(dial.fields), counts, "must be the same in all layers", "Choose them with update_.")
+    fewest = next(mask for mask in masks.values() if len(mask) == size)
+    return fewest.nonzero().flatten().tolist()

@@ -4,11 +4,14 @@ A model's class and its config are all that is used, as `from_pretrained` does: 
 be loaded anywhere from its config.json.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..layout.records import Dial
@@ -26,11 +29,33 @@ def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMode
     Raises:
         UnsupportedConfig: the class makes none.
     """
+    return _made(model, config, torch.device("meta"))
+
+
+def _made(model: PreTrainedModel, config: PreTrainedConfig, where: AbstractContextManager[Any]) -> PreTrainedModel:
     try:
-        with silenced(), kept_random_state(), torch.device("meta"):
+        with silenced(), kept_random_state(), where:
             return type(model)(config)
     except Exception as error:  # whatever a model raises at a config, it cannot be that one
         raise UnsupportedConfig(f"{type(model).__name__} cannot be built: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters that this thread registers are on the meta device; buffers have their values."""
+    thread = get_ident()
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook: Any = on_meta  # which torch declares to return nothing, and documents to return what takes its place
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def shapes(model: nn.Module) -> Shapes:
@@ -44,6 +69,8 @@ def assemble(
 ) -> PreTrainedModel:
     """The stock model for `config` on the very tensors of `model`, in eval mode; `model` is left alone.
 
+    Buffers that are not saved are what the class makes of the config, as they are in a model that is loaded.
+
     Args:
         model: holds the tensors in the shapes that `config` asks for.
         kept: for each stack that loses blocks, the ascending indices of those that stay.
@@ -51,7 +78,8 @@ def assemble(
     Raises:
         UnsupportedConfig: no such model is made, or a tensor is missing or has another shape.
     """
-    stock, modules = skeleton(model, config).eval(), dict(model.named_modules())
+    stock, modules = _made(model, config, _parameters_on_meta()).eval(), dict(model.named_modules())
+    saved = stock.state_dict().keys()
     for name, module in stock.named_modules():
         source = modules.get(source_name(name, kept or {}))
         if source is None:
@@ -61,7 +89,8 @@ def assemble(
                 found = theirs.get(key)
                 if (found is None) != (tensor is None) or (found is not None and found.shape != tensor.shape):
                     raise UnsupportedConfig(f"{name}.{key} does not fit")
-                own[key] = found
+                computed = found is not None and f"{name}.{key}".lstrip(".") not in saved
+                own[key] = tensor.to(found) if computed and not tensor.is_meta else found
     return stock
 
 

@@ -38,7 +38,7 @@ def target_names(model: nn.Module, config: DendriticConfig, example_inputs: Any 
     Raises:
         DendriticError: a pattern matches no prunable module, or nothing is left to prune.
     """
-    prunable = _prunable(model)
+    prunable = prunable_names(model)
     if config.target_modules is None:
         chosen = _body(model, prunable, example_inputs)
     else:
@@ -71,11 +71,12 @@ def spared_names(model: nn.Module, config: DendriticConfig, targets: Collection[
             excluded = set(_matching("exclude_modules", config.exclude_modules, everything))
         tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
         tied = {name for name in layers if id(model.get_submodule(name).get_parameter("weight")) in tables}
-        free |= (set(_prunable(model)) | tied) - excluded
+        free |= (set(prunable_names(model)) | tied) - excluded
     return layers - free
 
 
-def _prunable(model: nn.Module) -> list[str]:
+def prunable_names(model: nn.Module) -> list[str]:
+    """Names of the modules that could be injected; why another one could not is logged."""
     named = partial(nn.Module.named_parameters, recurse=False, remove_duplicate=False)
     owners = Counter(id(p) for m in model.modules() for _, p in named(m))
     fused = {id(child): m for m in model.modules() if isinstance(m, READ_THEIR_PARTS) for child in m.children()}

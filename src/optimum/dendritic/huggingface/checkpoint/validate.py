@@ -195,7 +195,8 @@ def _dial_faults(layout: Layout, dial: Dial) -> Iterator[str]:
             sizes.add(record.segments)
         else:
             yield f"{member} must be a recorded stack or the host of a group that is cut"
-    if not dial.fields or len(sizes) != 1:
-        yield "must name fields of the config, and members of equally many units"
-    if any(not below < count <= max(sizes) for below, count in zip((0, *dial.counts), dial.counts, strict=False)):
+    kinds = {type(layout.modules.get(member)) for member in dial.members}
+    if not dial.fields or len(kinds) != 1 or any(size % max(1, min(sizes)) for size in sizes):
+        yield "must name fields of the config, and stacks or groups whose units are multiples of those of the smallest"
+    if any(not below < count <= min(sizes) for below, count in zip((0, *dial.counts), dial.counts, strict=False)):
         yield f"counts must ascend within {sizes}"
