@@ -15,6 +15,7 @@ from optimum.dendritic import DendriticConfig, DendriticError, inject_
 from optimum.dendritic.state import injected_layout
 from optimum.dendritic.stock_config.fields import UnsupportedConfig, changed, fields_of
 from optimum.dendritic.stock_config.models import assemble, same_blocks, shapes, skeleton
+from optimum.dendritic.stock_config.sharpen import sharpened
 
 FAMILIES = {family.name: family for family in ALL}
 IDS = {"input_ids": torch.arange(5)[None]}
@@ -84,6 +85,22 @@ def test_a_model_without_a_config_or_unlike_it():
     model.classifier = nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 3))
     with pytest.raises(DendriticError, match="layers were changed after it was made"):
         found(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_enlarged_for_the_trial_and_then_as_they_were(dtype):
+    """Also where something is raised meanwhile, and for numbers at the ends of what the dtype holds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 4)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)[0, :2] = torch.tensor([torch.finfo(dtype).smallest_normal / 4, 0.0], dtype=dtype)
+        model[1].weight.zero_()[0, 0] = 1
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), sharpened(model):
+        norm = model[0].weight.float().norm()
+        assert 1 < norm / 64**0.5 < 4 and every(tensor.isfinite().all() for tensor in model.state_dict().values())
+        raise KeyboardInterrupt
+    assert every(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 class TestVanilla:

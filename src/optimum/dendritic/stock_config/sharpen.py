@@ -1,7 +1,8 @@
 """Weights that are large enough for a trial: in a model that has not been trained yet attention is flat, and what its
 scores are divided by, or how many heads there are, hardly shows in the outputs.
 
-Weights are multiplied by powers of two, which is undone exactly.
+Weights are multiplied by powers of two, which is undone exactly: no entry overflows, since none is larger than the norm
+of its weight, which comes to about `GAIN` times the root of its rows.
 """
 
 import math
@@ -9,28 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 GAIN = 2.0  # what a layer multiplies the norm of its input with, about
 
 
 @contextmanager
-@torch.no_grad()
 def sharpened(model: nn.Module) -> Iterator[None]:
     """Matrices whose gain is below `GAIN` have about that; afterwards all weights are as they were, bit for bit."""
-    powers = {parameter: _power(parameter) for parameter in model.parameters() if parameter.dim() > 1}
-    done: list[nn.Parameter] = []
+    parameters = [each.detach() for each in model.parameters() if each.numel() and each.is_floating_point()]
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    powers = {matrix: _power(matrix) for matrix in matrices}
+    done: list[Tensor] = []
     try:
-        for parameter, power in powers.items():
-            parameter.mul_(2.0**power)
-            done.append(parameter)
+        for matrix, power in powers.items():
+            matrix.mul_(2.0**power)
+            done.append(matrix)
         yield
     finally:
-        for parameter in done:
-            parameter.mul_(2.0 ** -powers[parameter])
+        for matrix in done:
+            matrix.mul_(2.0 ** -powers[matrix])
 
 
-def _power(weight: nn.Parameter) -> int:
+def _power(weight: Tensor) -> int:
     """By which power of two a weight is multiplied; 0 where it is large enough, or nothing."""
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / math.sqrt(weight.numel())
     wanted = GAIN / math.sqrt(weight[0].numel())
