@@ -24,8 +24,10 @@ from optimum.dendritic import (
     score_,
     set_wake_rate,
     update_,
+    wake_rate,
 )
 from optimum.dendritic.functional.dormant import add_packs_, margins, pack_norms, quantiles, threshold
+from optimum.dendritic.inspection.density import density
 from optimum.dendritic.nn import DendriticGroup
 from optimum.dendritic.nn.dormant import dormant_of
 from optimum.dendritic.sizes import narrowed
@@ -285,3 +287,24 @@ def test_through_the_hub(session_hub, client):
     session_hub.reset()
     core, expected, alone, found = client(actions.push_dormant, "alice/dormant", token=ALICE)
     assert alone == core and found == expected != core
+
+
+def test_how_often_it_woke_and_what_is_left_of_its_groups_then():
+    model, inputs = packed("bert", units="structured")
+    calibrate_dormant_(model, [inputs])
+    assert wake_rate(set_wake_rate(model, 1.0)) == 0
+    model(**inputs)
+    assert wake_rate(model) == 1
+    found = density(model)
+    assert [each.first for each in found.groups] == [each.first for each in found.awake]
+    assert sum(each.kept for each in found.groups) < sum(each.kept for each in found.awake)
+    assert found.to_dict()["awake"] and "awake" not in density(build("bert")[0]).to_dict()
+    with pytest.raises(DendriticError, match="has nothing dormant"):
+        wake_rate(build("bert")[0])
+
+
+def test_a_folder_without_what_is_dormant_is_told(tmp_path):
+    model, _ = packed("bert")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_dormant_(type(model).from_pretrained(tmp_path), tmp_path)

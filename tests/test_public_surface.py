@@ -55,6 +55,7 @@ PUBLIC = [
     "trace_wiring",
     "update_",
     "update_plan",
+    "wake_rate",
 ]
 BESIDES = {  # public in modules of their own; docs/reference/api.md lists the same
     "optimum.dendritic.inspection.density": ["Density", "LayerDensity", "Side", "density"],

@@ -38,3 +38,4 @@ from .train_steps import update_ as update_
 from .train_steps import update_plan as update_plan
 from .wake import calibrate_dormant_ as calibrate_dormant_
 from .wake import set_wake_rate as set_wake_rate
+from .wake import wake_rate as wake_rate

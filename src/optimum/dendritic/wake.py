@@ -98,6 +98,15 @@ def set_wake_rate(model: nn.Module, rate: float, *, by: str = "doubt") -> nn.Mod
     return model
 
 
+def wake_rate(model: nn.Module) -> float:
+    """How often a model has woken since its dial was set: the fraction of the inputs, or of the rows of its packs.
+
+    Raises:
+        DendriticError: nothing is dormant.
+    """
+    return dormant_of(model).rate
+
+
 def _set_doubt(model: nn.Module, dormant: Dormant, rate: float) -> None:
     if rate and not _can_doubt(model):
         rule = "generates text: what its cache holds of earlier tokens is of the core, which a second run cannot use"

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..efficiency.wakeful import wakeful_of
 from ..errors import invalid
 from ..functional.selection import total_cost
 from ..layout.layout import Layout
@@ -29,6 +30,7 @@ from ..nn import (
     is_weight_layer,
     widths,
 )
+from ..nn.dormant import dormant_of
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, gates_in, kept_in, layers_in, layout_of, split_stacks
 from ..structure.rest_costs import costs_of_rest
@@ -97,6 +99,7 @@ class Density:
         parameters: Parameters of the whole model at present.
         dense_parameters: Parameters of the whole model before it was pruned.
         groups: How much is left of each group of units, as far as the layout tells.
+        awake: The same while everything that is dormant is awake; empty where nothing is.
     """
 
     model: str
@@ -106,6 +109,7 @@ class Density:
     parameters: int
     dense_parameters: int
     groups: tuple[Left, ...] = ()
+    awake: tuple[Left, ...] = ()
 
     def target_parameters(self) -> tuple[int, int]:
         """Parameters of the touched layers, at present and before they were pruned."""
@@ -130,7 +134,7 @@ class Density:
             },
             "untouched": list(self.untouched),
             "groups": [asdict(each) for each in self.groups],
-        }
+        } | ({"awake": [asdict(each) for each in self.awake]} if self.awake else {})
 
 
 def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
@@ -176,6 +180,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         parameters=total,
         dense_parameters=dense_total,
         groups=groups_left(model),
+        awake=groups_left(dormant_of(model).awake) if wakeful_of(model) is not None else (),
     )
 
 

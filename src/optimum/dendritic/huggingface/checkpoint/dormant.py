@@ -6,6 +6,7 @@ Others are stored whole; those that are the core's are not stored. The layout of
 """
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -115,6 +116,8 @@ def load_dormant_(
     path = Path(source) / FILE
     if not Path(source).is_dir():
         path = Path(hf_hub_download(str(source), FILE, revision=revision, token=token))
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     stored = {entry.key: entry for entry in read_headers([str(path)])}
     for key, entry in stored.items():
         if entry.dtype not in (*FLOATING, *NAMES.values()):
