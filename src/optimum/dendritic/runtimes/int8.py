@@ -38,7 +38,8 @@ def quantized(model: nn.Module) -> nn.Module:
 
 def onnx_quantizer(model: nn.Module, calibration: Calibration | None) -> Any:
     """The quantizer of ONNX Runtime for the exporter: matrices and embeddings in int8, inputs quantized as they come
-    or, with samples, everything in int8 by the ranges that the samples reach."""
+    or, with samples, everything in int8 (of a model that is
+    told of a mask, the products) by the ranges that the samples reach."""
     from onnxruntime.quantization import QuantType
     from transformers.exporters.quantizers.quantizer_onnxruntime import (
         OnnxRuntimeDynamicConfig,
@@ -50,8 +51,15 @@ def onnx_quantizer(model: nn.Module, calibration: Calibration | None) -> Any:
         operators = ["MatMul", "Gemm", "Gather", "LSTM"]  # not Conv, which is slower so
         config = OnnxRuntimeDynamicConfig(op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
         return OnnxRuntimeQuantizer(config)
-    config = OnnxRuntimeStaticConfig(per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QInt8)
-    return OnnxRuntimeQuantizer(config, calibration_dataset=[as_mapping(model, batch) for batch in calibration])
+    samples = [as_mapping(model, batch) for batch in calibration]
+    masked = any("attention_mask" in sample for sample in samples)
+    config = OnnxRuntimeStaticConfig(
+        op_types_to_quantize=["MatMul", "Gemm"] if masked else None,  # a mask adds the lowest number: no range for sums
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QInt8,
+    )
+    return OnnxRuntimeQuantizer(config, calibration_dataset=samples)
 
 
 def openvino_quantizer(model: nn.Module, calibration: Calibration | None) -> Any:
