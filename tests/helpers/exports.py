@@ -58,7 +58,11 @@ INT8 = [
     ["PyTorch", "`quantized(model)`", "weights, and inputs as they come"],
     ["PyTorch", "torchao on `with_plain_linears(model)`", "weights"],
     ["ONNX Runtime", "`--int8`", "weights and embeddings, and inputs as they come"],
-    ["ONNX Runtime", "`export_onnx(…, int8=True, calibration=batches)`", "everything, convolutions too"],
+    [
+        "ONNX Runtime",
+        "`export_onnx(…, int8=True, calibration=batches)`",
+        "everything, convolutions too; of a model that is told of a mask, its products",
+    ],
     ["OpenVINO", "`--int8`, by NNCF", "weights"],
     ["OpenVINO", "`export_openvino(…, int8=True, calibration=batches)`", "everything"],
 ]

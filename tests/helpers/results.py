@@ -62,6 +62,7 @@ OTHERS = {
     "oneshot": "without training, MiniLM at 30 and 50 %",
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
     "dormant-sst2": "what waking on doubt buys over static models of the same mean time: nothing sure",
+    "int8-sst2": "dense and packed MiniLM in float32 and int8, in PyTorch and ONNX Runtime: accuracy, bytes, time",
     "speed": "packed models of full size against dense and evenly narrower ones, in share of MACs and of time",
     "robustness": "what hostile files, interruptions, kills and a failing Hub do, in counts",
 }
