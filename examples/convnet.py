@@ -24,12 +24,15 @@ class ConvNetConfig(PretrainedConfig):
         hidden_size: int = 128,
         feature_dropout: float = 0.25,
         classifier_dropout: float = 0.5,
+        pooling: str = "max",
         **kwargs,
     ):
         if image_size < 6:
             raise ValueError(
                 f"image_size is {image_size}; it must be at least 6, which the convolutions and the pooling take."
             )
+        if pooling not in ("max", "average"):
+            raise ValueError(f"pooling is {pooling!r}; it must be 'max' or 'average', which spiking networks need.")
         if "id2label" not in kwargs:
             kwargs.setdefault("num_labels", 10)
         super().__init__(**kwargs)
@@ -39,6 +42,7 @@ class ConvNetConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.feature_dropout = feature_dropout
         self.classifier_dropout = classifier_dropout
+        self.pooling = pooling
 
     @property
     def feature_size(self) -> int:
@@ -58,7 +62,7 @@ class ConvNetForImageClassification(PreTrainedModel):
         first, second = config.conv_channels
         self.conv1 = nn.Conv2d(config.num_channels, first, kernel_size=3)
         self.conv2 = nn.Conv2d(first, second, kernel_size=3)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2) if config.pooling == "max" else nn.AvgPool2d(2)
         self.feature_dropout = nn.Dropout2d(config.feature_dropout)
         self.linear = nn.Linear(config.feature_size, config.hidden_size)
         self.classifier_dropout = nn.Dropout(config.classifier_dropout)
@@ -71,7 +75,11 @@ class ConvNetForImageClassification(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         hidden = torch.relu(self.conv1(pixel_values))
-        hidden = torch.relu(self.pool(self.conv2(hidden)))  # pooling first: the same result, a quarter of the ReLUs
+        hidden = self.conv2(hidden)
+        if self.config.pooling == "max":
+            hidden = torch.relu(self.pool(hidden))  # pooling first: the same result, a quarter of the ReLUs
+        else:
+            hidden = self.pool(torch.relu(hidden))  # spikes are pooled, as spiking chips do
         hidden = self.feature_dropout(hidden).flatten(1)
         hidden = self.classifier_dropout(torch.relu(self.linear(hidden)))
         logits = self.classifier(hidden)

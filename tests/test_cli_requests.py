@@ -75,6 +75,9 @@ def test_help_and_mistakes_bring_no_torch(tmp_path):
         ["card", "m", "--output", "bad.json/card"],
         ["show", "m", "--figure", "absent/map.png"],
         ["export", "m", "--output", "o", "--format", "gguf", "--int8"],
+        ["export", "m", "--output", "o", "--format", "nir"],
+        ["export", "m", "--output", "o", "--format", "nir", "--calibration", "absent.npy"],
+        ["export", "m", "--output", "o", "--calibration", "bad.json"],
         ["push", "a/b/c", "me/small"],
     ]
     command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps([*helps, *mistakes])]

@@ -8,14 +8,14 @@ python -m helpers.deployment --write ../docs/deployment.md
 import sys
 from pathlib import Path
 
-from helpers.exports import EXPORTS, FAMILIES, GGUF, INT8
+from helpers.exports import EXPORTS, FAMILIES, GGUF, INT8, SPIKING, SPIKING_FORMS
 
 PAGE = """\
 # Where packed models run
 
-Made by `python -m helpers.deployment` in `tests` from the cases that `tests/test_runtimes.py`, `tests/test_gguf.py` and
-`tests/test_int8.py` prove: a small packed model of the family is exported, run in the runtime itself on several shapes,
-and compared with the model. All of them run in PyTorch with this package, too.
+Made by `python -m helpers.deployment` in `tests` from the cases that `tests/test_runtimes.py`, `tests/test_gguf.py`,
+`tests/test_int8.py` and `tests/test_nir.py` prove: a small packed model of the family is exported, run in the runtime
+itself on several shapes, and compared with the model. All of them run in PyTorch with this package, too.
 
 {families}
 
@@ -26,6 +26,10 @@ llama.cpp by architecture (`--format gguf`; fp32, fp16, bf16 and Q8_0; a block m
 int8 on top, every linear layer, those behind a gather as well:
 
 {int8}
+
+Spiking networks for neuromorphic chips, as a NIR file (`--format nir`, extra `neuromorphic`):
+
+{nir}
 
 What each runtime needs:
 
@@ -53,8 +57,10 @@ def page() -> str:
     ]
     gguf = [["model", "blocks that differ", "blocks that are alike"], *GGUF.values()]
     int8 = [["runtime", "by", "what is quantized"], *INT8]
+    refused = [[why.model, f"refused: {why.shown}"] for why in SPIKING.values()]
+    nir = table([["model", "spiking network"], *SPIKING_FORMS, *refused])
     needs = "\n".join(f"* {EXPORTS[name].name}: {' '.join(words)}" for name, words in NEEDS.items())
-    return PAGE.format(families=table([header, *rows]), gguf=table(gguf), int8=table(int8), needs=needs)
+    return PAGE.format(families=table([header, *rows]), gguf=table(gguf), int8=table(int8), nir=nir, needs=needs)
 
 
 def table(rows: list[list[str]]) -> str:

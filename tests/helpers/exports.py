@@ -42,6 +42,15 @@ class Export:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Why:
+    """Why a model is refused: model and reason as the page shows them, and the part of the message that says so."""
+
+    model: str
+    shown: str
+    message: str
+
+
 EXPORTS = {
     "onnx": Export("ONNX Runtime", export_onnx, "onnxruntime"),
     "openvino": Export("OpenVINO", export_openvino, "openvino"),
@@ -53,6 +62,19 @@ GGUF = {  # model_type -> a row of the page: how a model whose blocks differ is 
     "mistral": ["Mistral", "`deci`", "`llama`"],
     "qwen2": ["Qwen2", "`deci`", "`qwen2`"],
     "qwen3": ["Qwen3", "refused: norms in its attention", "`qwen3`"],
+}
+SPIKING_FORMS = [
+    ['packed CNN with average pooling, no gather (`units="structured"`)', "yes, in sinabs and Norse"],
+    ["BatchNorm right behind a layer with weights", "yes, as part of the layer"],
+    ["a layer with a gather", 'refused: `units="structured"` avoids it'],
+    ["GELU, LayerNorm, max pooling, a residual connection, groups of channels", "refused by name"],
+]
+SPIKING = {  # of `helpers.models` -> why there is no spiking network of it
+    "plain_cnn": Why("CNN with max pooling", "max pooling", "max_pool2d.*average pooling"),
+    "resnet_basic": Why("ResNet", "max pooling", "max_pool2d.*average pooling"),
+    "vit": Why("ViT", "patches become tokens", "flatten.using_ints.*another shape"),
+    "bert": Why("BERT", "more than one input", "must be one tensor"),
+    "lstm": Why("LSTM", "gates", "no spiking form"),
 }
 INT8 = [
     ["PyTorch", "`quantized(model)`", "weights, and inputs as they come"],

@@ -80,7 +80,8 @@ def export(parser: ArgumentParser) -> None:
     parser.description = (
         "Export a packed or dense model to another runtime, and check there that the file answers as the model "
         "does. Its config and its tokenizer or image processor go beside it. To GGUF, for llama.cpp, a Llama-like "
-        "model is written as one file, its tokenizer in it."
+        "model is written as one file, its tokenizer in it; to NIR, for neuromorphic chips, a network of ReLUs as a "
+        "spiking one."
     )
     _add_model(parser)
     parser.add_argument(
@@ -88,9 +89,16 @@ def export(parser: ArgumentParser) -> None:
         choices=FORMATS,
         default="onnx",
         metavar="NAME",
-        help="What to export to: %(choices)s (onnx). Each has an extra of its name.",
+        help="What to export to: %(choices)s (onnx). Each has an extra of its name; that of nir is `neuromorphic`.",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="Where the files are saved; of gguf, the file.")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="Where the files are saved; of gguf and nir, the file."
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="For nir: a .npy file of some hundred inputs as the model gets them, by which the rates are scaled.",
+    )
     parser.add_argument("--int8", action="store_true", help="Quantize the weights of an onnx or openvino file to int8.")
     parser.add_argument(
         "--gguf-type",

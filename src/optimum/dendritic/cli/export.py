@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
+
 from ..errors import DendriticError, invalid
 from ..runtimes.executorch import export_executorch
 from ..runtimes.gguf import export_gguf
+from ..runtimes.nir import export_nir
 from ..runtimes.onnx import export_onnx
 from ..runtimes.openvino import export_openvino
 from .loading import example_inputs, import_modules, load_model, processor_beside, told, write_json
-from .requests import GGUF
+from .requests import GGUF, NIR
 
 RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
     "onnx": ("ONNX Runtime", export_onnx),
@@ -26,13 +30,16 @@ def run(args: Namespace) -> str:
     Raises:
         DendriticError: an argument names something that does not exist or cannot be exported.
     """
-    is_file = args.format == GGUF
     import_modules(args.modules)
     model = load_model(args.model, args)
     processor = processor_beside(args.model, args)
-    if is_file:
+    if args.format == GGUF:
         path = _exported(args, lambda: export_gguf(model, args.output, tokenizer=processor, dtype=args.gguf_type))
         checked = "It is read by llama.cpp."
+    elif args.format == NIR:
+        inputs = {model.main_input_name: _calibration(args.calibration)}
+        path = _exported(args, lambda: export_nir(model, inputs, args.output))
+        checked = "Read back by sinabs, it spikes as what was written."
     else:
         runtime, export = RUNTIMES[args.format]
         inputs = example_inputs(model, args.sequence_length)
@@ -42,7 +49,17 @@ def run(args: Namespace) -> str:
     files = {name: (path.parent / name).stat().st_size for name in _files(path)}
     write_json(args, {"model": args.model, "format": args.format, "output": str(path), "bytes": files})
     beside = "no processor was found beside it" if processor is None else f"with its {type(processor).__name__}"
-    return f"Exported to {path}, {sum(files.values()):,} bytes, {beside}. {checked}"
+    written = f"Exported to {path}, {sum(files.values()):,} bytes"
+    return f"{written}. {checked}" if args.format == NIR else f"{written}, {beside}. {checked}"
+
+
+def _calibration(file: str) -> torch.Tensor:
+    """The inputs of a `.npy` file, as float32."""
+    try:
+        return torch.from_numpy(numpy.load(file, allow_pickle=False)).float()
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "Write it with numpy.save(file, pixels), with pixels of shape (samples, ...)."
+        raise invalid("--calibration", file, f"cannot be read ({told(error)})", remedy) from error
 
 
 def _exported(args: Namespace, export: Callable[[], Any]) -> Any:

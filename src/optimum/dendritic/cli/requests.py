@@ -12,8 +12,8 @@ from typing import Any
 from ..config import RECIPES, TARGETS, DendriticConfig
 from ..errors import DendriticError, invalid
 
-GGUF = "gguf"  # one file, and nothing here to run it
-FORMATS = ("onnx", "openvino", "executorch", GGUF)
+GGUF, NIR = "gguf", "nir"  # one file each
+FORMATS = ("onnx", "openvino", "executorch", GGUF, NIR)
 QUANTIZED = ("onnx", "openvino")  # to int8, without samples
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
@@ -109,11 +109,18 @@ def check_energy(args: Namespace) -> None:
 
 def check_format(args: Namespace) -> None:
     """Refuse an output of the wrong kind, and int8 where there is not one."""
-    is_file = args.format == GGUF
     if args.int8 and args.format not in QUANTIZED:
-        remedy = "Give --gguf-type q8_0." if is_file else f"Choose {' or '.join(QUANTIZED)}."
+        remedy = "Give --gguf-type q8_0." if args.format == GGUF else f"Choose {' or '.join(QUANTIZED)}."
         raise invalid("--int8", True, f"is not made for {args.format}", remedy)
-    if is_file:
+    if (args.calibration is not None) != (args.format == NIR):
+        rule = (
+            "is needed: its samples say how large the rates become" if args.format == NIR else "is read for nir alone"
+        )
+        remedy = "Name a .npy file of a hundred inputs." if args.format == NIR else "Leave it out."
+        raise invalid("--calibration", args.calibration, rule, remedy)
+    if args.calibration is not None and not Path(args.calibration).is_file():
+        raise invalid("--calibration", args.calibration, "there is no such file", "Name a .npy file.")
+    if args.format in (GGUF, NIR):
         check_file("--output", args.output)
     elif Path(args.output).exists() and not Path(args.output).is_dir():
         raise invalid("--output", args.output, "is not a folder", "Name a folder, which need not exist.")
