@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from functools import partial
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from optimum.dendritic import DendriticError
 from optimum.dendritic.efficiency import EfficiencyReport, latency, measure, memory
 from optimum.dendritic.efficiency.batch import Batch
+from optimum.dendritic.efficiency.compiled import compiled_forms
 from optimum.dendritic.efficiency.latency import paired_ratio, summarise
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters, serialised_bytes
+from optimum.dendritic.efficiency.wakeful import ATTRIBUTE, Wakeful
 
 QUICK = {"seconds": 0.05, "threads": 1, "large_batch": 4, "memory": False}
 
@@ -449,3 +452,28 @@ class TestInputs:
     def test_wrong_arguments_are_named(self, arguments: dict, message: str):
         with pytest.raises(DendriticError, match=message):
             measure(nn.Linear(3, 3), torch.randn(1, 3), **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own use
+def test_compiled_models_are_timed_as_such_and_left_as_they_are():
+    model, dense = bert(16), bert(32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = model.eval()(**tokens()).logits
+    report = measure(model, tokens(), baseline=dense, compiled=True, **{**QUICK, "large_batch": 1})
+    assert report.context.compiled and report.baseline is not None and report.baseline.context.compiled
+    assert "1 thread(s), compiled;" in report.table() and report.to_dict()["context"]["compiled"] is True
+    assert model.state_dict().keys() == before.keys() and type(model) is BertForSequenceClassification
+    assert every(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(model(**tokens()).logits, expected, rtol=0, atol=0)
+    assert not measure(model, tokens(), **QUICK).context.compiled
+    forms = compiled_forms([model])
+    with torch.inference_mode():
+        torch.testing.assert_close(forms[0](**tokens()).logits, expected)
+
+
+def test_what_is_dormant_is_not_compiled():
+    model = bert(16)
+    vars(model)[ATTRIBUTE] = create_autospec(Wakeful, instance=True)
+    with pytest.raises(DendriticError, match="^compiled = True"):
+        compiled_forms([model])

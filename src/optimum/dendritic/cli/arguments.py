@@ -11,6 +11,9 @@ def bench(parser: ArgumentParser) -> None:
     parser.description = "Measure what a model costs: parameters, bytes, MACs, latency and peak memory."
     _add_model(parser)
     parser.add_argument("--baseline", metavar="MODEL", help="The model to compare with, a folder or an id.")
+    parser.add_argument(
+        "--compiled", action="store_true", help="Time both as torch.compile makes them, frozen on a CPU."
+    )
     _add_timing(parser)
 
 

@@ -27,6 +27,7 @@ def run(args: Namespace) -> str:
         threads=args.threads,
         seconds=args.seconds,
         energy=args.energy,
+        compiled=args.compiled,
     )
     write_json(args, report.to_dict())
     return report.table()

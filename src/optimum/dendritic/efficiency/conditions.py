@@ -27,6 +27,7 @@ class Context:
         torch: The version of PyTorch.
         transformers: The version of transformers.
         optimum_dendritic: The version of this package.
+        compiled: Whether times and energy are those of the compiled model, on a CPU with its weights frozen.
     """
 
     device: str
@@ -38,10 +39,16 @@ class Context:
     torch: str
     transformers: str
     optimum_dendritic: str
+    compiled: bool = False
 
 
 def describe(
-    model: nn.Module, *, threads: int, batch_sizes: tuple[int, ...], input_shapes: Mapping[str, tuple[int, ...]]
+    model: nn.Module,
+    *,
+    threads: int,
+    batch_sizes: tuple[int, ...],
+    input_shapes: Mapping[str, tuple[int, ...]],
+    compiled: bool,
 ) -> Context:
     """The present conditions of a measurement of `model`."""
     device = device_of(model)
@@ -55,6 +62,7 @@ def describe(
         torch=str(torch.__version__),
         transformers=transformers.__version__,
         optimum_dendritic=own_version(),
+        compiled=compiled,
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import invalid
 from ..process_state import kept_random_state
 from .batch import Batch, ExampleInputs
+from .compiled import compiled_forms
 from .conditions import describe, device_of, dtype_of, tensors_of
 from .energy import measure_energy
 from .evaluation_mode import evaluation_mode
@@ -34,6 +35,7 @@ def measure(
     seconds: int | float = 2.0,
     memory: bool = True,
     energy: bool = False,
+    compiled: bool = False,
 ) -> EfficiencyReport:
     """Measure what inference with `model` costs, and what share of the cost of `baseline` that is.
 
@@ -52,10 +54,12 @@ def measure(
             nothing of the calling script but definitions, and those only of a model whose class stands there.
         energy: whether to measure the energy of one sample, over at least ten seconds for each model, where the machine
             has a counter (see `energy.py`). A script that asks for it does so under `if __name__ == "__main__":`.
+        compiled: whether to time what `torch.compile` makes of both models, on a CPU with frozen weights, in place of
+            the models as they are. Compiling takes its time, and what was compiled before is forgotten.
 
     Raises:
         DendriticError: a model is not a module, an input is not a tensor, an argument is out of range, or the models
-            are on several devices.
+            are on several devices; or one that is to be compiled holds what is dormant.
         ImportError: energy is asked for and the extra `energy` is missing.
     """
     threads = torch.get_num_threads() if threads is None else threads
@@ -64,15 +68,16 @@ def measure(
     examples = Batch.of(example_inputs)
     sizes = tuple(dict.fromkeys((1, large_batch)))
     with _in_evaluation(models):
-        reports = [_static(each, examples, sizes, threads, memory) for each in models]
+        forms = compiled_forms(models) if compiled else models
+        reports = [_static(each, examples, sizes, threads, memory, compiled) for each in models]
         blocks = {}  # batch size -> model -> block -> milliseconds
         for size in sizes:
-            calls, count = _calls(models, examples, size)
+            calls, count = _calls(forms, examples, size)
             found = time_in_turn(calls, threads=threads, seconds=seconds)
             blocks[size] = [[milliseconds / count for milliseconds in each] for each in found]
         if energy:
             reports = [
-                _with_energy(report, each, examples, threads) for report, each in zip(reports, models, strict=True)
+                _with_energy(report, each, examples, threads) for report, each in zip(reports, forms, strict=True)
             ]
     reports = [
         replace(report, latency_ms={size: summarise(blocks[size][i]) for size in sizes})
@@ -84,7 +89,9 @@ def measure(
     return replace(reports[0], baseline=reports[1], ratios=_ratios(*reports) | paired)
 
 
-def _static(model: nn.Module, examples: Batch, sizes: tuple[int, ...], threads: int, memory: bool) -> EfficiencyReport:
+def _static(
+    model: nn.Module, examples: Batch, sizes: tuple[int, ...], threads: int, memory: bool, compiled: bool
+) -> EfficiencyReport:
     """The figures of one model that are not timed."""
     batch = _fit(examples, model, 1)
     besides = wakeful_of(model)
@@ -101,7 +108,7 @@ def _static(model: nn.Module, examples: Batch, sizes: tuple[int, ...], threads: 
         macs=macs,
         latency_ms={},
         peak_memory_bytes=peak_memory(model, batch, device=device_of(model), threads=threads) if memory else None,
-        context=describe(model, threads=threads, batch_sizes=sizes, input_shapes=batch.shapes),
+        context=describe(model, threads=threads, batch_sizes=sizes, input_shapes=batch.shapes, compiled=compiled),
         wake_rate=rate,
     )
 

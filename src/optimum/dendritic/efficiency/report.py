@@ -167,7 +167,8 @@ def _conditions(report: EfficiencyReport) -> list[str]:
         dtype = f"{dtype} (baseline {baseline.context.dtype})"
     shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in context.input_shapes.items())
     return [
-        f"{context.device} ({context.device_name}), {dtype}, {context.threads} thread(s); inputs {shapes}",
+        f"{context.device} ({context.device_name}), {dtype}, {context.threads} thread(s)"
+        f"{', compiled' if context.compiled else ''}; inputs {shapes}",
         *(f"energy of the {name}: {energy_words(e)}" for name, e in _energies(report).items()),
         f"torch {context.torch}, transformers {context.transformers}, optimum-dendritic {context.optimum_dendritic}",
     ]
