@@ -63,6 +63,7 @@ BESIDES = {  # public in modules of their own; docs/reference/api.md lists the s
     "optimum.dendritic.metrics": ["Accuracy", "Efficiency", "F1", "accuracy"],
     "optimum.dendritic.runtimes.executorch": ["export_executorch"],
     "optimum.dendritic.runtimes.gguf": ["export_gguf"],
+    "optimum.dendritic.runtimes.litert": ["export_litert"],
     "optimum.dendritic.runtimes.nir": ["export_nir"],
     "optimum.dendritic.runtimes.int8": ["quantized"],
     "optimum.dendritic.runtimes.openvino": ["export_openvino"],

@@ -46,6 +46,10 @@ NEEDS = {
         "`--format executorch`, extra `executorch`.",
         "The batch is that of the example, a sequence at most as long. Float32, on the CPU by XNNPACK.",
     ],
+    "litert": [
+        "`--format litert`, extra `litert` (2 GB, with JAX; put it into an environment of its own).",
+        "All shapes are those of the example. Float32.",
+    ],
 }
 
 

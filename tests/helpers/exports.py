@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from optimum.dendritic.runtimes.executorch import export_executorch
+from optimum.dendritic.runtimes.litert import export_litert
 from optimum.dendritic.runtimes.onnx import export_onnx
 from optimum.dendritic.runtimes.openvino import export_openvino
 
@@ -55,6 +56,7 @@ EXPORTS = {
     "onnx": Export("ONNX Runtime", export_onnx, "onnxruntime"),
     "openvino": Export("OpenVINO", export_openvino, "openvino"),
     "executorch": Export("ExecuTorch (XNNPACK)", export_executorch, "executorch"),
+    "litert": Export("LiteRT", export_litert, "litert_torch", {"llama": "its LiteRT file differs"}),
 }
 
 GGUF = {  # model_type -> a row of the page: how a model whose blocks differ is written, and one whose blocks are alike

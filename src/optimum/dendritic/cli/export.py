@@ -11,6 +11,7 @@ import torch
 from ..errors import DendriticError, invalid
 from ..runtimes.executorch import export_executorch
 from ..runtimes.gguf import export_gguf
+from ..runtimes.litert import export_litert
 from ..runtimes.nir import export_nir
 from ..runtimes.onnx import export_onnx
 from ..runtimes.openvino import export_openvino
@@ -21,6 +22,7 @@ RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that ans
     "onnx": ("ONNX Runtime", export_onnx),
     "openvino": ("OpenVINO", export_openvino),
     "executorch": ("ExecuTorch", export_executorch),
+    "litert": ("LiteRT", export_litert),
 }
 
 
