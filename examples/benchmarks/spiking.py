@@ -190,8 +190,9 @@ def render(args: argparse.Namespace) -> None:
         f"{recipe['steps0']} steps of {recipe['batch_size']} images, then {recipe['steps1']} more, in which the packed "
         f"one lost {recipe['sparsity']:.0%} of its parameters in whole units. The spiking networks are those of the "
         "NIR file, run by sinabs; nothing was trained after the conversion. The rate is that of a neuron at the "
-        f"largest value of its ReLU, in spikes a time step. {recipe['samples']:,} test images; means of seeds "
-        f"{', '.join(found['seeds'])}, ± one standard deviation; spikes and synaptic operations are of one image.",
+        f"largest value of its ReLU, in spikes a time step. The first {recipe['samples']:,} test images; means of "
+        f"seeds {', '.join(found['seeds'])}, ± one standard deviation; spikes and synaptic operations are of one "
+        "image.",
         "",
         "`python examples/benchmarks/spiking.py train|measure|render`",
         "",
@@ -230,8 +231,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.5])
-    parser.add_argument("--time_steps", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--samples", type=int, default=1000, help="test images")
+    parser.add_argument("--time_steps", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--samples", type=int, default=200, help="the first of the test images")
     parser.add_argument("--parts", type=int, default=20, help="images that are run at once")
     args = parser.parse_args()
     if args.phase == "render":
