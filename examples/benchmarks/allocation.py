@@ -175,20 +175,19 @@ def render(args: argparse.Namespace) -> None:
         f"`python examples/benchmarks/allocation.py search|train|render {task} --evaluations {found['evaluations']}"
         f" --calibration {found['calibration']}{precision}`",
         "",
-        "| removed | division | loss | one shot % | against global, points | trained % | against global, points |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| removed | division | evaluations | loss | one shot % | against global, points | trained % | against global |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for level in sorted({row["level"] for row in rows}):
         for method in dict.fromkeys(row["method"] for row in rows if row["level"] == level):
             own, others = ([r for r in rows if r["level"] == level and r["method"] == m] for m in (method, "global"))
-            cells = [mean(own, lambda row: row["loss"], 4), mean(own, lambda row: 100 * row["one_shot"]["score"], 2)]
+            cells = [f"{statistics.mean(row['evaluations'] for row in own):.0f}", mean(own, lambda row: row["loss"], 3)]
+            cells.append(mean(own, lambda row: 100 * row["one_shot"]["score"], 2))
             cells.append("" if method == "global" else against(own, others, "one_shot"))
             own, others = ([row for row in side if "trained" in row] for side in (own, others))
             cells += [mean(own, lambda row: 100 * row["trained"]["score"], 2)] if own else [""]
             cells += [against(own, others, "trained") if own and method != "global" else ""]
             lines.append(f"| {level:.0%} | {method} | {' | '.join(cells)} |")
-    note = args.output.with_suffix(".note.md")
-    lines += ["", note.read_text().strip()] if note.exists() else []
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
     draw(rows, args.output.with_suffix(".png"), TITLES[task])
 

@@ -124,13 +124,13 @@ def render(args: argparse.Namespace) -> None:
     for way in [way for way in WAYS if any(row["way"] == way for row in rows)]:
         cells = [cell for level in args.levels for cell in _cells(rows, way, level)]
         lines.append(f"| {WAYS[way]} | {' | '.join(cells)} | {_seconds(rows, way) / 60:.1f} min |")
-    note = args.output.with_suffix(".note.md")
-    lines += ["", note.read_text().strip()] if note.exists() else []
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def _cells(rows: list[dict[str, Any]], way: str, level: float) -> tuple[str, str]:
     own, others = ([r for r in rows if r["way"] == w and r["level"] == level] for w in (way, "separate"))
+    if not own:
+        return "", ""
     scores = [100 * row["score"] for row in own]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
     errors = [{row["seed"]: 1 - per_example(row["examples"]) for row in side} for side in (others, own)]
