@@ -166,7 +166,8 @@ def render(args: argparse.Namespace) -> None:
         "",
         f"Divisions found on {found['calibration']} training samples by at most {found['evaluations']} evaluations, "
         "each from the dense base of its seed. *Loss* is that of the pruned model on these samples, with each layer "
-        "fitted for itself, or, of the ways that end with `-bare`, of the bare pruned model. "
+        "fitted for itself, or, of the ways that end with `-bare`, of the bare pruned model: "
+        "these were searched in float32, with as many evaluations as the table says. "
         "*One shot* is the validation accuracy after `prune_` with reconstruction; "
         f"*trained* that after the training of the table. Seeds {', '.join(map(str, seeds))}, ± one standard "
         "deviation; differences with the paired bootstrap's 95 % interval over the validation samples; "
@@ -175,7 +176,7 @@ def render(args: argparse.Namespace) -> None:
         f"`python examples/benchmarks/allocation.py search|train|render {task} --evaluations {found['evaluations']}"
         f" --calibration {found['calibration']}{precision}`",
         "",
-        "| removed | division | evaluations | loss | one shot % | against global, points | trained % | against global |",
+        "| removed | division | evaluations | loss | one shot % | against global | trained % | against global |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for level in sorted({row["level"] for row in rows}):

@@ -63,6 +63,8 @@ OTHERS = {
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
     "dormant-sst2": "what waking on doubt buys over static models of the same mean time: nothing sure",
     "int8-sst2": "dense and packed MiniLM in float32 and int8, in PyTorch and ONNX Runtime: accuracy, bytes, time",
+    "allocation-sst2": "divisions of the budget, ranked, uniform, evolved and learned, in one shot and trained",
+    "sizes-sst2": "one training of three sizes of MiniLM against a training for each",
     "speed": "packed models of full size against dense and evenly narrower ones, in share of MACs and of time",
     "robustness": "what hostile files, interruptions, kills and a failing Hub do, in counts",
 }
