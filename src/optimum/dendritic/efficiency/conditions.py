@@ -48,7 +48,7 @@ def describe(
     threads: int,
     batch_sizes: tuple[int, ...],
     input_shapes: Mapping[str, tuple[int, ...]],
-    compiled: bool,
+    compiled: bool = False,
 ) -> Context:
     """The present conditions of a measurement of `model`."""
     device = device_of(model)
