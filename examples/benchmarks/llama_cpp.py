@@ -1,9 +1,10 @@
 """Time per token and size of file in llama.cpp: a Llama of a given size, dense and packed by whole heads and neurons.
 
-    python examples/benchmarks/llama_cpp.py --json llama_cpp.json
+    python examples/benchmarks/llama_cpp.py --json model_cards/llama-cpp.json    # and a table beside it
 
 The weights are random, since neither figure depends on them; which units are left is drawn at random, too, so that
-every block keeps another number of them. The models take turns, several times over, on the same number of threads.
+every block keeps another number of them, multiples of 32, which q8_0 counts in. The models take turns, several times
+over, on the same number of threads.
 Wants the extra `gguf` and `xllamacpp`.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from harness.runs import environment
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -54,7 +56,9 @@ def model_of(args: argparse.Namespace, sparsity: float) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval()
     if sparsity:
         inputs = {"input_ids": torch.arange(4)[None]}
-        pruning = DendriticConfig(sparsity=sparsity, units="structured", importance="random", floor=0.02)
+        pruning = DendriticConfig(
+            sparsity=sparsity, units="structured", importance="random", floor=0.02, multiple_of=32
+        )
         inject_(model, pruning, example_inputs=inputs)
         score_(model)
         update_(model, sparsity)
@@ -115,7 +119,27 @@ def main() -> None:
     figures = {"settings": {k: v for k, v in vars(args).items() if k != "json"}, "rows": rows}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.with_suffix(".md").write_text(table(args, rows))
     print(json.dumps(rows, indent=2))
+
+
+def table(args: argparse.Namespace, rows: list[dict]) -> str:
+    columns = [f"{what}, prompt of {length}" for what in ("read", "generated") for length in args.lengths]
+    lines = [
+        f"# A Llama in llama.cpp: {args.width} wide, {args.layers} layers, {args.dtype}",
+        "",
+        f"Milliseconds per token, medians of {args.rounds} rounds in turn, {args.threads} thread(s), "
+        f"{environment()['device']}; random weights, whole units, multiples of 32.",
+        "",
+        f"`python examples/benchmarks/llama_cpp.py --rounds {args.rounds} --json model_cards/llama-cpp.json`",
+        "",
+        f"| removed | file, MB | {' | '.join(columns)} |",
+        "| --- " * (2 + len(columns)) + "|",
+    ]
+    for each in rows:
+        times = [f"{each[which][str(n)]:.2f}" for which in ("prompt_ms", "generated_ms") for n in args.lengths]
+        lines.append(f"| {each['sparsity']:.0%} | {each['bytes'] / 1e6:.1f} | {' | '.join(times)} |")
+    return "\n".join(lines) + "\n"
 
 
 def row(sparsity: float, size: int, rounds: list[list[dict[str, float]]], args: argparse.Namespace) -> dict:

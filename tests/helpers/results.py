@@ -65,6 +65,7 @@ OTHERS = {
     "int8-sst2": "dense and packed MiniLM in float32 and int8, in PyTorch and ONNX Runtime: accuracy, bytes, time",
     "allocation-sst2": "divisions of the budget, ranked, uniform, evolved and learned, in one shot and trained",
     "sizes-sst2": "one training of three sizes of MiniLM against a training for each",
+    "llama-cpp": "a Llama in llama.cpp, dense and packed: size of file, milliseconds per token",
     "speed": "packed models of full size against dense and evenly narrower ones, in share of MACs and of time",
     "speed-batch1": "newer and shorter, in bf16 too: gathers of whole segments, which cost less than before",
     "robustness": "what hostile files, interruptions, kills and a failing Hub do, in counts",
