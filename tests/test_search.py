@@ -123,6 +123,10 @@ def test_a_search_that_is_started_again_catches_up(tmp_path, monkeypatch):
     other, batches = labelled("resnet_basic", seed=5)
     with pytest.raises(DendriticError, match="is of another model"):
         search_allocation(other, batches, evaluations=5, cache=cache)
+    for otherwise in ({"damping": 0.1}, {"reconstruct": False}):
+        model, batches = labelled("resnet_basic")
+        with pytest.raises(DendriticError, match="is of another model"):
+            search_allocation(model, batches, evaluations=5, cache=cache, **otherwise)
 
 
 def test_a_function_may_search_and_prune_searches_by_itself():
@@ -147,10 +151,10 @@ def test_a_division_is_judged_as_it_will_be_reconstructed(name, changes):
     assert abs(found.loss - loss) < 1e-3 < 0.1 * abs(bare.loss - loss)
 
 
-WRONG = [{"method": "alchemy"}, {"evaluations": 0}, {"method": lambda objective: {"nobody": 1.0}}]
+WRONG = [{"method": "alchemy"}, {"evaluations": 0}, {"damping": -1}, {"method": lambda objective: {"nobody": 1.0}}]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=["method", "evaluations", "function"])
+@pytest.mark.parametrize("wrong", WRONG, ids=["method", "evaluations", "damping", "function"])
 def test_what_is_wrong_is_refused_and_changes_nothing(wrong):
     model, batches = labelled("resnet_basic")
     before = tensors(model)

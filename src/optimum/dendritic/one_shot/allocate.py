@@ -22,6 +22,7 @@ from ..structure.probing import quiet
 from ..structure.readiness import refuse_unready
 from ..undo import Notes
 from .calibration import score_on_
+from .reconstruction import check_damping
 from .refits import Refits
 
 logger = logging.get_logger(__name__)
@@ -63,7 +64,7 @@ def search_allocation(
 
     Raises:
         DendriticError: the model is not injected, has a native config or is sharded; there is no batch, or the outputs
-            hold no loss; the method is unknown; the cache is that of another search.
+            hold no loss; the method is unknown, or a number is out of range; the cache is that of another search.
         ImportError: a package of the extra `rl` is missing.
     """
     injected_layout(model)
@@ -71,6 +72,7 @@ def search_allocation(
     check_method(method)
     if not isinstance(evaluations, int | float) or not evaluations >= 1:
         raise invalid("evaluations", evaluations, "must be a number of at least 1", "Some hundred are a good start.")
+    check_damping(damping)
     found = as_batches(batches)
     layout = injected_layout(model)
     layers = layers_in(model, layout)
@@ -80,6 +82,7 @@ def search_allocation(
             for gate in gates.values():
                 notes.note_counters(gate)
             score_on_(model, layers, gates, layout.config.importance, found)
+            fits = Refits(model, layout, layers, gates, found, damping) if reconstruct else None
             return found_allocation(
                 model,
                 found,
@@ -87,7 +90,7 @@ def search_allocation(
                 method=method,
                 evaluations=evaluations,
                 seed=seed,
-                damping=damping if reconstruct else None,
+                fits=fits,
                 cache=cache,
             )
         finally:
@@ -102,10 +105,10 @@ def found_allocation(
     method: str | Search,
     evaluations: float = 200,
     seed: int = 0,
-    damping: float | None = None,
+    fits: Refits | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Allocation:
-    """As `search_allocation`, of a model that is scored and in eval mode. Without damping nothing is fitted."""
+    """As `search_allocation`, of a model that is scored and in eval mode. Without fits the bare model is judged."""
     left = total = round((evaluations + 3) * len(batches))  # with the controls, and the result once more
 
     def advance(done: int) -> None:
@@ -115,10 +118,6 @@ def found_allocation(
 
     with logging.tqdm(total=total, desc="search", unit="batch") as bar, kept_random_state():
         file = None if cache is None else Path(cache)
-        layout = injected_layout(model)
-        layers = layers_in(model, layout)
-        gates = gates_in(model, layout, layers)
-        fits = None if damping is None else Refits(model, layout, layers, gates, batches, damping).applied
         objective = Objective(model, batches, sparsity=sparsity, fits=fits, cache=file, advance=advance)
         globally = objective.fractions(objective.masks(None))
         uniform = tuple(0.0 for _ in objective.names)

@@ -25,7 +25,8 @@ from ..train_steps import pruning_of, update_
 from ..undo import all_or_nothing
 from .allocate import Search, check_method, found_allocation
 from .calibration import readings, score_on_
-from .reconstruction import fitted_layers, reconstruct_, stages
+from .reconstruction import check_damping, fitted_layers, reconstruct_, stages
+from .refits import Refits
 
 logger = logging.get_logger(__name__)
 
@@ -70,8 +71,7 @@ def prune_(
     for field, count in {"rounds": rounds, "passes": passes}.items():
         if type(count) is not int or count < 1:
             raise invalid(field, count, "must be an integer of at least 1", f"Leave {field} at its default.")
-    if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
-        raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
+    check_damping(damping)
     fitted, gates = fitted_layers(layers), gates_in(model, layout, layers)
     given, search = _given(allocation)
     with quiet(model), all_or_nothing() as notes:
@@ -86,9 +86,9 @@ def prune_(
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
                 if search is not None:
-                    own = damping if reconstruct else None
-                    found = found_allocation(model, calibration, layout.sparsity, method=search, damping=own)
-                    given, search = found.kept, None
+                    fits = Refits(model, layout, layers, gates, calibration, damping) if reconstruct else None
+                    given = found_allocation(model, calibration, layout.sparsity, method=search, fits=fits).kept
+                    search = None
                 update_(model, layout.sparsity * step / rounds, allocation=given)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)

@@ -27,6 +27,12 @@ logger = logging.get_logger(__name__)
 REMEDY = "Pass reconstruct=False."
 
 
+def check_damping(damping: object) -> None:
+    """Raises `DendriticError` for what is no damping of `least_squares`."""
+    if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
+        raise invalid("damping", damping, "must be a number of at least 0", "Leave damping at its default.")
+
+
 def fitted_layers(layers: Mapping[str, DendriticLayer]) -> dict[str, DendriticWeight]:
     """Those of the injected layers that answer linearly: all but the recurrent ones."""
     return {name: layer for name, layer in layers.items() if isinstance(layer, DendriticWeight)}

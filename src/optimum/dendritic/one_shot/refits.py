@@ -16,6 +16,7 @@ from ..functional.least_squares import Moments
 from ..functional.tiles import rows_first, wide
 from ..layout.layout import Layout
 from ..nn import DendriticLayer, DendriticWeight, Gates
+from ..search.objective import Fits
 from ..state import kept_in
 from ..structure.labelled_batches import LabelledBatch, on_device
 from .reconstruction import fitted_layers, kept_columns, refit_layer, valid_rows, watch
@@ -24,11 +25,12 @@ WIDEST = 8192  # columns of a layer that is fitted: its moments are a square of 
 VERSIONS = 16  # of each layer that are kept
 
 
-class Refits:
+class Refits(Fits):
     """What each layer is once some of its inputs are gone.
 
     Attributes:
         layers: The layers that are fitted.
+        damping: See `least_squares`.
     """
 
     @torch.no_grad()
@@ -46,7 +48,7 @@ class Refits:
         Args:
             damping: see `least_squares`.
         """
-        self._model, self._layout, self._all, self._gates, self._damping = model, layout, layers, gates, damping
+        self._model, self._layout, self._all, self._gates, self.damping = model, layout, layers, gates, damping
         narrow = {n: each for n, each in fitted_layers(layers).items() if _columns(each) <= WIDEST}
         self._read = _moments_of_inputs(model, narrow, batches)
         self.layers = {name: narrow[name] for name in self._read}
@@ -76,7 +78,7 @@ class Refits:
         key = (name, *(own.numpy().tobytes() for own in inputs))
         if key not in self._known:
             _set_(layer, self._dense[name])
-            refit_layer(name, layer, read, self._moments(name, read), self._damping)
+            refit_layer(name, layer, read, self._moments(name, read), self.damping)
             self._known[key] = [tensor.clone() for tensor in _tensors(layer, clone=False)]
             if len(self._known) > VERSIONS * len(self.layers):
                 del self._known[next(iter(self._known))]

@@ -6,6 +6,7 @@ computed again; in a file, that outlives the process, so that a search which is 
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,6 +24,20 @@ from ..structure.ranking import masks_of, ranking_of
 
 Vector = tuple[float, ...]
 DIGITS = 6  # of a loss that is kept
+
+
+class Fits(ABC):
+    """What is done to a pruned model before it is judged.
+
+    Attributes:
+        damping: of the fit, as for `prune_`.
+    """
+
+    damping: float
+
+    @abstractmethod
+    def applied(self) -> AbstractContextManager[object]:
+        """A context in which layers are fitted; what it changes is put back at its end."""
 
 
 class Objective:
@@ -45,13 +60,13 @@ class Objective:
         batches: Sequence[LabelledBatch],
         *,
         sparsity: float,
-        fits: Callable[[], AbstractContextManager[object]] | None = None,
+        fits: Fits | None = None,
         cache: Path | None = None,
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """
         Args:
-            fits: a context in which the pruned model is judged; what it changes in it is put back at its end.
+            fits: how the pruned model is fitted before it is judged; None judges it bare.
             advance: called with the number of batches that were run.
         """
         refuse_sharded(model, "Search before the model is sharded.")
@@ -104,7 +119,7 @@ class Objective:
         known = self._cache.known(key)
         missing = [i for i in range(count) if i >= len(known)]
         if missing:
-            with narrowed(self._model, self._gates, masks), self._fits() if self._fits else nullcontext():
+            with narrowed(self._model, self._gates, masks), self._fits.applied() if self._fits else nullcontext():
                 known = [*known, *(self._run(i) for i in missing)]
             self._cache.note(key, known)
         self.spent += count / len(self._batches)
@@ -125,7 +140,7 @@ class Objective:
 
     def _fingerprint(self) -> str:
         """What losses depend on beside the masks: weights, batches, config."""
-        judged = "" if self._fits is None else "reconstructed"
+        judged = "" if self._fits is None else f"fitted, damping {self._fits.damping!r} "
         digest = hashlib.sha256(f"{judged}{self._layout.config.to_json()}".encode())
         tensors = [*self._model.parameters(), *(v for b in self._batches for v in b.values() if isinstance(v, Tensor))]
         for tensor in tensors:
@@ -146,7 +161,7 @@ class _Cache:
         lines = whole.splitlines()
         if lines[:1] != [first]:
             remedy = "Name another file, or delete it."
-            raise invalid("cache", str(file), "is of another model, config or other batches", remedy)
+            raise invalid("cache", str(file), "is of another model, config, damping or other batches", remedy)
         for line in lines[1:]:
             key, losses = json.loads(line)
             self._known[key] = [float(loss) for loss in losses]
