@@ -3,6 +3,7 @@
 Files are written to a folder beside the one that is asked for, and moved there only when all of that has been seen.
 """
 
+import importlib
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -38,6 +39,29 @@ def check_exportable(model: nn.Module, dtypes: Collection[torch.dtype]) -> None:
     if not found <= set(dtypes):
         names, allowed = (sorted(str(d).removeprefix("torch.") for d in group) for group in (found, dtypes))
         raise invalid("dtype", names, f"is exported from {' or '.join(allowed)} alone", "Call model.float() first.")
+
+
+def check_on_cpu(model: nn.Module, whose: str) -> None:
+    """Refuse a model on another device than the CPU.
+
+    Raises:
+        DendriticError: see above.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise invalid("model.device", str(device), f"must be the CPU, where {whose} runs", "Call model.cpu() first.")
+
+
+def needed(module: str, extra: str) -> Any:
+    """A module that an extra of this package brings.
+
+    Raises:
+        ImportError: it is missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{error}. Install it: pip install optimum-dendritic[{extra}]") from error
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import invalid
-from .comparison import bounded_axes
+from .comparison import bounded_axes, check_on_cpu
 from .exporters import Runtime, export_to
 
 EXECUTORCH = Runtime(
@@ -45,7 +44,5 @@ def export_executorch(
             has other outputs, and nothing was written.
         ImportError: the extra `executorch`, or a transformers with exporters, is missing.
     """
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        raise invalid("model.device", str(device), "must be the CPU, where XNNPACK runs", "Call model.cpu() first.")
+    check_on_cpu(model, "XNNPACK")
     return export_to(EXECUTORCH, model, example_inputs, folder, processor)

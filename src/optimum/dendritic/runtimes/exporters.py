@@ -1,7 +1,6 @@
 """The exporters of `transformers`, and the runners that it brings for what they write: one path for all of them."""
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from .comparison import (
     Inputs,
     cases,
     check_exportable,
+    needed,
     open_axes,
     staged,
     verify,
@@ -97,11 +97,8 @@ def export_to(
 
 def _found(runtime: Runtime) -> tuple[Any, Any]:
     """The exporter and the runner of `transformers`; everything that they need is there."""
-    try:
-        for package in runtime.packages:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"{error}. Install it: pip install optimum-dendritic[{runtime.format}]") from error
+    for package in runtime.packages:
+        needed(package, runtime.format)
     try:
         from transformers.exporters.auto import get_exporter_class, get_runner_class
     except ImportError as error:

@@ -1,7 +1,6 @@
 """LiteRT (formerly TensorFlow Lite): a packed or dense model as one file for phones and boards, checked before it is
 kept."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..nn.waking import asleep
 from ..process_state import without_output
 from ..structure.example_inputs import as_mapping, tensors_of
 from ..structure.probing import quiet
-from .comparison import Inputs, bounded_axes, check_exportable, staged, verify, without_cache
+from .comparison import Inputs, bounded_axes, check_exportable, check_on_cpu, needed, staged, verify, without_cache
 
 FILE = "model.tflite"
 
@@ -56,10 +55,8 @@ def export_litert(
         ImportError: the extra `litert` is missing.
     """
     check_exportable(model, (torch.float32,))
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        raise invalid("model.device", str(device), "must be the CPU, where LiteRT runs", "Call model.cpu() first.")
-    converter, runtime = _needed("litert_torch"), _needed("ai_edge_litert.interpreter")
+    check_on_cpu(model, "LiteRT")
+    converter, runtime = needed("litert_torch", "litert"), needed("ai_edge_litert.interpreter", "litert")
     inputs, _ = bounded_axes(as_mapping(model, example_inputs))
     with staged(folder) as staging, quiet(model), asleep(model):
         wrapped = _InOrder(model, list(inputs)).train(model.training)
@@ -84,11 +81,3 @@ def _run(interpreter: Any, feed: Inputs) -> list[Tensor]:
     given = {f"args_{place}": tensor.numpy() for place, tensor in enumerate(feed.values())}
     outputs = runner(**{name: given[name].astype(details["dtype"]) for name, details in wanted.items()})
     return [torch.from_numpy(outputs[f"output_{place}"]) for place in range(len(outputs))]
-
-
-def _needed(module: str) -> Any:
-    """A module of the extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{error}. Install it: pip install optimum-dendritic[litert]") from error

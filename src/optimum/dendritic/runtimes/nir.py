@@ -5,7 +5,6 @@ The value of a ReLU becomes the rate at which a neuron spikes: the weights are s
 a time step, and by nothing else is the network changed.
 """
 
-import importlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..nn.waking import asleep
 from ..structure.example_inputs import as_mapping, tensors_of
 from ..structure.probing import quiet
 from ..structure.verification import compared
-from .comparison import check_exportable, open_axes, staged
+from .comparison import check_exportable, check_on_cpu, needed, open_axes, staged
 from .firing_rates import scaled
 from .relu_chain import relu_chain
 
@@ -73,10 +72,7 @@ def spiking_chain(
     if not 0 < rate <= 1:
         raise invalid("rate", rate, "must be in (0, 1]", "Give the spikes of a neuron in a time step, such as 0.5.")
     check_exportable(model, (torch.float32,))
-    if (device := next(model.parameters()).device.type) != "cpu":
-        raise invalid(
-            "model.device", device, "must be the CPU, where sinabs checks the file", "Call model.cpu() first."
-        )
+    check_on_cpu(model, "sinabs")
     with torch.no_grad(), quiet(model), asleep(model):
         inputs, _ = open_axes(as_mapping(model, example_inputs))
         chain = relu_chain(model, inputs)
@@ -145,11 +141,7 @@ def _neurons() -> dict[str, Any]:
 
 
 def _needed(module: str) -> Any:
-    """A module of the extra."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{error}. Install it: pip install optimum-dendritic[neuromorphic]") from error
+    return needed(module, "neuromorphic")
 
 
 def _check_spikes_alike(chain: nn.Sequential, graph: Any, samples: Tensor, name: str) -> None:
