@@ -19,14 +19,13 @@ from typing import Any
 
 import matplotlib
 import torch
-from cifar10 import Cifar10
 from harness.runs import Run, environment, write_json
 from harness.statistics import paired_difference, per_example
 from harness.task import Task
 from harness.training import ensure, pruning_config
-from sst2 import Sst2
 from torch import Tensor, nn
 from tqdm import tqdm
+from two_tasks import CHANGES, TITLES, calibration, parsed
 
 from optimum.dendritic import Allocation, compress_, inject_, prune_, search_allocation
 from optimum.dendritic.search.agent import learn
@@ -35,24 +34,9 @@ from optimum.dendritic.search.objective import Objective
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
 
-TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {"sst2": Sst2, "cifar10": Cifar10}
-TITLES = {"sst2": "MiniLM on SST-2", "cifar10": "ResNet-20 on CIFAR-10"}
-CHANGES: dict[str, dict[str, Any]] = {"sst2": {"units": ["heads", "neurons"]}, "cifar10": {}}  # to the table's config
 METHODS = ("global", "uniform", "evolution", "rl")
 WAYS = ("rl-uniform", "evolution-bare", "rl-uniform-bare")
 STYLES = {"evolution": ("#0072B2", "o"), "rl": ("#D55E00", "^"), "rl-uniform": ("#009E73", "v")}  # of Okabe and Ito
-
-
-def calibration(task: Task, samples: int, batches: int = 4) -> list[dict[str, Tensor]]:
-    """Labelled training samples, the same for every method and seed."""
-    found: tuple[Any, Any] = task.train_data(len(task.stages()) - 1)
-    dataset, collate = found
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:samples].tolist()
-    torch.manual_seed(0)  # of the augmentation
-    parts = [order[start::batches] for start in range(batches)]
-    return [
-        collate(dataset.__getitems__(own) if isinstance(task, Cifar10) else [dataset[i] for i in own]) for own in parts
-    ]
 
 
 def searches(args: argparse.Namespace) -> Iterator[tuple[int, float, str]]:
@@ -218,29 +202,11 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=["search", "train", "render"])
-    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.8])
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *WAYS], choices=[*METHODS, *WAYS])
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--calibration", type=int, default=128, help="training samples")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_seed", type=int)
-    parser.add_argument("--output_dir", type=Path)
-    parser.add_argument("--output", type=Path, help="default: model_cards/allocation-<task>.json")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--train_bases", action="store_true")
-    parser.add_argument("--max_steps", type=int)
-    known, _ = parser.parse_known_args()
-    kind = TASKS[known.task]
-    kind.add_options(parser)  # type: ignore[attr-defined]
-    args = parser.parse_args()
-    levels, methods = args.levels, args.methods
-    task = kind(args)
-    args.levels, args.methods = levels, methods
-    args.output_dir = args.output_dir or Path(task.default_output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    args.output = args.output or Path(f"model_cards/allocation-{args.task}.json")
+    args, task = parsed(parser, "allocation")
     if args.phase == "search":
         search(task, args)
     elif args.phase == "train":

@@ -20,14 +20,13 @@ from typing import Any
 import matplotlib
 import numpy
 import torch
-from cifar10 import MEAN, STD, Cifar10
-from harness.images import normalised
+from cifar10 import Cifar10
 from harness.runs import Run, environment, write_json
 from harness.task import Task
 from harness.training import ensure
-from sst2 import Sst2
 from torch import Tensor, nn
 from tqdm import tqdm
+from two_tasks import CHANGES, TITLES, Sample, calibration, parsed, samples, without_labels
 
 from optimum.dendritic import calibrate_dormant_, load_dormant_, set_wake_rate
 from optimum.dendritic.efficiency.batch import Batch
@@ -37,40 +36,10 @@ from optimum.dendritic.nn.dormant import dormant_of
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
 
-Sample = tuple[dict[str, Tensor], int]
-TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {"sst2": Sst2, "cifar10": Cifar10}
-CHANGES: dict[str, dict[str, Any]] = {"sst2": {"units": ["heads", "neurons"]}, "cifar10": {}}  # to the table's config
 CALIBRATION, COUNTED, BINS = 512, 32, 10
 STYLES = {"static": ("#000000", "s"), "doubt": ("#0072B2", "o"), "rows": ("#D55E00", "^")}  # of Okabe and Ito
 LABELS = {"static": "static models", "doubt": "wakes on doubt", "rows": "wakes by rows"}
 RATE_STYLES = [("#56B4E9", "v"), ("#E69F00", "D"), ("#009E73", "^"), ("#CC79A7", "s"), ("#0072B2", "o")]
-
-
-def samples(task: Task) -> list[Sample]:
-    """The validation samples, each as a batch of one, and their labels."""
-    if isinstance(task, Sst2):
-        split = task.splits["validation"]
-        every = [task.pad([split[i]]) for i in range(len(split))]
-        return [({k: v for k, v in batch.items() if k != "labels"}, int(batch["labels"])) for batch in every]
-    assert isinstance(task, Cifar10)
-    images, labels = task.splits_of("validation")
-    return [
-        ({"pixel_values": normalised(i[None], MEAN, STD)}, int(label)) for i, label in zip(images, labels, strict=True)
-    ]
-
-
-def calibration(task: Task) -> list[dict[str, Tensor]]:
-    """Training samples without their labels."""
-    torch.manual_seed(0)
-    found: tuple[Any, Any] = task.train_data(len(task.stages()) - 1)
-    dataset, collate = found
-    order = torch.randperm(len(dataset))[:CALIBRATION].tolist()
-    batches = []
-    for start in range(0, len(order), 64):
-        own = order[start : start + 64]
-        batch = collate(dataset.__getitems__(own) if isinstance(task, Cifar10) else [dataset[i] for i in own])
-        batches.append({name: value for name, value in batch.items() if name != "labels"})
-    return batches
 
 
 def runs_of(args: argparse.Namespace, seed: int) -> tuple[list[Run], Run]:
@@ -118,7 +87,7 @@ def measured(task: Task, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     dense = task.load(args.output_dir / sleeping.base.name)
     core = task.load(args.output_dir / sleeping.name)
     load_dormant_(core, args.output_dir / sleeping.name)  # type: ignore[arg-type]
-    calibrate_dormant_(core, calibration(task))
+    calibrate_dormant_(core, [without_labels(batch) for batch in calibration(task, CALIBRATION, batches=8)])
     if isinstance(task, Cifar10):
         dormant_of(core).awake.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     labels = torch.tensor([label for _, label in every])
@@ -201,7 +170,7 @@ def gain(rows: Rows, name: str) -> float:
 def render(args: argparse.Namespace) -> None:
     found = json.loads(args.output.read_text())
     first: Rows = next(iter(found["seeds"].values()))["rows"]
-    title = {"sst2": "MiniLM on SST-2", "cifar10": "CIFAR-10"}[found["task"]]
+    title = TITLES[found["task"]]
     precision = "" if found["recipe"]["bf16"] else " --no-bf16"
     dense = statistics.mean(each["dense_accuracy"] for each in found["seeds"].values())
     lines = [
@@ -276,30 +245,14 @@ def draw(found: dict[str, Any], first: Rows, path: Path, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=["train", "measure", "render"])
-    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--core", type=float, default=0.9, help="removed of the core")
     parser.add_argument("--awake", type=float, default=0.6, help="removed while all is awake")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.8, 0.9], help="of the static models")
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.05, 0.1, 0.2, 0.3, 0.5, 1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_seed", type=int)
-    parser.add_argument("--output_dir", type=Path)
-    parser.add_argument("--output", type=Path, help="default: model_cards/dormant-<task>.json")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--train_bases", action="store_true")
-    parser.add_argument("--max_steps", type=int)
     parser.add_argument("--samples", type=int, help="of the validation data; default: all")
     parser.add_argument("--timed", type=int, default=10_000, help="samples that are timed, at most")
     parser.add_argument("--blocks", type=int, default=3)
-    known, _ = parser.parse_known_args()
-    kind = TASKS[known.task]
-    kind.add_options(parser)  # type: ignore[attr-defined]
-    args = parser.parse_args()
-    task = kind(args)
-    args.output_dir = args.output_dir or Path(task.default_output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    args.output = args.output or Path(f"model_cards/dormant-{args.task}.json")
+    args, task = parsed(parser, "dormant")
     if args.phase == "train":
         train(task, args)
     elif args.phase == "measure":

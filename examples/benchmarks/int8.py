@@ -22,15 +22,13 @@ from typing import Any
 import numpy
 import onnxruntime
 import torch
-from allocation import CHANGES, TASKS, TITLES, calibration
-from cifar10 import MEAN, STD, Cifar10
-from harness.images import normalised
+from cifar10 import Cifar10
 from harness.runs import Run, environment, write_json
 from harness.task import Task
 from harness.training import ensure
-from sst2 import Sst2
 from torch import Tensor, nn
 from tqdm import tqdm
+from two_tasks import CHANGES, TITLES, calibration, parsed, samples, without_labels
 
 from optimum.dendritic import DendriticError
 from optimum.dendritic.runtimes.int8 import quantized
@@ -39,18 +37,6 @@ from optimum.dendritic.runtimes.onnx import export_onnx
 BLOCKS = 8
 Answer = Callable[[dict[str, Tensor]], int]
 Form = tuple[Answer, int]  # the class that it answers to one sample, and its bytes on disk
-
-
-def samples(task: Task) -> list[tuple[dict[str, Tensor], int]]:
-    """The validation samples, each as a batch of one, and their labels."""
-    if isinstance(task, Cifar10):
-        images, labels = task.splits_of("validation")
-        pixels = normalised(images, MEAN, STD)
-        return [({"pixel_values": image[None]}, int(label)) for image, label in zip(pixels, labels, strict=True)]
-    assert isinstance(task, Sst2)
-    split = task.splits["validation"]
-    batches = [task.pad([split[i]]) for i in range(len(split))]
-    return [({k: v for k, v in batch.items() if k != "labels"}, int(batch["labels"])) for batch in batches]
 
 
 def in_torch(model: nn.Module) -> Form:
@@ -79,7 +65,7 @@ def in_onnx(model: nn.Module, task: Task, folder: Path, batches: list[dict[str, 
 
 def forms(task: Task, model: nn.Module, folder: Path) -> Iterator[tuple[str, Form]]:
     """Every form of a model, by name."""
-    batches = [{k: v for k, v in b.items() if k != "labels"} for b in calibration(task, 128)]
+    batches = [without_labels(batch) for batch in calibration(task, 128)]
     images = isinstance(task, Cifar10)
     model = model.to(memory_format=torch.contiguous_format) if images else model  # type: ignore[call-overload]
     yield "PyTorch, float32", in_torch(model)
@@ -154,27 +140,10 @@ def render(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--level", type=float, help="removed; default: 0.8 (sst2), 0.5 (cifar10)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_seed", type=int)
-    parser.add_argument("--output_dir", type=Path)
-    parser.add_argument("--output", type=Path, help="default: model_cards/int8-<task>.json")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--train_bases", action="store_true")
-    parser.add_argument("--max_steps", type=int)
     parser.add_argument("--samples", type=int, default=2000, help="of the validation data, at most")
-    known, _ = parser.parse_known_args()
-    kind = TASKS[known.task]
-    kind.add_options(parser)  # type: ignore[attr-defined]
-    args = parser.parse_args()
-    args.levels = []
-    task = kind(args)
+    args, task = parsed(parser, "int8")
     args.level = args.level or {"sst2": 0.8, "cifar10": 0.5}[args.task]
-    args.output_dir = args.output_dir or Path(task.default_output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    args.output = args.output or Path(f"model_cards/int8-{args.task}.json")
     torch.set_num_threads(1)
     seeds = {str(seed): measured(task, args, seed) for seed in args.seeds}
     about = {"environment": environment(), "task": args.task, "level": args.level, "recipe": task.recipe()}
