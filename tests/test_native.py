@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers as hf
 from helpers.compare import every
-from helpers.families import ALL, Family, build, inputs_of
-from helpers.families_training import close, endless, logits, train
+from helpers.families import Family, build, inputs_of
+from helpers.families_training import close, logits
+from helpers.native_models import FAMILIES, NativeModels
 from helpers.stock_environment import answers_elsewhere, python_without_us
 from safetensors.torch import load_file
 
@@ -36,8 +37,6 @@ pytestmark = pytest.mark.slow
 
 NAMES = ["BERT", "DistilBERT", "GPT-2", "ViT", "Llama"]
 SPARSITY = {"ViT": 0.3}  # its patches, which no stock config makes narrower, are much of so small a model
-FAMILIES = {family.name: family for family in ALL}
-STEPS = 12
 
 
 def native(name: str, **fields) -> DendriticConfig:
@@ -46,19 +45,8 @@ def native(name: str, **fields) -> DendriticConfig:
     )
 
 
-@functools.cache
-def masked(name: str) -> hf.PreTrainedModel:
-    """A family's model after a few steps; whoever changes it takes a copy."""
-    family = FAMILIES[name]
-    model = inject_(build(family), native(name), example_inputs=inputs_of(family))
-    with torch.random.fork_rng([]):
-        train(model, endless(family.batch()), STEPS, native(name))
-    return model
-
-
-@functools.cache
-def packed(name: str) -> hf.PreTrainedModel:
-    return compress_(copy.deepcopy(masked(name)), inputs_of(FAMILIES[name]))
+MODELS = NativeModels(native)
+masked, packed = MODELS.masked, MODELS.packed
 
 
 def wide() -> tuple[hf.PreTrainedModel, dict]:

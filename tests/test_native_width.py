@@ -1,7 +1,6 @@
 """The width of the residual streams in a stock config: alone, or with the heads where it says no width of them."""
 
 import copy
-import functools
 import json
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import pytest
 import torch
 import transformers as hf
 from helpers.compare import every
-from helpers.families import ALL, build, inputs_of
-from helpers.families_training import close, endless, logits, train
+from helpers.families import build, inputs_of
+from helpers.families_training import close, logits
+from helpers.native_models import FAMILIES, NativeModels
 from helpers.sizes import TEXT
 from helpers.stock_environment import answers_elsewhere, python_without_us
 from safetensors.torch import load_file
@@ -33,14 +33,12 @@ from optimum.dendritic.structure.model_costs import layer_costs
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = {family.name: family for family in ALL}
 ALONE = {("hidden_size",), ("num_attention_heads", "num_key_value_heads")}
 WIDTHS = {  # the dials of widths beside that of the FFN
     "Llama": ALONE, "Qwen3": ALONE, "Mistral": ALONE, "Gemma": ALONE, "Gemma 2": ALONE,
     "BERT": {("hidden_size", "num_attention_heads")}, "ViT": {("hidden_size", "num_attention_heads")},
     "GPT-2": {("n_embd", "n_head")}, "OPT": {("hidden_size", "word_embed_proj_dim", "num_attention_heads")},
 }  # fmt: skip
-STEPS = 12
 WITHOUT_FFN = {"units": ["heads", "streams"], "sparsity": 0.5}  # it is most of so small a Gemma, and goes first
 FIELDS = {"Gemma": WITHOUT_FFN}
 
@@ -50,19 +48,8 @@ def native(name: str, **fields) -> DendriticConfig:
     return DendriticConfig(**{**given, **FIELDS.get(name, {}), **fields})
 
 
-@functools.cache
-def masked(name: str) -> hf.PreTrainedModel:
-    """A family's model after a few steps; whoever changes it takes a copy."""
-    family = FAMILIES[name]
-    model = inject_(build(family), native(name), example_inputs=inputs_of(family))
-    with torch.random.fork_rng([]):
-        train(model, endless(family.batch()), STEPS, native(name))
-    return model
-
-
-@functools.cache
-def packed(name: str) -> hf.PreTrainedModel:
-    return compress_(copy.deepcopy(masked(name)), inputs_of(FAMILIES[name]))
+MODELS = NativeModels(native)
+masked, packed = MODELS.masked, MODELS.packed
 
 
 def dials(model: hf.PreTrainedModel) -> dict[tuple[str, ...], tuple[int, ...]]:
