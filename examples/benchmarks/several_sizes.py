@@ -109,7 +109,8 @@ def render(args: argparse.Namespace) -> None:
     lines = [
         "# One training of several sizes against a training for each: MiniLM on SST-2",
         "",
-        "Whole heads and neurons, from the dense base of the seed, which teaches each unless it is said otherwise. A training for each size has "
+        "Whole heads and neurons, from the dense base of the seed, which teaches each unless it is said "
+        "otherwise. A training for each size has "
         f"{epochs:g} epochs; one training of all sizes has {count * epochs:g}, each size a part of its steps. "
         f"Validation accuracy, seeds {', '.join(map(str, seeds))}, ± one standard deviation; differences with the "
         f"paired bootstrap's 95 % interval; {whole['environment']['device']}.",
