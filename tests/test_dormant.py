@@ -177,6 +177,8 @@ def test_measured_with_what_is_dormant():
     assert asleep.parameters == half.parameters > alone.parameters and asleep.bytes > alone.bytes
     assert "wake rate" in half.table() and half.to_dict()["wake_rate"] == 0.5
     assert "wake_rate" not in alone.to_dict()
+    with pytest.raises(DendriticError, match="^compiled = True: cannot be compiled as a whole"):
+        measure(core, inputs, baseline=model, memory=False, seconds=0.01, compiled=True)
 
 
 @pytest.mark.slow

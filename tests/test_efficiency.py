@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 from functools import partial
-from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from optimum.dendritic.efficiency.compiled import compiled_forms
 from optimum.dendritic.efficiency.latency import paired_ratio, summarise
 from optimum.dendritic.efficiency.macs import count_macs
 from optimum.dendritic.efficiency.size import count_parameters, serialised_bytes
-from optimum.dendritic.efficiency.wakeful import ATTRIBUTE, Wakeful
 
 QUICK = {"seconds": 0.05, "threads": 1, "large_batch": 4, "memory": False}
 
@@ -470,10 +468,3 @@ def test_compiled_models_are_timed_as_such_and_left_as_they_are():
     forms = compiled_forms([model])
     with torch.inference_mode():
         torch.testing.assert_close(forms[0](**tokens()).logits, expected)
-
-
-def test_what_is_dormant_is_not_compiled():
-    model = bert(16)
-    vars(model)[ATTRIBUTE] = create_autospec(Wakeful, instance=True)
-    with pytest.raises(DendriticError, match="^compiled = True"):
-        compiled_forms([model])
