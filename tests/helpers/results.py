@@ -66,8 +66,7 @@ OTHERS = {
     "allocation-sst2": "divisions of the budget, ranked, uniform, evolved and learned, in one shot and trained",
     "sizes-sst2": "one training of three sizes of MiniLM against a training for each",
     "llama-cpp": "a Llama in llama.cpp, dense and packed: size of file, milliseconds per token",
-    "speed": "packed models of full size against dense and evenly narrower ones, in share of MACs and of time",
-    "speed-batch1": "newer and shorter, in bf16 too: gathers of whole segments, which cost less than before",
+    "speed": "packed models of full size against dense and evenly narrower ones, in fp32 and bf16, on a busy machine",
     "robustness": "what hostile files, interruptions, kills and a failing Hub do, in counts",
 }
 INTRO = """\
