@@ -11,6 +11,7 @@ share of MACs divided by the share of time: 1 if the time falls as the MACs do.
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -27,12 +28,20 @@ from tqdm import tqdm
 from optimum.dendritic import DendriticConfig, compress_, inject_, update_
 
 BLOCK_SECONDS, FEWEST_BLOCKS, MOST_BLOCKS = 0.03, 7, 200
-FORMS = ("structured", "fine", "narrower")
+FORMS: dict[str, dict[str, Any]] = {  # fields of DendriticConfig
+    "structured": {"units": "structured"},
+    "structured, multiples of 32": {"units": "structured", "multiple_of": 32},
+    "fine": {"units": "fine"},
+    "fine, multiples of 32": {"units": "fine", "multiple_of": 32},
+    "4 arbors": {"units": "fine", "arbors": 4},
+}
+NARROWER = "narrower"
 
 
-def packed(subject: Subject, scale: float, sparsity: float, units: str) -> nn.Module:
+def packed(subject: Subject, scale: float, sparsity: float, form: str) -> nn.Module:
     model = subject.make(scale).eval()
-    inject_(model, DendriticConfig(sparsity=sparsity, budget="macs", units=units, importance="random", floor=0.0))
+    config = DendriticConfig(sparsity=sparsity, budget="macs", importance="random", floor=0.0, **FORMS[form])
+    inject_(model, config)
     update_(model, sparsity)
     return compress_(model).eval()
 
@@ -91,41 +100,41 @@ def rows(subject: Subject, models: dict[str, nn.Module], args: argparse.Namespac
             dense, *others = in_turn(calls, args.seconds)
             row: dict[str, Any] = {"dtype": dtype, "mode": mode, "batch": batch, "channels_last": last}
             row |= {"dense_ms": 1e3 * statistics.median(dense[0])}
-            for name, own in zip(FORMS, others, strict=True):
-                row |= {f"{name}_wall": ratio(own[0], dense[0]), f"{name}_thread": ratio(own[1], dense[1])}
+            for name, own in zip(list(models)[1:], others, strict=True):
+                row[name] = {"wall": ratio(own[0], dense[0]), "thread": ratio(own[1], dense[1])}
             found.append(row)
     return found
 
 
 def compared(subject: Subject, level: float, args: argparse.Namespace) -> dict[str, Any]:
     models = {"dense": subject.make(args.scale).eval()}
-    models |= {units: packed(subject, args.scale, level, units) for units in FORMS[:2]}
-    models |= {"narrower": narrower(subject, args.scale, subject.macs(models["structured"]))}
+    models |= {form: packed(subject, args.scale, level, form) for form in args.forms}
+    models |= {NARROWER: narrower(subject, args.scale, subject.macs(models[args.forms[0]]))}
     dense = subject.macs(models["dense"])
-    macs = {name: subject.macs(models[name]) / dense for name in FORMS}
+    macs = {name: subject.macs(model) / dense for name, model in models.items()}
     times = [row for dtype in args.dtypes for mode in args.modes for row in rows(subject, models, args, dtype, mode)]
     return {"macs": macs, "times": times}
 
 
-def table(found: dict[str, dict[str, Any]], command: str, about: str, clock: str) -> str:
+def table(found: dict[str, dict[str, Any]], forms: Sequence[str], command: str, about: str, clock: str) -> str:
     lines = [
         "# Packed models against dense and evenly narrower ones",
         "",
-        f"`{command}`; {about}. Shares are of the dense model, times by the {clock} clock; efficiency is the share of "
-        "MACs divided by that of time.",
+        f"`{command}`; {about}. Shares are of the dense model, times by the {clock} clock; in brackets the efficiency, "
+        f"which is the share of MACs divided by that of time. MACs are those of the form {forms[0]}, and of the "
+        "narrower model, which has at most as many.",
         "",
-        "| model | removed | dtype | mode | batch | MACs | time: structured | fine | narrower | "
-        "efficiency: structured | fine | narrower |",
-        "| --- " * 12 + "|",
+        f"| model | removed | dtype | mode | batch | MACs | {' | '.join((*forms, NARROWER))} |",
+        "| --- " * (7 + len(forms)) + "|",
     ]
     for name, levels in found.items():
         for level, result in levels.items():
             for row in result["times"]:
-                times = [row[f"{form}_{clock}"] for form in FORMS]
-                gains = [result["macs"][form] / share for form, share in zip(FORMS, times, strict=True)]
                 mode = f"{row['mode']}{', channels_last' if row['channels_last'] else ''}"
-                cells = [name, level, row["dtype"], mode, str(row["batch"]), f"{result['macs']['structured']:.3f}"]
-                cells += [f"{share:.3f}" for share in times] + [f"{gain:.2f}" for gain in gains]
+                cells = [name, level, row["dtype"], mode, str(row["batch"]), f"{result['macs'][forms[0]]:.3f}"]
+                for form in (*forms, NARROWER):
+                    share = row[form][clock]
+                    cells.append(f"{share:.3f} ({result['macs'][form] / share:.2f})")
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -134,6 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.8])
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=["structured", "fine"], help="the narrower model is as the first"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
@@ -154,8 +166,8 @@ def main() -> None:
                 settings = {key: value for key, value in vars(args).items() if key != "output"}
                 write_json(args.output, {"environment": about, "settings": settings, "models": found})
                 bar.update()
-    command = " ".join(["python examples/benchmarks/speed.py", *sys.argv[1:]])
-    text = table(found, command, f"{about['device']}, {args.threads} thread(s)", clock)
+    command = shlex.join(["python", "examples/benchmarks/speed.py", *sys.argv[1:]])
+    text = table(found, args.forms, command, f"{about['device']}, {args.threads} thread(s)", clock)
     args.output.with_suffix(".md").write_text(text)
 
 
