@@ -25,6 +25,7 @@ from harness import (  # noqa: E402
     augment,
     bases,
     claims,
+    comparison,
     images,
     metric,
     report,
@@ -100,7 +101,9 @@ class Toy(Task):
 Toy.__abstractmethods__ = frozenset()
 
 
-@pytest.mark.parametrize("module", [augment, runs, metric, claims, shrinkage, statistics, summary, teaching])
+@pytest.mark.parametrize(
+    "module", [augment, runs, metric, claims, comparison, shrinkage, statistics, summary, teaching]
+)
 def test_the_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 

@@ -13,14 +13,14 @@ by the bare pruned model (`-bare`), and an agent that begins with the same of ev
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from harness.comparison import against, mean, percent
 from harness.runs import Run, environment, write_json
-from harness.statistics import paired_difference, per_example
 from harness.task import Task
 from harness.training import ensure, pruning_config
 from torch import Tensor, nn
@@ -125,19 +125,9 @@ def gathered(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     return {**about, "evaluations": args.evaluations, "calibration": args.calibration, "rows": rows}
 
 
-def mean(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float], digits: int) -> str:
-    values = [value(row) for row in rows]
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def against(rows: list[dict[str, Any]], others: list[dict[str, Any]], which: str) -> str:
-    """Points above the others, of the seeds that both have."""
-    errors = [{row["seed"]: 1 - per_example(row[which]["examples"]) for row in side} for side in (others, rows)]
-    difference = paired_difference(*errors)
-    if difference is None:
-        return ""
-    return f"{100 * difference.mean:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+def scored(rows: list[dict[str, Any]], which: str) -> list[dict[str, Any]]:
+    """The scores "one_shot" or "trained", where there is one."""
+    return [{"seed": row["seed"], **row[which]} for row in rows if which in row]
 
 
 def render(args: argparse.Namespace) -> None:
@@ -166,12 +156,10 @@ def render(args: argparse.Namespace) -> None:
     for level in sorted({row["level"] for row in rows}):
         for method in dict.fromkeys(row["method"] for row in rows if row["level"] == level):
             own, others = ([r for r in rows if r["level"] == level and r["method"] == m] for m in (method, "global"))
-            cells = [f"{statistics.mean(row['evaluations'] for row in own):.0f}", mean(own, lambda row: row["loss"], 3)]
-            cells.append(mean(own, lambda row: 100 * row["one_shot"]["score"], 2))
-            cells.append("" if method == "global" else against(own, others, "one_shot"))
-            own, others = ([row for row in side if "trained" in row] for side in (own, others))
-            cells += [mean(own, lambda row: 100 * row["trained"]["score"], 2)] if own else [""]
-            cells += [against(own, others, "trained") if own and method != "global" else ""]
+            cells = [f"{statistics.mean(row['evaluations'] for row in own):.0f}", mean([row["loss"] for row in own], 3)]
+            for which in ("one_shot", "trained"):
+                mine, theirs = (scored(side, which) for side in (own, others))
+                cells += [percent(mine), "" if method == "global" else against(mine, theirs)]
             lines.append(f"| {level:.0%} | {method} | {' | '.join(cells)} |")
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
     draw(rows, args.output.with_suffix(".png"), TITLES[task])

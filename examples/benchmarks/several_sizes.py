@@ -11,13 +11,12 @@ separate ones together. `train` resumes.
 import argparse
 import json
 import shutil
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.comparison import against, percent
 from harness.runs import Run, environment, write_json
-from harness.statistics import paired_difference, per_example
 from harness.task import Score
 from harness.training import ensure
 from sst2 import Sst2
@@ -130,15 +129,7 @@ def render(args: argparse.Namespace) -> None:
 
 def _cells(rows: list[dict[str, Any]], way: str, level: float) -> tuple[str, str]:
     own, others = ([r for r in rows if r["way"] == w and r["level"] == level] for w in (way, "separate"))
-    if not own:
-        return "", ""
-    scores = [100 * row["score"] for row in own]
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    errors = [{row["seed"]: 1 - per_example(row["examples"]) for row in side} for side in (others, own)]
-    difference = None if way == "separate" else paired_difference(*errors)
-    against = "" if difference is None else f"{100 * difference.mean:+.2f} points"
-    against += "" if difference is None else f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-    return f"{statistics.mean(scores):.2f}{spread}", against
+    return percent(own), "" if way == "separate" else against(own, others)
 
 
 def _seconds(rows: list[dict[str, Any]], way: str) -> float:

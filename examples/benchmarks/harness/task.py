@@ -82,6 +82,7 @@ class Task(ABC):
         default_card: Where the card is written.
         later: What `recipe` names and no base depends on, so that one base serves every last stage.
         shrinkage: How strongly groups shrink before they are pruned, where they do; DepGraph's own strength.
+        pack_at_freeze: Whether the recovery trains the packed model.
     """
 
     metric: Metric = ACCURACY
@@ -90,6 +91,7 @@ class Task(ABC):
     default_card: str
     later: tuple[str, ...] = ("epochs1", "learning_rate1", "distillation")
     shrinkage: float = 5e-4
+    pack_at_freeze: bool = False
 
     def __init__(self, args: argparse.Namespace):
         self.args = args

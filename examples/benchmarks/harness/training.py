@@ -171,7 +171,9 @@ def _callbacks(task: Task, run: Run, config: DendriticConfig | None, output_dir:
     if config is None:
         return [Teaching(teacher, weight)] if teacher is not None else []
     shrinking = [GroupShrinkage(config, task.shrinkage)] if run.method == SHRINKING else []
-    return [DendriticCallback(config, teacher=teacher, example_inputs=_first(task.example_inputs())), *shrinking]
+    inputs = _first(task.example_inputs())
+    pruning = DendriticCallback(config, teacher=teacher, example_inputs=inputs, pack_at_freeze=task.pack_at_freeze)
+    return [pruning, *shrinking]
 
 
 def _trainer(
