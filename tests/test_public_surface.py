@@ -68,6 +68,7 @@ BESIDES = {  # public in modules of their own; docs/reference/api.md lists the s
     "optimum.dendritic.runtimes.int8": ["quantized"],
     "optimum.dendritic.runtimes.openvino": ["export_openvino"],
     "optimum.dendritic.runtimes.plain_linears": ["with_plain_linears"],
+    "optimum.dendritic.runtimes.vllm": ["export_vllm"],
 }
 IN_PLACE = [
     "calibrate_dormant_",

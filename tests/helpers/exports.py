@@ -59,6 +59,24 @@ EXPORTS = {
     "litert": Export("LiteRT", export_litert, "litert_torch", {"llama": "its LiteRT file differs"}),
 }
 
+VLLM = {  # model type -> name, blocks whose FFNs differ; test_vllm.py proves each
+    "llama": ("Llama", "yes"),
+    "mistral": ("Mistral", "yes"),
+    "qwen2": ("Qwen2", "yes"),
+    "qwen3": ("Qwen3", "refused: norms in its attention"),
+}
+PER_LAYER = {  # what stock transformers 5.23 makes of `per_layer_config`; test_per_layer_config.py proves each
+    ("Llama", "intermediate_size"): False,
+    ("Llama", "num_key_value_heads"): False,
+    ("BERT", "intermediate_size"): False,
+    ("Gemma 4", "intermediate_size"): False,
+    ("Gemma 4", "num_attention_heads"): False,
+    ("Gemma 4", "num_key_value_heads"): True,
+    ("Step 3.7", "intermediate_size"): False,
+    ("Step 3.7", "num_attention_heads"): True,
+    ("Step 3.7", "num_key_value_heads"): True,
+}
+
 GGUF = {  # model_type -> a row of the page: how a model whose blocks differ is written, and one whose blocks are alike
     "llama": ["Llama", "`deci`", "`llama`"],
     "mistral": ["Mistral", "`deci`", "`llama`"],

@@ -83,8 +83,8 @@ def export(parser: ArgumentParser) -> None:
     parser.description = (
         "Export a packed or dense model to another runtime, and check there that the file answers as the model "
         "does. Its config and its tokenizer or image processor go beside it. To GGUF, for llama.cpp, a Llama-like "
-        "model is written as one file, its tokenizer in it; to NIR, for neuromorphic chips, a network of ReLUs as a "
-        "spiking one."
+        "model is written as one file, its tokenizer in it; for vLLM, as a folder of the form of its "
+        "DeciLMForCausalLM; to NIR, for neuromorphic chips, a network of ReLUs as a spiking one."
     )
     _add_model(parser)
     parser.add_argument(
@@ -92,7 +92,8 @@ def export(parser: ArgumentParser) -> None:
         choices=FORMATS,
         default="onnx",
         metavar="NAME",
-        help="What to export to: %(choices)s (onnx). Each has an extra of its name; that of nir is `neuromorphic`.",
+        help="What to export to: %(choices)s (onnx). Each but vllm has an extra of its name; that of nir is "
+        "`neuromorphic`.",
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="Where the files are saved; of gguf and nir, the file."

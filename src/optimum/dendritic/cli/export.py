@@ -15,8 +15,9 @@ from ..runtimes.litert import export_litert
 from ..runtimes.nir import export_nir
 from ..runtimes.onnx import export_onnx
 from ..runtimes.openvino import export_openvino
+from ..runtimes.vllm import export_vllm
 from .loading import example_inputs, import_modules, load_model, processor_beside, told, write_json
-from .requests import GGUF, NIR
+from .requests import GGUF, NIR, VLLM
 
 RUNTIMES: dict[str, tuple[str, Callable[..., Path]]] = {  # the runtime that answers, and the function that exports
     "onnx": ("ONNX Runtime", export_onnx),
@@ -38,6 +39,9 @@ def run(args: Namespace) -> str:
     if args.format == GGUF:
         path = _exported(args, lambda: export_gguf(model, args.output, tokenizer=processor, dtype=args.gguf_type))
         checked = "It is read by llama.cpp."
+    elif args.format == VLLM:
+        path = _exported(args, lambda: export_vllm(model, args.output, tokenizer=processor))
+        checked = "vLLM reads the folder with --trust-remote-code."
     elif args.format == NIR:
         inputs = {model.main_input_name: _calibration(args.calibration)}
         path = _exported(args, lambda: export_nir(model, inputs, args.output))

@@ -13,7 +13,8 @@ from ..config import RECIPES, TARGETS, DendriticConfig
 from ..errors import DendriticError, invalid
 
 GGUF, NIR = "gguf", "nir"  # one file each
-FORMATS = ("onnx", "openvino", "executorch", "litert", GGUF, NIR)
+VLLM = "vllm"
+FORMATS = ("onnx", "openvino", "executorch", "litert", GGUF, NIR, VLLM)
 QUANTIZED = ("onnx", "openvino")  # to int8, without samples
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..layout.records import Dial
 from .changes import Blueprint, Change, merged
-from .fields import fields_of
+from .fields import fields_of, numbers_of
 
 Prove = Callable[[Sequence[str], Sequence[str], Sequence[str]], Dial | None]
 
@@ -49,7 +49,7 @@ class Attempt:
 
     def numbers(self) -> dict[str, int]:
         """The numbers of the config that may say it."""
-        numbers = fields_of(self.blueprint.config, int).items()
+        numbers = numbers_of(self.blueprint.config).items()
         return {p: n for p, n in numbers if n >= self.size and n % self.size == 0 and p not in self.used}
 
 

@@ -25,7 +25,7 @@ from ..nn.pack_model import pack_modules, stock_record
 from ..state import kept_in, set_dense_config, set_layout
 from ..structure.probing import probe, quiet
 from ..structure.verification import answers_alike, difference_of, exchanged
-from .fields import UnsupportedConfig, changed, dial_values
+from .fields import Entries, UnsupportedConfig, changed, dial_values
 from .models import assemble, source_name, stacks_kept, turn_into_
 from .rescale import keep_scales_
 from .verify import size_of
@@ -80,7 +80,7 @@ def native_(
     set_layout(
         model, Layout(config=layout.config, modules=records, dense_cost=layout.dense_cost, allowed=layout.allowed)
     )
-    said = ", ".join(f"{path} = {value}" for path, value in values.items())
+    said = ", ".join(f"{path} = {value}" for path, value in values.items() if not isinstance(value, Entries))
     logger.info(f"{type(model).__name__} is a stock model again, with {said}.")
     return model
 

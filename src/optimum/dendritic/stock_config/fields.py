@@ -1,5 +1,8 @@
 """The fields of a stock config: read by dotted path, and changed in a copy that the config itself admits.
 
+The entries of a list are numbers, too, and have paths of their own: where a config has one number for each layer
+(`intermediate_size.3` of Gemma 3n), layers may differ.
+
 Every changed config is written out and read back before it is used, so that its own validation decides.
 """
 
@@ -7,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import CRITICAL
 from typing import Any
 
@@ -17,6 +21,13 @@ from ..layout.records import Dial
 from ..process_state import alone
 
 OF_EVERY_CONFIG = frozenset(vars(PreTrainedConfig()))  # bookkeeping, of no architecture
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a list that stay, by their ascending `indices`: the value of a list whose others go."""
+
+    indices: tuple[int, ...]
 
 
 class UnsupportedConfig(ValueError):
@@ -46,24 +57,34 @@ def fields_of(config: PreTrainedConfig, kind: type) -> dict[str, Any]:
     return found
 
 
+def numbers_of(config: PreTrainedConfig) -> dict[str, int]:
+    """All whole numbers of an architecture by dotted path, those in lists of nothing else among them."""
+    lists = {path: value for path, value in fields_of(config, list).items() if all(type(each) is int for each in value)}
+    entries = {f"{path}.{index}": each for path, value in lists.items() for index, each in enumerate(value)}
+    return fields_of(config, int) | entries
+
+
 def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedConfig:
     """A copy of `config` without the fields of this package, and with other values at some dotted paths.
+
+    Entries of a list are set before others of it go: all paths are those of `config`.
 
     Raises:
         UnsupportedConfig: a path does not exist, or the config, written out and read back, is another one.
     """
     new = copy.deepcopy(config)
     new.__dict__.pop("quantization_config", None)
-    found = []
-    for path, value in values.items():
-        holder, (*parents, name) = new, path.split(".")
-        for parent in parents:
-            holder = vars(holder).get(parent)
-            if not isinstance(holder, PreTrainedConfig):
-                raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
-        if name not in vars(holder) or name in OF_EVERY_CONFIG:
+    numbers, lists = numbers_of(config), fields_of(config, list)
+    whole: dict[str, Any] = {path: value for path, value in values.items() if not isinstance(value, Entries)}
+    for path in [path for path in whole if path.rpartition(".")[2].isdigit()]:
+        name, _, index = path.rpartition(".")
+        if path not in numbers:
             raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
-        found.append((holder, name, value))
+        whole.setdefault(name, list(lists[name]))[int(index)] = whole.pop(path)
+    for path, value in values.items():
+        if isinstance(value, Entries):
+            whole[path] = [whole.get(path, lists[path])[index] for index in value.indices]
+    found = [(*_place(new, path), value) for path, value in whole.items()]
     try:
         for holder, name, value in found:
             setattr(holder, name, value)
@@ -76,13 +97,30 @@ def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedCo
     return new
 
 
+def _place(config: PreTrainedConfig, path: str) -> tuple[PreTrainedConfig, str]:
+    """The config that holds the field at a path, and the field's name in it.
+
+    Raises:
+        UnsupportedConfig: there is none.
+    """
+    holder, (*parents, name) = config, path.split(".")
+    for parent in parents:
+        inner = vars(holder).get(parent)
+        if not isinstance(inner, PreTrainedConfig):
+            raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
+        holder = inner
+    if name not in vars(holder) or name in OF_EVERY_CONFIG:
+        raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
+    return holder, name
+
+
 def dial_values(config: PreTrainedConfig, dial: Dial, units: int, kept: Sequence[int]) -> dict[str, Any]:
     """The values of `dial`'s fields when the ascending `kept` of its `units` are left.
 
     Raises:
         UnsupportedConfig: a field is not there, or has another value than the dial was found with.
     """
-    numbers, empty, lists = (fields_of(config, kind) for kind in (int, type(None), list))
+    numbers, empty, lists = numbers_of(config), fields_of(config, type(None)), fields_of(config, list)
     values: dict[str, Any] = {}
     for path in dial.fields:
         if path in numbers and numbers[path] % units == 0:
@@ -94,7 +132,7 @@ def dial_values(config: PreTrainedConfig, dial: Dial, units: int, kept: Sequence
     for path in dial.lists:
         if len(lists.get(path, ())) != units:
             raise UnsupportedConfig(f"{path} is not a list of {units} in {type(config).__name__}")
-        values[path] = [lists[path][index] for index in kept]
+        values[path] = Entries(tuple(kept))
     return values
 
 
