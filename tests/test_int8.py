@@ -73,6 +73,7 @@ def test_onnx_runtime_quantizes_every_matrix(tmp_path: Path):
     model, inputs = packed("bert", arbors=2)
     file = export_onnx(model, inputs, tmp_path / "small", int8=True)
     graph = onnx.load(file).graph
+    assert not any(node.metadata_props or node.doc_string for node in graph.node)
     floats = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1}
     assert not [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Gather") and floats & {*node.input}]
     operators = Counter(node.op_type for node in graph.node)

@@ -40,7 +40,8 @@ def parsed(parser: argparse.ArgumentParser, card: str) -> tuple[argparse.Namespa
     task = kind(argparse.Namespace(**{"levels": [], **vars(args)}))
     args.output_dir = task.args.output_dir = args.output_dir or Path(task.default_output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    args.output = args.output or Path(f"model_cards/{card}-{args.task}.json")
+    name = Path(task.default_output_dir).name if isinstance(task, Sst2) else args.task  # with the name of its recipe
+    args.output = args.output or Path(f"model_cards/{card}-{name}.json")
     return args, task
 
 

@@ -44,6 +44,7 @@ class Runtime:
         axes: The tensors of an example, and the axes of them that are left open.
         quantizer: What makes int8 of it, if anything does.
         options: What its runner is told, so that it computes in the model's precision.
+        finish: What is done to the file that was written, before it is run.
     """
 
     format: str
@@ -54,6 +55,7 @@ class Runtime:
     axes: Callable[[Mapping[str, Any]], tuple[Inputs, Axes]] = open_axes
     quantizer: Quantizer | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    finish: Callable[[Path], None] | None = None
 
 
 def export_to(
@@ -85,6 +87,8 @@ def export_to(
         proofs = list(cases(inputs, axes))
         with logging.tqdm(total=1 + len(proofs), desc=f"export to {runtime.format}", unit="step") as bar:
             metadata = _export(exporter, exported, inputs, axes, quantizer, staging)
+            if runtime.finish is not None:
+                runtime.finish(staging / runtime.file)
             bar.update()
             run = runner.from_program(exporter.load_program(staging / runtime.file), metadata, "cpu", **runtime.options)
             for case in proofs:
