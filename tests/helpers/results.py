@@ -63,6 +63,8 @@ OTHERS = {
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
     "dormant-sst2": "what waking on doubt buys over static models of the same mean time: nothing sure",
     "int8-sst2": "dense and packed MiniLM in float32 and int8, in PyTorch and ONNX Runtime: accuracy, bytes, time",
+    "int8-sst2-low-rank": "the same where the whole model pays and the embedding is two factors",
+    "int8-cifar10": "dense and packed ResNet-20 in float32 and int8, one seed",
     "allocation-sst2": "divisions of the budget, ranked, uniform, evolved and learned, in one shot and trained",
     "sizes-sst2": "one training of three sizes of MiniLM against a training for each",
     "llama-cpp": "a Llama in llama.cpp, dense and packed: size of file, milliseconds per token",
