@@ -12,10 +12,8 @@ from .timing import time_phase
 from .training import base_phase, keep_phase, train_phase
 
 
-def main(task_class: type[Task], description: str | None) -> None:
-    """Parse the command line and run one phase."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["base", "keep", "train", "time", "render"])
+def add_options(parser: argparse.ArgumentParser, task_class: type[Task]) -> None:
+    """What all tables can be asked for, and what this one can."""
     parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
     parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -34,6 +32,13 @@ def main(task_class: type[Task], description: str | None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
     parser.add_argument("--large_batch", type=int, default=8, help="when timing: the second batch size")
     task_class.add_options(parser)
+
+
+def main(task_class: type[Task], description: str | None) -> None:
+    """Parse the command line and run one phase."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=["base", "keep", "train", "time", "render"])
+    add_options(parser, task_class)
     args = parser.parse_args()
     args.config = dict(args.config)
     args.variant = args.variant or ",".join(f"{name}={value}" for name, value in args.config.items())

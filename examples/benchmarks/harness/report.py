@@ -44,8 +44,8 @@ def render(task: Task, output_dir: Path, path: Path) -> None:
         TEMPLATE.read_text().format(
             **card.texts(),
             **conditions(table, card, task.control()),
-            claims=_grid(["claim", "measured", ""], [[c.text, c.measured, VERDICTS[c.holds]] for c in found]),
-            table=_grid(*_results(table)),
+            claims=grid(["claim", "measured", ""], [[c.text, c.measured, VERDICTS[c.holds]] for c in found]),
+            table=grid(*_results(table)),
             findings="\n".join(f"* {sentence}" for sentence in findings(table)),
             figures="\n\n".join(f"![{caption}]({figure.name})" for caption, figure in figures.items()),
             ablations=_ablations(table),
@@ -136,7 +136,7 @@ def _ablations(table: Table) -> str:
         "parameters",
         "MACs",
     ]
-    return f"\n## Ablations\n\n{_grid(header, rows)}\n"
+    return f"\n## Ablations\n\n{grid(header, rows)}\n"
 
 
 def _number(row: Row, name: str) -> str:
@@ -147,6 +147,6 @@ def _batch(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
-def _grid(header: list[str], rows: list[list[str]]) -> str:
+def grid(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
