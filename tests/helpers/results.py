@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from helpers import published
 from helpers.pages import README, ROOT
 from optimum.dendritic.efficiency.words import faster, smaller
 
@@ -59,6 +60,7 @@ NOTES = {
 }
 EARLIER = ["resnet20-cifar10", "vit-cifar10", "mnist-convnet", "gpt2-tinyshakespeare"]
 OTHERS = {
+    "peers": "other packages that prune, on our models, data and recipes: accuracy, bytes, reloading, time, lines",
     "oneshot": "without training, MiniLM at 30 and 50 %",
     "ranking-resnet20": "what each score knows of a ResNet-20's channels, and what it does not",
     "dormant-sst2": "what waking on doubt buys over static models of the same mean time: nothing sure",
@@ -115,7 +117,7 @@ def costs(row: dict[str, Any], sizes: tuple[int, int]) -> str:
 def page() -> str:
     """docs/results.md."""
     others = "\n".join(f"* [{name}](../model_cards/{name}.md): {what}." for name, what in OTHERS.items())
-    parts = [INTRO, *map(section, BENCHMARKS), f"## More\n\n{others}\n"]
+    parts = [INTRO, *map(section, BENCHMARKS), published.section(grid), f"## More\n\n{others}\n"]
     return "\n".join(parts)
 
 
@@ -133,6 +135,11 @@ def section(card: str) -> str:
     if card in EARLIER:
         rows += "\n\nThe runs are older than the recipe that the script has now."
     return f"## [{title}](../model_cards/{card}.md)\n\n{NOTES[card]} {told}\n\n{rows}\n"
+
+
+def grid(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cells(line: str) -> list[str]:
