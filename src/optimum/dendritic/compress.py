@@ -128,6 +128,7 @@ def _compress_(
     records |= {name: Skipped(returns) for name, returns in packed.skipped.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in packed.parameters.items()}
     cut: dict[str, Any] = {"parameters": shapes, "numbers": packed.numbers, "allowed": layout.allowed, "left": left}
+    cut["factored"] = layout.factored
     set_layout(model, Layout(config=layout.config, modules={**records}, dense_cost=layout.dense_cost, **cut))
     forms = {name: record for name, record in records.items() if isinstance(record, Form | Recurrent)}
     dense = dense_layers(model, records)

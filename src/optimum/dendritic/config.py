@@ -96,6 +96,9 @@ class DendriticConfig:
         latency_ms: the milliseconds that one forward pass of the packed model is to take, measured likewise.
         parameters: the largest number of parameters of the packed model.
         megabytes: the largest size of its safetensors file, in 10^6 bytes.
+        embedding_rank: the rank of the two factors that the input embedding begins as, a table of so many columns and a
+            linear layer, where the whole model is counted. The rank is then pruned like everything else. None for one
+            table.
         multiple_of: what the width of every tensor that shrinks, and of every gather, stays a multiple of; 8, 16 or 64
             where a device computes such widths faster. The budget is then met to within one such step.
         version: format version of the JSON form.
@@ -131,6 +134,7 @@ class DendriticConfig:
     latency_ms: float | None = None
     parameters: float | None = None
     megabytes: float | None = None
+    embedding_rank: int | None = None
     multiple_of: int = 1
     version: int = VERSION
 
@@ -160,6 +164,7 @@ class DendriticConfig:
         check_choice("scope", self.scope, SCOPES)
         check_choice("importance", self.importance, IMPORTANCES)
         check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        self._check_embedding()
         if not isinstance(self.native, bool):
             raise invalid(
                 "native",
@@ -168,6 +173,7 @@ class DendriticConfig:
                 "Leave it at its default, False, for the finest pruning.",
             )
         stocks = (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0))
+        stocks += (("embedding_rank", self.embedding_rank, None),)
         for field, value, stock in (*stocks, ("allocation", self.allocation, "global")):
             if self.native and value != stock:
                 raise invalid(
@@ -216,10 +222,21 @@ class DendriticConfig:
             rule = f"is what sparsity is a fraction of, and the target is {self.target}"
             raise invalid("budget", self.budget, rule, "Leave it out.")
         own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
+        own["embedding_rank"] = self.embedding_rank
         for field, value in own.items() if self.target in TIMED else ():
             if value:
                 rule = f"has no measured price, and the target is {self.target}"
                 raise invalid(field, value, rule, f"Leave {field} out, or give sparsity.")
+
+    def _check_embedding(self) -> None:
+        """The factors of the embedding pay out of the budget of the whole model, or they would count for nothing."""
+        if self.embedding_rank is None:
+            return
+        check_integer("embedding_rank", self.embedding_rank, at_least=1)
+        if not self.counts_model:
+            rule = f"pays out of the budget of the whole model, and scope = {self.scope!r} leaves the embedding out"
+            remedy = "Set scope='model', or parameters or megabytes as the target."
+            raise invalid("embedding_rank", self.embedding_rank, rule, remedy)
 
     @property
     def removed(self) -> float | None:

@@ -29,9 +29,10 @@ from .state import layout_of, note_base, set_layout
 from .stock_config.find import find_dials
 from .structure.dependency_groups import Wiring, trace_wiring
 from .structure.example_inputs import as_mapping
-from .structure.goal import allowed_cost, check_reachable
+from .structure.goal import allowed_cost, check_factors, check_reachable
+from .structure.input_embedding import factor_embedding_
 from .structure.made_inputs import TRACING_IMAGE_SIZE, example_inputs_for, timed_inputs_for
-from .structure.model_costs import costs_of
+from .structure.model_costs import costs_of, dense_cost_of
 from .structure.multiples import units_together
 from .structure.norms import norms_of
 from .structure.probing import quiet
@@ -56,6 +57,7 @@ def inject_(
     example_inputs: Any = None,
     layer_by_layer: bool = False,
     timed_on: Any = None,
+    token_counts: Any = None,
 ) -> nn.Module:
     """Replace the target layers by layers with dendritic segments, in place.
 
@@ -68,23 +70,30 @@ def inject_(
             then packed alone, nothing is cut across layers, and nothing can prove that the packed model answers alike.
         timed_on: keyword arguments of `model.forward` that the model is timed on, where `speedup` or `latency_ms` is
             the target. Default: `example_inputs`, or one sample of 128 tokens or of the config's image size.
+        token_counts: with `embedding_rank`, how often each token occurs in the training data, `[tokens]`: the two
+            factors come nearest to the embeddings of those that occur. Default: all alike.
 
     Returns:
         `model`.
 
     Raises:
         DendriticError: `model` is wrapped, has adapters, is injected with another config, or is packed; a pattern
-            matches nothing; floors forbid the sparsity; no inputs can be made; the forward pass cannot be traced; MACs
-            cannot be counted; `native` is asked of a model whose config cannot say what pruning would do. The model is
-            then as it was.
+            matches nothing; its embedding cannot be two factors; floors forbid the sparsity; no inputs can be made; the
+            forward pass cannot be traced; MACs cannot be counted; `native` is asked of a model whose config cannot say
+            what pruning would do. The model is then as it was.
     """
     with all_or_nothing() as notes:
         notes.note_modules(model)
-        return _inject_(model, config, example_inputs, layer_by_layer, timed_on)
+        return _inject_(model, config, example_inputs, layer_by_layer, timed_on, token_counts)
 
 
 def _inject_(
-    model: nn.Module, config: DendriticConfig, example_inputs: Any, layer_by_layer: bool, timed_on: Any
+    model: nn.Module,
+    config: DendriticConfig,
+    example_inputs: Any,
+    layer_by_layer: bool,
+    timed_on: Any,
+    token_counts: Any,
 ) -> nn.Module:
     _refuse_wrapped(model)
     refuse_unready(model)
@@ -96,6 +105,7 @@ def _inject_(
         state = "packed" if present.packed else "injected with another config"
         raise invalid("model", type(model).__name__, f"is {state} already", "Start from the dense model.")
     inputs = _inputs(model, example_inputs, layer_by_layer)
+    factored = factor_embedding_(model, config, token_counts)
     targets = target_names(model, config, inputs)
     wiring = Wiring(fault="no inputs could be made")
     if inputs is not None:
@@ -129,9 +139,11 @@ def _inject_(
     costs = costs_of(model, replacements, groups, positions=positions, config=config, stacks=stacks, times=times)
     dense = {name: layer.dendrite_mask.cpu() for name, layer in replacements.items() if layer.dendrite_mask.numel()}
     dense |= {name: torch.ones(1, len(stack), dtype=torch.bool) for name, stack in stacks.items()}
-    dense_cost = total_cost(dense, costs)
+    about = {"config": config, "positions": positions, "factored": factored}
+    dense_cost = dense_cost_of(model, dense, costs, **about)
     allowed = allowed_cost(config, dense_cost, times)
     sparsity = 1 - allowed / dense_cost if config.removed is None else config.removed
+    check_factors(config, 1 - total_cost(dense, costs) / dense_cost, config.largest or sparsity)
     ranking = Ranking(
         config=config,
         masks=dense,
@@ -160,6 +172,7 @@ def _inject_(
         dials=dials,
         allowed=allowed,
         times=times,
+        factored=factored,
     )
     set_layout(model, layout)
     for name in shapes:

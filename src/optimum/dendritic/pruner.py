@@ -12,7 +12,7 @@ from .inject import inject_
 from .nn import DendriticWeight
 from .state import dendritic_layers, injected_layout
 from .structure.time_correction import restore_timing_, timing_of
-from .train_steps import Pruning, mask_, pruning_of, score_, target_sparsity, update_, update_plan
+from .train_steps import Pruning, initial_sparsity, mask_, pruning_of, score_, target_sparsity, update_, update_plan
 
 
 class Pruner:
@@ -35,6 +35,8 @@ class Pruner:
             which adds parameters, call `inject_` before it is built.
         example_inputs: Keyword arguments of `model.forward`, as for `inject_`.
         layer_by_layer: Whether to prune a model that cannot be traced, as for `inject_`.
+        token_counts: How often each token occurs, as for `inject_`. It exchanges parameters with `embedding_rank`: call
+            `inject_` before the optimizer is built.
 
     Raises:
         DendriticError: `inject_` refuses the model, no mask update fits into so many steps, or the optimizer does not
@@ -50,14 +52,16 @@ class Pruner:
         optimizer: Optimizer,
         example_inputs: Any = None,
         layer_by_layer: bool = False,
+        token_counts: Any = None,
     ) -> None:
         if config.smaller:
             field = "sizes" if config.sizes else "dormant"
             rule = "trains a smaller model in every second step, which begins before the gradients"
             raise invalid(field, vars(config)[field], rule, "Train in a Trainer, with DendriticCallback(config).")
         update_plan(config, steps, sparsity=0.0)  # refused before the model is touched
-        inject_(model, config, example_inputs=example_inputs, layer_by_layer=layer_by_layer)
-        self.plan = update_plan(config, steps, sparsity=target_sparsity(model))
+        how = {"layer_by_layer": layer_by_layer, "token_counts": token_counts}
+        inject_(model, config, example_inputs=example_inputs, **how)
+        self.plan = update_plan(config, steps, target_sparsity(model), initial_sparsity(model))
         check_trains_sprouts(model, optimizer)
         self.model, self.config, self.optimizer, self.steps = model, config, optimizer, steps
         self.example_inputs = example_inputs
@@ -146,12 +150,19 @@ class Pruner:
 
 
 def check_trains_sprouts(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that the optimizer trains the sprouts, the only parameters that injection adds.
+    """Check that the optimizer trains the sprouts and the factors of an embedding, the only parameters that injection
+    adds.
 
     Raises:
-        DendriticError: the optimizer has the weight of a layer and not its sprout, which would stay untrained.
+        DendriticError: the optimizer has the weight of a layer and not its sprout, or not the factors, which would stay
+            untrained.
     """
     learnt = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name in injected_layout(model).factored:
+        if any(p.requires_grad and id(p) not in learnt for p in model.get_submodule(name).parameters()):
+            rule = f"was built before {name} became two factors, and does not train them"
+            remedy = "Call inject_(model, config) first, build the optimizer then, and hand both in."
+            raise invalid("optimizer", type(optimizer).__name__, rule, remedy)
     for name, layer in dendritic_layers(model).items():
         if not isinstance(layer, DendriticWeight) or layer.sprout is None or id(layer.weight) not in learnt:
             continue

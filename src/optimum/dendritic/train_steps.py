@@ -50,7 +50,9 @@ class Update:
     regrow: float
 
 
-def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None = None) -> dict[int, Update]:
+def update_plan(
+    config: DendriticConfig, max_steps: int, sparsity: float | None = None, begin: float = 0.0
+) -> dict[int, Update]:
     """Optimizer step (1-based, ascending) -> the update due in it. The last one reaches the `sparsity` and is final.
 
     A plan of one update, where several were asked for, takes everything at once; that is logged as a warning.
@@ -58,6 +60,7 @@ def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None 
     Args:
         sparsity: what the updates reach; by default `config.sparsity`. Where the config has another target, it is what
             that comes to for an injected model: `target_sparsity(model)`.
+        begin: what the climb begins from: what is gone before the first update, `initial_sparsity(model)`.
 
     Raises:
         DendriticError: training is too short for a single update; the target of the config is not a sparsity and
@@ -80,10 +83,11 @@ def update_plan(config: DendriticConfig, max_steps: int, sparsity: float | None 
             f"max_steps = {max_steps} leaves room for one of {config.updates} mask updates: everything that is pruned "
             f"goes at once, in step {steps[0]}. Train longer for better accuracy."
         )
-    climb = SCHEDULES[config.schedule](sparsity, config.start, config.end)
+    climb = SCHEDULES[config.schedule](sparsity - begin, config.start, config.end)
     regrow = cosine_decay(config.regrow, config.start, config.end)
     progress = {step: step / max_steps for step in steps} | {steps[-1]: config.end}
-    return {step: Update(climb(p), regrow(p)) for step, p in progress.items()}
+    climbed = {step: begin + climb(p) for step, p in progress.items()} | {steps[-1]: sparsity}
+    return {step: Update(climbed[step], regrow(p)) for step, p in progress.items()}
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,17 @@ def target_sparsity(model: nn.Module) -> float:
     or what another target comes to for this model, of all of its parameters, bytes or time."""
     layout = injected_layout(model)
     return max(layout.config.smaller, default=layout.sparsity)
+
+
+def initial_sparsity(model: nn.Module) -> float:
+    """The fraction of what is counted that an injected model has lost before anything of it is pruned: 0, but for what
+    the two factors of an embedding save."""
+    layout = injected_layout(model)
+    if not layout.factored:
+        return 0.0
+    layers = layers_in(model, layout)
+    dense = {name: torch.ones_like(mask) for name, mask in masks_of(gates_in(model, layout, layers)).items()}
+    return _removed(costs_in(model, layers, layout), layout, dense)
 
 
 def pruning_of(model: nn.Module) -> Pruning:

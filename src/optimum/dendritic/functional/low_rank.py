@@ -1,4 +1,4 @@
-"""The low-rank branch of a sprout: how many numbers it has, and the factors that it starts from."""
+"""Low-rank factors: those that a sprout starts from, and those of an embedding."""
 
 import torch
 from jaxtyping import Float
@@ -6,6 +6,8 @@ from torch import Tensor
 
 OVERSAMPLING = 8  # directions beyond the rank, and
 POWERS = 4  # rounds of power iteration of the range finder
+ROWS = 8192  # that are in double precision at a time
+LEAST = 1e-7  # of the largest singular value: below it they are rounding
 
 
 def sprout_parameters(rank: int, inputs: int, rows: int) -> int:
@@ -38,3 +40,30 @@ def factorise(
     leading, roots = basis @ left[:, :rank], values[:rank].sqrt()
     shares = torch.where(values[:rank] > values[0] * torch.finfo(values.dtype).eps, 1 / roots, 0)
     return leading * roots, shares[:, None] * (leading.t() @ matrix)
+
+
+def factorise_rows(
+    rows: Float[Tensor, "tokens columns"], weights: Float[Tensor, " tokens"], rank: int
+) -> tuple[Float[Tensor, "tokens rank"], Float[Tensor, "columns rank"]]:
+    """`table` and `up` whose product `table @ up.T` is the nearest to `rows` of that rank, where the squared error of
+    row `t` counts `weights[t]` times.
+
+    With the leading eigenvectors `Q` of `sum_t weights[t] rows[t] rows[t]^T` and the roots `s` of their eigenvalues
+    that is `rows Q Q^T`, shared out as `table = rows Q / sqrt(s)` and `up = Q sqrt(s)`, so that both learn alike. It
+    depends on the ratios of the weights alone. At full rank the product is `rows`, whatever the weights.
+
+    >>> table, up = factorise_rows(torch.tensor([[3.0, 4.0], [6.0, 8.0]]), torch.ones(2), rank=1)
+    >>> (table @ up.t()).round(decimals=4)
+    tensor([[3., 4.],
+            [6., 8.]])
+    """
+    weights = weights.to("cpu", torch.float64) / weights.double().mean().item()
+    gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for part, counts in zip(rows.split(ROWS), weights.split(ROWS), strict=True):
+        part = part.to("cpu", torch.float64)
+        gram += part.t() @ (part * counts[:, None])
+    values, directions = torch.linalg.eigh(gram)
+    values, up = values.flip(0)[:rank].clamp(min=0).sqrt(), directions.flip(1)[:, :rank]
+    roots = values.clamp(min=float(values[0]) * LEAST).sqrt() if bool(values[0]) else torch.ones_like(values)
+    parts = [(part.to("cpu", torch.float64) @ up / roots).to(rows.device, rows.dtype) for part in rows.split(ROWS)]
+    return torch.cat(parts), (up * roots).to(rows.device, rows.dtype)

@@ -33,6 +33,7 @@ from ..nn import (
 from ..nn.dormant import dormant_of
 from ..nn.pack_model import pack_modules
 from ..state import dense_config_of, gates_in, kept_in, layers_in, layout_of, split_stacks
+from ..structure.input_embedding import put_factors_, saved_by_factors
 from ..structure.rest_costs import costs_of_rest
 from .describe import DENSE, described
 from .groups import groups_left
@@ -156,10 +157,13 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         )
     if layout.packed:
         dense = _dense(model) if dense is None else dense
+        dense_total = _parameters(dense)
+        if layout.factored:
+            dense = _with_factors(dense, layout)
         layers = [name for name, record in layout.modules.items() if not isinstance(record, Follower | Skipped)]
         modules = {name: model.get_submodule(name) for name in layers}
         _check_dense(type(model), dict(dense.named_modules()), modules)
-        total, dense_total = _parameters(model), _parameters(dense)
+        total = _parameters(model)
     else:
         stacks, layers = split_stacks(layers_in(model, layout))
         skipped = [f"{name}.{index}." for name, stack in stacks.items() for index in stack.skipped()]
@@ -170,6 +174,7 @@ def density(model: nn.Module, dense: nn.Module | None = None) -> Density:
         total = dense_total + sum(_parameters(modules[name]) - _own(model.get_submodule(name)) for name in modules)
         total -= sum(_own(model.get_submodule(name)) for name in layers if name.startswith(tuple(skipped)))
         total -= _lost_besides(model, layout, layers, stacks)
+        dense_total += saved_by_factors(model, layout.factored, counted="params", positions={})
     found = [_layer(name, modules[name], dense.get_submodule(name), words[name]) for name in words if name in modules]
     untouched = tuple(name for name, word in words.items() if word == DENSE)
     return Density(
@@ -196,6 +201,14 @@ def _dense(model: nn.Module) -> nn.Module:
     except Exception as error:  # whatever a class raises at its own config, the config does not rebuild it
         rule = f"its config does not rebuild it: {type(error).__name__}: {error}"
         raise invalid("model", type(model).__name__, rule, DENSE_REMEDY) from error
+
+
+def _with_factors(dense: nn.Module, layout: Layout) -> nn.Module:
+    """The dense model with two factors, without values, in the place of its embedding."""
+    with torch.device("meta"):
+        dense = copy.deepcopy(dense).to("meta")
+    put_factors_(dense, layout.factored)
+    return dense
 
 
 def _check_dense(kind: type, dense: dict[str, nn.Module], packed: dict[str, nn.Module]) -> None:

@@ -48,6 +48,8 @@ class Layout:
         times: The measured table, where the config's target is a time; none once the model is packed.
         allowed: What the packed model may cost where the config's target is another one than `sparsity`, in the units
             of `dense_cost`; else 0.
+        factored: The rank that the input embedding began with as two factors, by the name of the embedding; empty where
+            it is one table.
         left: How much was left of each group when the model was packed; nothing of the model depends on it.
     """
 
@@ -61,6 +63,7 @@ class Layout:
     numbers: dict[str, int] = field(default_factory=dict)
     allowed: int = 0
     times: Times | None = None
+    factored: dict[str, int] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
 
     @property
@@ -90,6 +93,7 @@ class Layout:
         numbers = {"numbers": dict(self.numbers)} if self.numbers else {}
         allowed: dict[str, Any] = {"allowed": self.allowed} if self.allowed else {}
         allowed |= {"times": dataclasses.asdict(self.times)} if self.times is not None else {}
+        allowed |= {"factored": dict(self.factored)} if self.factored else {}
         left = {"left": [dataclasses.asdict(each) for each in self.left]} if self.left else {}
         return fields | dials | ({"parameters": shapes} if shapes else {}) | numbers | allowed | left
 
@@ -112,8 +116,12 @@ class Layout:
                 raise bad(f"quantization_config.{name}", fields[name], "must be an integer in [0, 2^62)")
         if not isinstance(fields["modules"], dict):
             raise bad("quantization_config.modules", fields["modules"], "must be a JSON object")
+        config, factored = _config(fields["config"]), read(dict[str, int], fields["factored"], "factored")
+        if list(factored.values()) != ([] if config.embedding_rank is None else [config.embedding_rank]):
+            rule = f"must be one embedding of embedding_rank = {config.embedding_rank}, none without a rank"
+            raise bad("quantization_config.factored", factored, rule)
         return cls(
-            config=_config(fields["config"]),
+            config=config,
             modules={name: _module(record, f"modules.{name}") for name, record in fields["modules"].items()},
             groups=read(tuple[Group, ...], fields["groups"], "groups"),
             positions=read(dict[str, int], fields["positions"], "positions"),
@@ -123,6 +131,7 @@ class Layout:
             numbers=read(dict[str, int], fields["numbers"], "numbers"),
             allowed=fields["allowed"],
             times=None if fields["times"] is None else read(Times, fields["times"], "times"),
+            factored=factored,
             left=read(tuple[Left, ...], fields["left"], "left"),
         )
 
@@ -131,7 +140,7 @@ def _with_defaults(data: Any) -> Any:
     """With the fields that may be absent. Earlier releases called groups bundles, of which a packed model has none."""
     if not isinstance(data, dict):
         return data
-    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0, "times": None, "left": []}
+    absent = {"dials": [], "parameters": {}, "numbers": {}, "allowed": 0, "times": None, "factored": {}, "left": []}
     absent |= {"groups": []} if data.get("bundles") == [] else {}
     return {**absent, **{name: value for name, value in data.items() if name != "bundles" or value != []}}
 

@@ -7,6 +7,11 @@ from .block_stack import SkippedBlock as SkippedBlock
 from .block_stack import block_input as block_input
 from .block_stack import inject_stack as inject_stack
 from .block_stack import with_output as with_output
+from .factored import FactoredEmbedding as FactoredEmbedding
+from .factored import factored as factored
+from .factored import factored_skeleton as factored_skeleton
+from .factored import merged_table as merged_table
+from .factored import why_not_factored as why_not_factored
 from .group import DendriticGroup as DendriticGroup
 from .injected import INJECTED as INJECTED
 from .injected import DendriticConv1D as DendriticConv1D

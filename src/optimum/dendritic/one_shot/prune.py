@@ -21,7 +21,7 @@ from ..state import gates_in, injected_layout, kept_in, layers_in
 from ..structure.labelled_batches import as_batches
 from ..structure.probing import quiet
 from ..structure.readiness import refuse_unready
-from ..train_steps import pruning_of, update_
+from ..train_steps import initial_sparsity, pruning_of, update_
 from ..undo import all_or_nothing
 from .allocate import Search, check_method, found_allocation
 from .calibration import readings, score_on_
@@ -81,15 +81,17 @@ def prune_(
         calibration = as_batches(batches)
         dense = {name: value for name, value in before.items() if name.endswith((".weight", ".bias"))}
         groups = stages(model, fitted, calibration[0], passes) if reconstruct else []
+        begin, end = initial_sparsity(model), layout.sparsity
         total = rounds * readings(config.importance, len(calibration)) + len(groups) * len(calibration)
         with logging.tqdm(total=total, desc="prune", unit="batch") as bar:
             for step in range(1, rounds + 1):
                 score_on_(model, layers, gates, config.importance, calibration, bar.update)
                 if search is not None:
                     fits = Refits(model, layout, layers, gates, calibration, damping) if reconstruct else None
-                    given = found_allocation(model, calibration, layout.sparsity, method=search, fits=fits).kept
+                    given = found_allocation(model, calibration, end, method=search, fits=fits).kept
                     search = None
-                update_(model, layout.sparsity * step / rounds, allocation=given)
+                due = begin + (end - begin) * step / rounds if step < rounds else end
+                update_(model, due, allocation=given)
             kept = kept_in(model, layout, layers)[0]
             reconstruct_(model, fitted, kept, dense, calibration, groups, damping=damping, advance=bar.update)
             pruned = pruning_of(model).sparsity  # in here: whatever is raised, also by this, leaves the model as it was

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import invalid, near
+from ..nn import merged_table
 from .comparison import check_exportable, staged
 from .gguf_tokenizer import add_tokenizer
 from .llama_blocks import ATTENTION, FFN, Block, blocks_of, dense_weight
@@ -57,9 +58,9 @@ def export_gguf(
     """Write a Llama, Mistral, Qwen2 or Qwen3 as one GGUF file.
 
     The widths are read from the layers: heads and key/value heads that are left in each block, neurons of its FFN, and
-    channels of the residual stream. llama.cpp has no gather, so all layers must be plain, as they are where whole heads
-    and neurons were pruned (`segment_size` at least as large as the model is wide). A sliding window is not told:
-    instead, the context is at most as long as the window.
+    channels of the residual stream. An embedding of two factors becomes the one table that they are. llama.cpp has no
+    gather, so all layers must be plain, as they are where whole heads and neurons were pruned (`segment_size` at least
+    as large as the model is wide). A sliding window is not told: instead, the context is at most as long as the window.
 
     Args:
         model: packed, loaded or stock, of any dtype; it is not changed.
@@ -111,7 +112,8 @@ def _architecture(model: PreTrainedModel) -> str:
 def _write(file: _File, model: PreTrainedModel, blocks: list[Block], tokenizer: PreTrainedTokenizerBase | None) -> None:
     config, writer, uneven = model.config, file.writer, file.architecture == UNEVEN
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Module)
+    assert isinstance(embedding, nn.Module) and isinstance(head, nn.Module)
+    table = merged_table(embedding).detach()
     neurons = [_neurons(block, last=block is blocks[-1]) for block in blocks]
     empty = [EMPTY_ATTENTION if index == 0 and not block.heads else 0 for index, block in enumerate(blocks)]
 
@@ -121,7 +123,7 @@ def _write(file: _File, model: PreTrainedModel, blocks: list[Block], tokenizer: 
     writer.add_name(Path(config.name_or_path or "").name or type(model).__name__)
     window = config.to_dict().get("sliding_window") or config.max_position_embeddings
     writer.add_context_length(min(window, config.max_position_embeddings))
-    writer.add_embedding_length(embedding.weight.shape[1])
+    writer.add_embedding_length(table.shape[1])
     writer.add_block_count(len(blocks))
     writer.add_feed_forward_length(told(neurons))
     writer.add_head_count(told([block.heads or zeros for block, zeros in zip(blocks, empty, strict=True)]))
@@ -130,12 +132,12 @@ def _write(file: _File, model: PreTrainedModel, blocks: list[Block], tokenizer: 
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add(size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(embedding.weight.shape[0])
+    writer.add_vocab_size(table.shape[0])
     _add_rotation(file, model, size)
-    add_tokenizer(writer, tokenizer, embedding.weight.shape[0])
-    file.matrix("token_embd.weight", embedding.weight)
+    add_tokenizer(writer, tokenizer, table.shape[0])
+    file.matrix("token_embd.weight", table)
     file.vector("output_norm.weight", dense_weight(model, model.get_submodule(f"{model.base_model_prefix}.norm")))
-    if head.weight is not embedding.weight:
+    if head.weight is not next(embedding.parameters()):
         file.matrix("output.weight", dense_weight(model, head))
     for index, (block, width) in enumerate(zip(blocks, neurons, strict=True)):
         _write_attention(file, f"blk.{index}.", block, empty[index])

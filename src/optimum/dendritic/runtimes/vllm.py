@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import invalid
+from ..nn import merged_table
 from .comparison import check_exportable, staged
 from .llama_blocks import ATTENTION, FFN, Block, blocks_of, dense_weight
 
@@ -106,10 +107,10 @@ def _ffn(block: Block) -> dict[str, Any]:
 
 def _tensors(model: PreTrainedModel, blocks: list[Block], heads: int) -> dict[str, Tensor]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Module)
+    assert isinstance(embedding, nn.Module) and isinstance(head, nn.Module)
     norm = model.get_submodule(f"{model.base_model_prefix}.norm")
-    tensors = {"model.embed_tokens.weight": embedding.weight, "model.norm.weight": dense_weight(model, norm)}
-    if head.weight is not embedding.weight:
+    tensors = {"model.embed_tokens.weight": merged_table(embedding), "model.norm.weight": dense_weight(model, norm)}
+    if head.weight is not next(embedding.parameters()):
         tensors["lm_head.weight"] = dense_weight(model, head)
     config = _config(model, blocks, heads)
     biased = {name: config["qkv_bias"] for name in ATTENTION} | {"attn_output": config["attention_bias"]}

@@ -29,6 +29,21 @@ def allowed_cost(config: DendriticConfig, dense_cost: int, times: Times | None) 
     return allowed
 
 
+def check_factors(config: DendriticConfig, begin: float, sparsity: float) -> None:
+    """Check that the factors of the embedding do not remove more than is to go.
+
+    Args:
+        begin: the fraction of the cost that they have removed.
+        sparsity: the fraction that is to go, of the largest model.
+
+    Raises:
+        DendriticError: they do.
+    """
+    if config.embedding_rank is not None and begin > sparsity:
+        rule = f"removes {begin:.4f} of the {config.counted} alone, where {sparsity:.4f} is to go"
+        raise invalid("embedding_rank", config.embedding_rank, rule, "Choose a higher rank, or ask for less.")
+
+
 def check_reachable(ranking: Ranking, sparsity: float) -> None:
     """Check that floors do not forbid the target.
 

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DendriticConfig
-from ..functional.costs import Block, Cost, LayerCost, Link
+from ..functional.costs import Block, Cost, LayerCost, Link, Masks
 from ..functional.other_costs import RecurrentCost, StackCost
+from ..functional.selection import total_cost
 from ..functional.units import units_along
 from ..layout.layout import Layout
 from ..layout.records import Group
 from ..layout.times import Times
 from ..nn import DendriticLayer, DendriticRecurrent, DendriticWeight, directions, gates, is_weight_layer, widths
 from ..state import injected_layout, layers_in, split_stacks
+from .input_embedding import saved_by_factors
 from .rest_costs import block_of, bytes_of_rest, costs_of_rest
 from .time_prices import timed_costs
 
@@ -31,6 +33,25 @@ def costs_in(model: nn.Module, layers: dict[str, DendriticLayer], layout: Layout
     stacks = split_stacks(layers)[0]
     about = {"positions": layout.positions, "config": layout.config, "times": layout.times}
     return costs_of(model, layers, layout.groups, stacks=stacks, **about)
+
+
+def dense_cost_of(
+    model: nn.Module,
+    dense: Masks,
+    costs: Mapping[str, Cost],
+    *,
+    config: DendriticConfig,
+    positions: Mapping[str, int],
+    factored: Mapping[str, int],
+) -> int:
+    """What the model costs before anything is taken from it, its embedding one table among it.
+
+    Args:
+        dense: masks of which nothing is pruned.
+        factored: the ranks of embeddings that have become two factors, by their names.
+    """
+    saved = saved_by_factors(model, factored, counted=config.counted, positions=positions)
+    return total_cost(dense, costs) + saved
 
 
 def costs_of(

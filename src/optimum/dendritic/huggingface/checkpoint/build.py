@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from ...functional.selection import total_cost
 from ...inspection.groups import part_of
 from ...layout.layout import Layout
 from ...layout.left import Left
@@ -31,7 +30,7 @@ from ...nn import (
 )
 from ...nn.surgery import place, set_numbers, swap
 from ...state import layers_in, set_layout
-from ...structure.model_costs import costs_in
+from ...structure.model_costs import costs_in, dense_cost_of
 from ...structure.norms import norms_of
 from .validate import faults
 
@@ -47,7 +46,7 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         raise bad("quantization_config.modules", {}, "must record at least one module")
     grouped = {member.name for group in layout.groups for member in group.members}
     owners = {name.rpartition(".")[0] for name in [*_parameters(layout), *layout.numbers]} - {""}
-    owners |= {number.module for group in layout.groups for number in group.numbers}
+    owners |= {*layout.factored, *(number.module for group in layout.groups for number in group.numbers)}
     others = sorted((grouped | owners) - layout.modules.keys())
     names = {name: resolve(name) for name in [*layout.modules, *others]}
     if all(name == new for name, new in names.items()):
@@ -68,6 +67,7 @@ def renamed(layout: Layout, resolve: Callable[[str], str | None]) -> Layout:
         ),
         parameters={new: layout.parameters[name] for name in layout.parameters if (new := _renamed(name, kept))},
         numbers={new: layout.numbers[name] for name in layout.numbers if (new := _renamed(name, kept))},
+        factored={kept[name]: rank for name, rank in layout.factored.items() if name in kept},
         left=_renamed_parts(layout.left, kept),
     )
 
@@ -116,10 +116,10 @@ def with_cost(model: nn.Module, layout: Layout, *, trusted: bool, tied: Collecti
     layers = layers_in(model, layout)
     masks = {name: layer.dendrite_mask for name, layer in layers.items() if layer.dendrite_mask.numel()}
     dense = {name: torch.ones_like(mask, device="cpu") for name, mask in masks.items()}
-    costs = costs_in(model, layers, layout)
+    costs, factored = costs_in(model, layers, layout), layout.factored
     if layout.config.budget == "params":
         costs = {name: cost for name, cost in costs.items() if name not in tied}
-    cost = total_cost(dense, costs)
+    cost = dense_cost_of(model, dense, costs, config=layout.config, positions=layout.positions, factored=factored)
     if trusted and cost != layout.dense_cost:
         raise bad("quantization_config.dense_cost", layout.dense_cost, f"the recorded modules cost {cost}")
     return dataclasses.replace(layout, dense_cost=cost)

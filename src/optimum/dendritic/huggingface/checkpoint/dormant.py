@@ -33,6 +33,7 @@ from ...process_state import alone
 from ...state import layout_of, set_layout
 from .build import put_in
 from .dormant_tensors import fill_
+from .fitting import fit_, same_names
 from .tensors import BOOKKEEPING, FLOATING, NAMES, check_values, read_headers
 
 FILE, KEY, VERSION = "dormant.safetensors", "dendritic_dormant", 1
@@ -169,10 +170,7 @@ def _skeleton(model: PreTrainedModel, layout: Layout) -> PreTrainedModel:
     config.__dict__.pop("quantization_config", None)
     with alone(), torch.device("meta"):
         awake = type(model)(config)
-    missing = sorted(layout.modules.keys() - dict(awake.named_modules()).keys())
-    if missing:
-        raise bad("layout.modules", missing[0], f"must be a module of {type(model).__name__}")
-    put_in(awake, layout)
+    put_in(awake, fit_(awake, layout, same_names))
     return awake
 
 

@@ -11,7 +11,8 @@ from ...layout.layout import Layout
 from ...nn.surgery import place, set_numbers, swap
 from ...state import set_layout
 from .auto_class import auto_class_for
-from .build import build, renamed, with_cost
+from .build import build, with_cost
+from .fitting import fit_
 from .key_mapping import resolver
 
 
@@ -36,7 +37,7 @@ def from_config(config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
     layout = Layout.from_dict(fields)
     model = auto_class_for(config).from_config(config, **kwargs)
     assert isinstance(model, PreTrainedModel)
-    layout = renamed(layout, resolver(model, set()))
+    layout = fit_(model, layout, lambda model: resolver(model, set()), initial=True)
     modules, parameters = build(model, layout)
     for name, module in modules.items():
         _initialise_(module, model.get_submodule(name))

@@ -15,6 +15,7 @@ from ...layout.strict_json import bad
 from ...state import gates_in, layers_in, layout_of, set_layout
 from .build import put_in, with_cost
 from .files import replace
+from .fitting import fit_, same_names
 from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
 
 LAYOUT, TENSORS = "dendritic_layout.json", "model.safetensors"
@@ -55,9 +56,7 @@ def load(folder: str | os.PathLike[str], dense: nn.Module) -> nn.Module:
         raise invalid("dense", type(dense).__name__, "is injected or packed", "Pass a new module of its class.")
     file, layout = Path(folder) / TENSORS, _layout(Path(folder) / LAYOUT)
     model = copy.deepcopy(dense)
-    unknown = sorted(layout.modules.keys() - dict(model.named_modules()).keys())
-    if unknown:
-        raise bad("modules", unknown[0], f"must be a module of {type(model).__name__}")
+    layout = fit_(model, layout, same_names)
     put_in(model, layout)
     expected = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     found, fused = sort_by_name(read_headers([str(file)]), lambda key: ((key,), False))

@@ -15,11 +15,21 @@ from ...layout.layout import Layout
 from ...layout.strict_json import bad
 from ...state import gates_in, layers_in, layout_of, set_layout
 from ...unofficial import forget_quantized_, is_dispatched, is_loaded
-from .build import put_in, renamed, with_cost
+from .build import put_in, with_cost
 from .complete import check_complete, check_config
+from .fitting import fit_
 from .key_mapping import renames, resolver, tied_keys
 from .new_heads import Forms, labelling, put_new_heads_, too_wide, without
-from .tensors import BOOKKEEPING, check_files, check_kinds, check_mask, check_values, read_headers, sort_by_name
+from .tensors import (
+    BOOKKEEPING,
+    FACTORS,
+    check_files,
+    check_kinds,
+    check_mask,
+    check_values,
+    read_headers,
+    sort_by_name,
+)
 
 
 def put_in_recorded(
@@ -37,7 +47,8 @@ def put_in_recorded(
     check_config(model.config)
     with torch.device("cpu"):  # transformers builds under the meta device; what is read here has values
         stored = read_headers(checkpoint_files or ())
-        layout = renamed(recorded, resolver(model, {entry.key for entry in stored}))
+        keys = {entry.key for entry in stored}
+        layout = fit_(model, recorded, lambda model: resolver(model, keys))
         labels = labelling(model, layout)
         fitting = without(layout, too_wide(layout, labels))
         put_in(model, fitting)
@@ -50,7 +61,8 @@ def put_in_recorded(
             check_complete(model, expected, found.keys() | fused)
             _check_sortable(entry.key for entry in stored)
         # last: its costs are computed from masks as large as the layout says, which the files now bear out
-        whole = len(layout.modules) == len(recorded.modules)
+        same = not layout.config.counts_model or type(model).__name__ in (model.config.architectures or ())
+        whole = same and len(layout.modules) == len(recorded.modules)
         layout = with_cost(model, layout, trusted=whole, tied=tied_keys(model))
     return layout, heads, expected
 
@@ -62,6 +74,9 @@ def check_loaded(model: PreTrainedModel, layout: Layout, expected: Mapping[str, 
         CheckpointError: one is missing, of another kind, or has values that no model of ours has.
     """
     check_kinds(expected, model.state_dict())
+    for name in (f"{each}.{factor}" for each in layout.factored for factor in FACTORS):
+        if name not in layout.modules and not is_dispatched(module := model.get_submodule(name)):
+            _check_loaded(name, module.state_dict(keep_vars=True))
     for name, record in layout.modules.items():
         module = model.get_submodule(name)
         tensors = {key: tensor for key, tensor in module.state_dict(keep_vars=True).items() if not tensor.is_meta}

@@ -22,6 +22,7 @@ from ...nn import Gates
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMES = {torch.bool: "BOOL", torch.int64: "I64"}
 BOOKKEEPING = ("dendrite_mask", "dendrite_score", "dendrite_activity", "inputs", "outputs")
+FACTORS = ("table", "up")  # the modules inside of an embedding that is two factors
 T = TypeVar("T")
 # a key in a file -> the keys in the model, and whether they are made by fusing or splitting
 Rename = Callable[[str], tuple[tuple[str, ...], bool]]
@@ -103,12 +104,15 @@ def check_files(
     _check_declared(
         {name: expected[name] for name in layout.parameters}, {n: found.get(n, ()) for n in layout.parameters}
     )
+    factors = [f"{name}.{factor}" for name in layout.factored for factor in FACTORS]
+    own |= {name: _below(name, expected) for name in factors}
     for name, record in layout.modules.items():
         if isinstance(record, Form | Recurrent) and fused & own[name].keys():
             rule = "the file fuses it with other tensors, whose packed shapes differ"
             remedy = "Save it again with save_pretrained(…, save_original_format=False)."
             raise invalid(sorted(fused & own[name].keys())[0], "fused", rule, remedy, CheckpointError)
-        _check_declared({key: own[name][key] for key in own[name].keys() - fused}, _below(name, found))
+    for name, keys in own.items():
+        _check_declared({key: keys[key] for key in keys.keys() - fused}, _below(name, found))
     steering = {key: found[key][0] for keys in own.values() for key in keys.keys() - fused if key.endswith(BOOKKEEPING)}
     values = _read_tensors(steering)
     for name, record in layout.modules.items():

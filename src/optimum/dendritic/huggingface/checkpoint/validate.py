@@ -13,6 +13,7 @@ from ...functional.importance import IMPORTANCE
 from ...layout.layout import Layout
 from ...layout.records import Dial, Follower, Form, Record, Recurrent, Segments, Skipped, Stack
 from ...nn import (
+    FactoredEmbedding,
     RecurrentLayer,
     WeightLayer,
     can_sprout,
@@ -34,6 +35,10 @@ def faults(model: nn.Module, layout: Layout) -> Iterator[Fault]:
     injected = [isinstance(record, Segments | Stack) for record in layout.modules.values()]
     if len(set(injected)) > 1:
         yield "modules", sorted(layout.modules), "must be all injected or all packed"
+    for name, rank in layout.factored.items():
+        factors = dict(model.named_modules()).get(name)
+        if not isinstance(factors, FactoredEmbedding) or factors.table.embedding_dim != rank:
+            yield "factored", layout.factored, "must be the embedding that begins as two factors, and their rank"
     for name, record in layout.modules.items():
         for rule in _record_faults(model.get_submodule(name), record, layout):
             yield f"modules.{name}", dataclasses.asdict(record), rule

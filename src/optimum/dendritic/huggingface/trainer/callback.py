@@ -24,7 +24,7 @@ from ...pruner import check_trains_sprouts
 from ...state import layout_of
 from ...structure.time_correction import restore_timing_, timing_of
 from ...structure.wrappers import inner_model
-from ...train_steps import Pruning, Update, mask_, pruning_of, target_sparsity, update_plan
+from ...train_steps import Pruning, Update, initial_sparsity, mask_, pruning_of, target_sparsity, update_plan
 from ..card.provenance import fingerprint, note_control, note_evaluation, note_training, transfer_scores
 from ..card.write import write_card
 from ..checkpoint.key_mapping import rename_on_load_state_dict
@@ -48,6 +48,7 @@ from .resume import (
 )
 from .sizes import Sizes, end_on_failure_, refuse_sizes
 from .teacher import Teacher, match_trainer, name_of, teach_, teach_in_step_, teacher_for
+from .token_counts import token_counts_of_trainer
 from .until_final import train_until_
 
 logger = logging.get_logger(__name__)
@@ -74,6 +75,8 @@ class DendriticCallback(TrainerCallback, ExportableState):
             small model, with the state of the optimizer that belongs to what is left. In one process, with an optimizer
             of `torch.optim` that treats each entry on its own; elsewhere the log says that it is packed at the end, as
             by default. Gradients are then clipped by the norm of what is left alone.
+        token_counts: with `embedding_rank`, how often each token occurs, as for `inject_`; by default counted in the
+            `input_ids` of the Trainer's training data, or all alike where there are none.
 
     Where the Trainer's model is not a `PreTrainedModel` but holds one (a `SentenceTransformer`), that is compressed.
 
@@ -92,6 +95,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         until_final: bool = False,
         baseline_metrics: dict[str, float] | None = None,
         pack_at_freeze: bool = False,
+        token_counts: Any = None,
     ):
         self.config = DendriticConfig.from_dict(config) if isinstance(config, dict) else config
         if not isinstance(self.config, DendriticConfig):
@@ -100,7 +104,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
             rule = f"has nothing to teach while distillation = {self.config.distillation}"
             raise invalid("teacher", type(teacher).__name__, rule, "Pass DendriticConfig(distillation=1.0, ...).")
         self.teacher = teacher
-        self.example_inputs = example_inputs
+        self.example_inputs, self.token_counts = example_inputs, token_counts
         self.baseline_metrics = baseline_metrics
         self.layer_by_layer, self.until_final, self.pack_at_freeze = layer_by_layer, until_final, pack_at_freeze
         self.plan: dict[int, Update] = {}
@@ -137,7 +141,9 @@ class DendriticCallback(TrainerCallback, ExportableState):
         teacher = teacher_for(model, self.teacher) if self.config.distillation else None
         inputs = self._inputs(model, wrapper) if layout_of(model) is None else None
         timed_on = self.example_inputs or timed_inputs(model, self.config)
-        inject_(model, self.config, example_inputs=inputs, layer_by_layer=self.layer_by_layer, timed_on=timed_on)
+        counts = token_counts_of_trainer(model, self.config) if self.token_counts is None else self.token_counts
+        how = {"layer_by_layer": self.layer_by_layer, "timed_on": timed_on, "token_counts": counts}
+        inject_(model, self.config, example_inputs=inputs, **how)
         teach_(model, teacher, self.config)
         if isinstance(model, PreTrainedModel):
             rename_on_load_state_dict(model)
@@ -159,7 +165,7 @@ class DendriticCallback(TrainerCallback, ExportableState):
         if notes.get("timing") is not None:
             restore_timing_(model, notes["timing"])
         self.timing, self.random_states = timing_of(model), random_states(args)
-        self.plan = update_plan(self.config, self.max_steps, target_sparsity(model))
+        self.plan = update_plan(self.config, self.max_steps, target_sparsity(model), initial_sparsity(model))
         check_length(self.max_steps, self.plan, state, self.config)
         check_trains_sprouts(model, kwargs["optimizer"])
         teacher = name_of(model, self.teacher) if self.config.distillation else None

@@ -66,7 +66,7 @@ def _first_batches(trainer: "Trainer") -> Iterator[Any]:
     for kept in (used_columns, lambda trainer, dataset, collate: (dataset, collate)):
         with untouched_random_states():
             try:
-                batch = _collated(*kept(trainer, _first_of(dataset), collate))
+                batch = _collated(*kept(trainer, first_dataset(dataset), collate))
             except Exception as error:  # any dataset or collator may fail in any way on samples in another order
                 logger.info(f"No example inputs were made of the training data: {type(error).__name__}: {error}")
                 continue
@@ -74,7 +74,7 @@ def _first_batches(trainer: "Trainer") -> Iterator[Any]:
             yield batch
 
 
-def _first_of(dataset: Any) -> Any:
+def first_dataset(dataset: Any) -> Any:
     """The first one of several datasets, as sentence-transformers trains on them."""
     return next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
 
