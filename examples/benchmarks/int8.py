@@ -37,7 +37,7 @@ from optimum.dendritic.runtimes.int8 import quantized
 from optimum.dendritic.runtimes.onnx import export_onnx
 
 BLOCKS = 8
-SLOW = ["SkipLayerNormFusion"]  # on a CPU the fused operator takes four times as long as the two that it replaces
+SLOW = ["SkipLayerNormFusion"]  # on a CPU the fused operator takes three times as long as the two that it replaces
 SESSIONS = (
     "Sessions of ONNX Runtime are made with `disabled_optimizers=['SkipLayerNormFusion']`, but for those with *all "
     "optimizers*, which are made as it makes them."

@@ -70,7 +70,7 @@ NEEDS = {
     "onnx": [
         "`--format onnx`, extra `onnx`.",
         "Batch and sequence are open. On a CPU give the session `disabled_optimizers=['SkipLayerNormFusion']`: the",
-        "fused operator took four times as long as the two that it replaces, which is much of a small BERT in int8",
+        "fused operator took three times as long as the two that it replaces, which is much of a small BERT in int8",
         "(ONNX Runtime 1.32, one thread; [measured](../model_cards/int8-sst2-low-rank.md)).",
     ],
     "openvino": [
