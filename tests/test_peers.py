@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
@@ -47,8 +48,8 @@ def test_lines_are_counted_without_words(tmp_path, monkeypatch):
 def test_an_environment_has_one_peer():
     for method in registry.ALL.values():
         if method.package:
-            torch, rest = environments.commands(method.package)
-            assert torch == [environments.TORCH] and method.package in rest
+            first, rest = environments.commands(method.package)
+            assert first == [environments.TORCH] and method.package in rest
             assert sum("==" in word for word in rest if not word.startswith("torchprofile")) == 1
     with pytest.raises(ValueError, match="--environments is None"):
         environments.install(None, list(registry.ALL))
@@ -136,6 +137,8 @@ def test_a_peer_is_run_saved_reloaded_and_timed(tmp_path, words):
     for phase in ("own-way", "stock-ways", "timed"):
         peer_tables.main([phase, *words, "--peers", "torch_ln_structured"])
     ways = json.loads((folder / "torch_ln_structured-0.8-seed0.reload.json").read_text())["ways"]
+    pickled = torch.load(folder / "torch_ln_structured-0.8-seed0/pickle.pt", weights_only=False)
+    assert "forward" not in vars(pickled), "the autocast of the training is around the model"
     assert ways == dict.fromkeys(("own", "from_pretrained", "state dict", "pickle"), "")
     times = json.loads((folder / "torch_ln_structured-0.8-seed0.time.json").read_text())["ratios"]
     assert {"latency_ms_batch_1", "latency_ms_batch_2"} <= times.keys()

@@ -124,8 +124,18 @@ class Job:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         assert trainer.model is not None
-        return trainer.model
+        return as_before(trainer.model)
 
     @property
     def _data(self) -> tuple[Dataset, Any]:
         return self.task.train_data(len(self.task.stages()) - 1)
+
+
+def as_before(model: nn.Module) -> nn.Module:
+    """The model without the autocast that a training puts around its forward, which a pickled model would keep."""
+    original = model.__dict__.pop("_original_forward", None)
+    if original is not None:
+        del model.forward
+        if getattr(original, "__func__", None) is not type(model).forward:  # a package had put its own there
+            model.forward = original
+    return model

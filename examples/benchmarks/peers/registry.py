@@ -10,7 +10,10 @@ LEVELS: dict[str, tuple[float, ...]] = {"resnet20": (0.5,), "mnist": (0.8, 0.9),
 TITLES = {"resnet20": "ResNet-20, CIFAR-10", "mnist": "CNN, MNIST", "sst2": "MiniLM, SST-2"}
 OWN = "dendritic"
 IMAGES = {task: levels for task, levels in LEVELS.items() if task != "sst2"}
-BESIDES = {"nvidia-modelopt": ("requests", "torchprofile==0.0.4")}  # what a package imports and does not declare
+BESIDES = {
+    "nvidia-modelopt": ("requests", "torchprofile==0.0.4"),
+    "nncf": ("torchao",),
+}  # what a package imports and does not declare
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ WORDS = {
     "nncf 3.4.0": (
         "has `nncf.prune` with three modes, all of single weights (magnitude of each tensor, magnitude of all, a "
         "regularised mask that is trained): filters, heads and blocks, which earlier versions pruned, are gone. Masks "
-        "are functions around the weights; `nncf.strip` writes their zeros into them, and the file stays as it was."
+        "are functions around the weights; `nncf.strip` writes their zeros into them, and the file stays as it was. "
+        "`import nncf.torch` needs torchao, which it does not declare."
     ),
     "perforatedai 3.2.9": (
         "adds to a model: copies of its modules beside them, as dendrites of its neurons, when the score stops rising. "
