@@ -108,7 +108,7 @@ class Shakespeare(Task):
         return {"learning_rate": self.args.learning_rate1 / 10}
 
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
-        return {"distillation": self.args.distillation}
+        return {"distillation": self.args.distillation, "units": "structured"}
 
     def fresh(self) -> nn.Module:
         return gpt2(len(self._characters))
@@ -145,7 +145,7 @@ class Shakespeare(Task):
             second=f"{self.args.steps1:,} steps",
             smaller="a narrower residual stream, no more parameters than that level leaves; from scratch, both stages.",
             optimizer="AdamW, linear warm-up over 5 % of the steps, then cosine decay",
-            targets="all Conv1D layers; the embedding, tied to the head, is not pruned",
+            targets="all Conv1D layers; the embedding, tied to the head, shrinks with the stream and is not counted",
             selection="Hyper-parameters were not searched for this table.",
             measure="Bits per character (lower is better)",
             unit_of_examples="windows",
