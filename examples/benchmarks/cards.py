@@ -93,10 +93,10 @@ MODELS = {
         folder="cifar10-resnet20/dendritic-0.5-seed0", table="resnet20-cifar10", module="resnet20", **CIFAR10
     ),
     "vit-cifar10-50": Made(folder="cifar10-vit/dendritic-0.5-seed0", table="vit-cifar10", **CIFAR10),
-    "gpt2-tinyshakespeare-50": Made(
-        folder="shakespeare/dendritic-0.5-seed0",
+    "gpt2-tinyshakespeare-60": Made(
+        folder="shakespeare/dendritic-0.6-seed0",
         table="gpt2-tinyshakespeare",
-        level=0.5,
+        level=0.6,
         judged=("tinyshakespeare", "validation", 0),
         metric=("bits_per_character", 1),
     ),

@@ -69,7 +69,7 @@ class Shakespeare(Task):
     """Trained from scratch until it is flat, then for some steps more by every method."""
 
     metric = BITS
-    default_levels = (0.5, 0.6)
+    default_levels = (0.6,)
     default_output_dir = "runs/shakespeare"
     default_card = "model_cards/gpt2-tinyshakespeare.md"
     later = ("steps1", "learning_rate1", "distillation")
@@ -140,7 +140,7 @@ class Shakespeare(Task):
             dataset_id="karpathy/tiny_shakespeare",
             metric_id="bits_per_character",
             budget="params",
-            tolerances={0.5: 0.05},
+            tolerances={0.6: 0.05},
             base=f"trained from scratch for {self.args.steps0:,} steps",
             second=f"{self.args.steps1:,} steps",
             smaller="a narrower residual stream, no more parameters than that level leaves; from scratch, both stages.",
