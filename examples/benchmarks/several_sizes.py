@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.cli import add_training_options
 from harness.comparison import against, percent
 from harness.runs import Run, environment, write_json
 from harness.task import Score
@@ -112,7 +113,7 @@ def render(args: argparse.Namespace) -> None:
         "otherwise. A training for each size has "
         f"{epochs:g} epochs; one training of all sizes has {count * epochs:g}, each size a part of its steps. "
         f"Validation accuracy, seeds {', '.join(map(str, seeds))}, ± one standard deviation; differences with the "
-        f"paired bootstrap's 95 % interval; {whole['environment']['device']}.",
+        f"paired bootstrap's 95 % interval, in points; {whole['environment']['device']}.",
         "",
         f"`python examples/benchmarks/several_sizes.py train|render{precision}`",
         "",
@@ -142,18 +143,13 @@ def _seconds(rows: list[dict[str, Any]], way: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=["train", "render"])
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.8, 0.9])
+    parser.add_argument("--levels", type=float, nargs="+", default=list(Sst2.default_levels))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_seed", type=int)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/sst2"))
     parser.add_argument("--output", type=Path, default=Path("model_cards/sizes-sst2.json"))
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--train_bases", action="store_true")
-    parser.add_argument("--max_steps", type=int)
+    add_training_options(parser)
     Sst2.add_options(parser)
     args = parser.parse_args()
+    args.output_dir = args.output_dir or Path(Sst2.default_output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.phase == "train":
         train(args)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from cifar10 import MEAN, STD, Cifar10
+from harness.cli import add_training_options
 from harness.images import normalised
 from harness.task import Task
 from sst2 import Sst2
@@ -25,14 +26,8 @@ def parsed(parser: argparse.ArgumentParser, card: str) -> tuple[argparse.Namespa
         card: the beginning of the name of the file in `model_cards/` that results go to.
     """
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_seed", type=int, help="of the one base of all seeds; default: each its own")
-    parser.add_argument("--output_dir", type=Path)
+    add_training_options(parser)
     parser.add_argument("--output", type=Path, help=f"default: model_cards/{card}-<task>.json")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
-    parser.add_argument("--train_bases", action="store_true")
-    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are not results")
     known, _ = parser.parse_known_args()
     kind: Any = TASKS[known.task]
     kind.add_options(parser)

@@ -12,22 +12,27 @@ from .timing import time_phase
 from .training import base_phase, keep_phase, train_phase
 
 
-def add_options(parser: argparse.ArgumentParser, task_class: type[Task]) -> None:
-    """What all tables can be asked for, and what this one can."""
-    parser.add_argument("--output_dir", type=Path, help=f"default: {task_class.default_output_dir}")
-    parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What every script that trains a task can be asked for; options of the task itself are its own."""
+    parser.add_argument("--output_dir", type=Path, help="where the runs lie; default: the folder of the task's table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--base_seed", type=int, help="of the one base of all seeds; default: each its own")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
+    parser.add_argument("--train_bases", action="store_true", help="also those that examples/benchmarks/bases has")
+    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are not results")
+
+
+def add_options(parser: argparse.ArgumentParser, task_class: type[Task]) -> None:
+    """What all tables can be asked for, and what this one can."""
+    add_training_options(parser)
+    parser.add_argument("--card", type=Path, help=f"default: {task_class.default_card}")
     parser.add_argument("--levels", type=float, nargs="+", default=list(task_class.default_levels))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
     parser.add_argument(
         "--config", type=parse_change, nargs="+", default=[], help="an ablation: DendriticConfig fields, regrow=0.0 …"
     )
     parser.add_argument("--variant", default="", help="its name; default: made from --config")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="mixed precision")
-    parser.add_argument("--train_bases", action="store_true", help="also those that examples/benchmarks/bases has")
-    parser.add_argument("--max_steps", type=int, help="of each stage, for a trial; its runs are not results")
     parser.add_argument("--threads", type=int, default=1, help="when timing: a small device has little more")
     parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
     parser.add_argument("--large_batch", type=int, default=8, help="when timing: the second batch size")
