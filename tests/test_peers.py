@@ -75,6 +75,18 @@ def run(task: str, level: float, seed: int, method: str, hits: str, **changes) -
     return made | changes
 
 
+def test_a_card_says_at_which_batch_a_peer_is_faster():
+    def row(method: str, times: dict[str, float]) -> card.Row:
+        costs = {"parameters": 1, "macs": 1, "nonzero": None, "bytes": 1.0, "bytes_ratio": 0.5, "cpu_minutes": 1.0}
+        about = {"task": "resnet20", "method": method, "label": method, "level": 0.5, "scores": {0: 87.0}}
+        return card.Row(**about, **costs, times=times, reloads={}, lines=None)
+
+    ours = row(registry.OWN, {"latency_ms_batch_1": 0.8, "latency_ms_batch_64": 0.7})
+    peer = row("torch_pruning_taylor", {"latency_ms_batch_1": 0.79, "latency_ms_batch_64": 0.5})
+    (sentence,) = card.findings([ours, peer])
+    assert "is faster than ours** at batch 64: 0.500 of dense's time, where ours takes 0.700." in sentence
+
+
 def test_a_card_sets_ours_beside_the_peers_and_says_who_is_better(tmp_path):
     better, ours, worse = "1" * 190 + "0" * 10, "1" * 150 + "0" * 50, "1" * 60 + "0" * 140
     runs = {"dendritic": ours, "torch_pruning_taylor": better, "torch_pruning_magnitude": worse}

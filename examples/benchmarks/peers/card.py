@@ -19,6 +19,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 OURS = ("base", "dense", "dendritic", "magnitude", "shrinkage+magnitude")  # of our own tables
 OTHERS = {"base": "the base, where all start", "dense": "the base, trained as long"}
 WAYS = {"own": "own way", "from_pretrained": "`from_pretrained`", "pickle": "pickle", "state dict": "state dict"}
+SCATTER = 0.05  # of timings, below which nobody is called faster
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ def said(error: str | None) -> str:
 
 
 def findings(rows: list[Row]) -> list[str]:
-    """Who is better than ours, and who is worse, where that is more than chance."""
-    sentences = []
+    """Who is better than ours, and who is worse, where that is more than chance; and who is faster."""
+    sentences = [sentence for row in rows if row.method in ALL for sentence in faster(row, rows)]
     for row in rows:
         difference = row.over_ours
         if difference is not None and row.method in ALL:
@@ -197,6 +198,17 @@ def findings(rows: list[Row]) -> list[str]:
             told = write(Difference(-difference.mean, -difference.high, -difference.low, difference.seeds), ACCURACY)
             sentences.append(f"{TITLES[row.task]}, {row.level:.0%}: {row.label} {verdict} ({told}; {seeds}).")
     return sentences
+
+
+def faster(row: Row, rows: list[Row]) -> list[str]:
+    """At which batch sizes it takes less time than ours of the same level, by more than timings scatter."""
+    ours = next((own.times for own in rows if (own.method, own.level) == (OWN, row.level)), {})
+    return [
+        f"{TITLES[row.task]}, {row.level:.0%}: {row.label} **is faster than ours** at batch {batch(name)}: "
+        f"{row.times[name]:.3f} of dense's time, where ours takes {ours[name]:.3f}."
+        for name in sorted(row.times.keys() & ours.keys(), key=batch)
+        if row.times[name] < (1 - SCATTER) * ours[name]
+    ]
 
 
 def described(recipe: dict[str, Any]) -> str:
