@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.utils import logging
 
 from .config import DendriticConfig
-from .distributed.collectives import from_first_rank_, mean_over_ranks
+from .distributed.collectives import from_first_rank_, mean_over_ranks, world_size
 from .distributed.dtensor import reshard
 from .errors import invalid
 from .functional.costs import Masks
 from .functional.importance import IMPORTANCE
-from .functional.selection import Costs, choose_regrown, total_cost
+from .functional.selection import Costs, Scores, choose_regrown, total_cost
+from .functional.transfer import beside, on_cpu
 from .layout.layout import Layout
 from .schedules import SCHEDULES, cosine_decay, update_steps
 from .state import gates_in, gates_of, injected_layout, layers_in, set_layout
@@ -35,6 +37,8 @@ from .structure.time_correction import corrected, is_due
 from .undo import all_or_nothing
 
 logger = logging.get_logger(__name__)
+
+UNSCORED = "dendritic_unscored"  # of a model: the number of steps that were not scored since the last update
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ def score_(model: nn.Module) -> None:
     """Take one reading of every segment's importance from the gradients, after backward and before the optimizer.
 
     In a distributed training every rank calls, once the gradients are averaged (and unscaled, under a GradScaler).
-    A step in which any reading is not finite, such as one that a GradScaler skips, is not scored, with a warning.
-    Whatever is raised, the scores are then as they were.
+    A step in which any reading is not finite, such as one that a GradScaler skips, is not scored; the next `update_`
+    warns of it, because nothing here waits for the device. Whatever is raised, the scores are then as they were.
     """
     layout = injected_layout(model)
     config, layers = layout.config, layers_in(model, layout)
@@ -125,14 +129,11 @@ def score_(model: nn.Module) -> None:
             layer.note_activity_(seen)
         readings = {name: gate.read(config.importance) for name, gate in gates.items()}
         found = {name: reading for name, reading in readings.items() if reading is not None}
-        if not _all_finite(found.values()):
-            logger.warning_once(  # the same words each time, or it would not be once
-                "Gradients or weights are not finite: such a step is not scored. A GradScaler skips it and goes on; "
-                "without one, lower the learning rate or look for bad samples."
-            )
-            return
-        for name, reading in found.items():
-            gates[name].note_(reading, config.importance, config.decay)
+        finite = _all_finite(found.values())
+        for name, reading in found.items():  # of what is not finite nothing is noted
+            whole = reading.where(finite.to(reading.device), torch.nan)
+            gates[name].note_(whole, config.importance, config.decay)
+        model.__dict__[UNSCORED] = model.__dict__.get(UNSCORED, 0) + (~finite).int()
 
 
 @torch.no_grad()
@@ -165,35 +166,39 @@ def update_(
     layout = injected_layout(model)
     layers = layers_in(model, layout)
     gates = gates_in(model, layout, layers)
-    ranking = ranking_of(model, layout, layers, gates)
-    masks, costs = ranking.masks, ranking.costs
+    _tell_not_finite(model)
+    masks, scores, growth = _held(gates, growth=bool(regrow))
+    ranking = ranking_of(model, layout, layers, gates, masks=masks, scores=scores)
+    costs = ranking.costs
     if all(bool(mask.all()) for mask in masks.values()):
         _tell_unscored(gates, layout.config.importance)
-    growth = {name: gate.growth().cpu() for name, gate in gates.items()} if regrow else ranking.scores
-    regrown = choose_regrown(growth, masks, regrow)
-    largest = layout.config.largest
+    regrown = choose_regrown(growth or ranking.scores, masks, regrow)
+    largest, held = layout.config.largest, {name: gate.dendrite_mask for name, gate in gates.items()}
     reached = sparsity if largest is None or not layout.config.smaller else min(sparsity, largest)
 
     def choose(gain: float) -> dict[str, Tensor]:
         chosen = ranking.choose(reached * gain, regrown=regrown, allocation=allocation)
-        chosen = {name: mask.to(gates[name].dendrite_mask.device) for name, mask in chosen.items()}
+        if world_size() == 1:
+            return chosen
+        chosen = beside(chosen, held)
         from_first_rank_(chosen.values())  # ranks that add up in another order might decide a close call otherwise
-        return {name: mask.cpu() for name, mask in chosen.items()}
+        return on_cpu(chosen)
 
-    final, returned, times = sparsity >= layout.sparsity, 0, layout.times
+    final, times = sparsity >= layout.sparsity, layout.times
     if times is not None and is_due(times, sparsity / layout.sparsity):
         chosen, times = corrected(model, layers, gates, layout, sparsity, choose, partial(_removed, costs, layout))
     else:
         chosen = choose(1.0 if times is None else times.gain)
     pruning = _pruning(chosen, costs, replace(layout, times=times))
     with all_or_nothing() as notes:
+        returning = {name: int((chosen[name] & ~old).sum()) for name, old in masks.items()}  # now: masks may be views
+        new_masks = beside(chosen, held)
         for name, gate in gates.items():
-            new, old = (each[name].to(gate.dendrite_mask.device) for each in (chosen, masks))
-            back, gone = new & ~old, old & ~new  # now: masks may be views of the buffers
+            new, old = new_masks[name], gate.dendrite_mask
+            back, gone = new & ~old, old & ~new
             notes.note_update(gate, new, back, optimizer)
             gate.dendrite_mask.copy_(new)
-            if back.any():
-                returned += int(back.sum())
+            if returning[name]:
                 gate.regrow_(back, optimizer)
             alive, pays = costs[name].alive_rows(chosen), costs[name].sprout_cost(chosen, name) > 0
             gate.update_sprout_(gone, alive, pays=pays, final=final, optimizer=optimizer)
@@ -201,7 +206,8 @@ def update_(
             gate.mask_()
         if times != layout.times:
             set_layout(model, replace(layout, times=times))
-    return replace(pruning, regrown=returned)
+    model.__dict__.pop(UNSCORED, None)  # not before: an update that fails leaves it
+    return replace(pruning, regrown=sum(returning.values()))
 
 
 @torch.no_grad()
@@ -240,6 +246,18 @@ def pruning_of(model: nn.Module) -> Pruning:
     return _pruning(masks_of(gates_in(model, layout, layers)), costs_in(model, layers, layout), layout)
 
 
+def _held(gates: AllGates, growth: bool) -> tuple[Masks, Scores, Scores]:
+    """The masks, the scores and, where it is asked for, how much each segment wants to come back, all on the CPU."""
+    held = {("mask", name): gate.dendrite_mask for name, gate in gates.items()}
+    held |= {("score", name): gate.dendrite_score for name, gate in gates.items()}
+    held |= {("growth", name): gate.growth() for name, gate in gates.items()} if growth else {}
+    here = on_cpu(held)
+    masks, scores, wanted = (
+        {name: tensor for (kind, name), tensor in here.items() if kind == own} for own in ("mask", "score", "growth")
+    )
+    return masks, scores, wanted
+
+
 def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     density = {name: mask.float().mean().item() for name, mask in masks.items()}
     gain = 1.0 if layout.times is None else layout.times.gain
@@ -251,10 +269,18 @@ def _removed(costs: Costs, layout: Layout, masks: Masks) -> float:
     return 1 - total_cost(masks, costs) / layout.dense_cost
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all entries are finite. The answer is read from the device once, because each reading waits for it."""
+def _all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
+    """Whether all entries are finite, on the device of the first tensor."""
     flags = [tensor.isfinite().all() for tensor in tensors]
-    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else torch.tensor(True)
+
+
+def _tell_not_finite(model: nn.Module) -> None:
+    if int(model.__dict__.get(UNSCORED, 0)):
+        logger.warning_once(  # the same words each time, or it would not be once
+            "Gradients or weights are not finite: such a step is not scored. A GradScaler skips it and goes on; "
+            "without one, lower the learning rate or look for bad samples."
+        )
 
 
 def _tell_unscored(gates: AllGates, importance: str) -> None:

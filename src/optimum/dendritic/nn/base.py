@@ -128,9 +128,9 @@ class Gates(ABC):
     def regrow_(self, back: Bool[Tensor, "arbors segments"], optimizer: Optimizer | None) -> None:
         """Let the segments `back` start again: from zero weights, with an optimizer state of zeros and with the weakest
         live score of the layer. Such a segment goes first at the next update, unless its score has risen by then."""
-        live = self.dendrite_mask & ~back
-        if live.any():
-            self.dendrite_score[back] = self.dendrite_score[live].min()
+        score, live = self.dendrite_score, self.dendrite_mask & ~back
+        weakest = score.masked_fill(~live, torch.inf).min()
+        score.copy_(score.where(~(back & weakest.isfinite()), weakest))
         for name, parameter in self.segmented().items():
             for moment in moments(parameter, optimizer):
                 self.blank_({name: moment}, back)

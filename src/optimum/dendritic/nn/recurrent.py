@@ -77,7 +77,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
             own = held(tensors[name])
             rows = torch.arange(len(matrix), device=matrix.device) if own is None else own
             units = rows % self.hidden_size
-            pieces.append(Piece(matrix[None, None, ..., None], arbors=rows.new_tensor([arbor]), segments=units))
+            pieces.append(Piece(matrix[None, None, ..., None], arbors=rows.new_full((1,), arbor), segments=units))
         return pieces
 
     def _columns(self, tensors: Mapping[str, Tensor], arbor: int) -> list[Piece]:
@@ -88,7 +88,7 @@ class DendriticRecurrent(DendriticLayer, nn.RNNBase):
         readers = [_matrix(tensors[names[arbor][1]])]
         for name, *_ in names[(layer + 1) * ways : (layer + 2) * ways]:
             readers.append(_matrix(tensors[name])[:, way * width : (way + 1) * width])
-        own = torch.tensor([arbor], device=readers[0].device)
+        own = torch.full((1,), arbor, device=readers[0].device)  # no transfer: it is made there
         return [Piece(reader.t()[None, None, ..., None], arbors=own) for reader in readers]
 
 

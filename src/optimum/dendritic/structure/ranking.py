@@ -10,6 +10,7 @@ from ..errors import invalid
 from ..functional.costs import Masks
 from ..functional.importance import IMPORTANCE, times_cost, with_dying_rows
 from ..functional.selection import Costs, Scores, select, total_cost, unit_cost
+from ..functional.transfer import on_cpu
 from ..functional.uniform_selection import select_uniform
 from ..functional.units import needed_hosts
 from ..layout.layout import Layout
@@ -78,6 +79,7 @@ def ranking_of(
     gates: AllGates,
     *,
     masks: Masks | None = None,
+    scores: Scores | None = None,
 ) -> Ranking:
     """The ranking by the present scores of an injected model.
 
@@ -85,13 +87,15 @@ def ranking_of(
         layers: those of `layers_in`.
         gates: those of `gates_in`.
         masks: what to begin from; the present masks by default.
+        scores: the present scores, where they are on the CPU already.
     """
     config, costs = layout.config, costs_in(model, layers, layout)
     masks = masks_of(gates) if masks is None else masks
+    scores = on_cpu({name: gate.dendrite_score for name, gate in gates.items()}) if scores is None else scores
     return Ranking(
         config=config,
         masks=masks,
-        scores=_scores(gates, layers, masks, costs, config.importance),
+        scores=_ranked(scores, layers, masks, costs, config.importance),
         costs=costs,
         dense_cost=layout.dense_cost,
         dials=layout.dials,
@@ -102,18 +106,18 @@ def ranking_of(
 
 def masks_of(gates: AllGates) -> dict[str, Tensor]:
     """The present masks, on the CPU."""
-    return {name: gate.dendrite_mask.cpu() for name, gate in gates.items()}
+    return on_cpu({name: gate.dendrite_mask for name, gate in gates.items()})
 
 
-def _scores(
-    gates: AllGates, layers: Mapping[str, DendriticLayer], masks: Masks, costs: Costs, importance: str
+def _ranked(
+    scores: Scores, layers: Mapping[str, DendriticLayer], masks: Masks, costs: Costs, importance: str
 ) -> dict[str, Tensor]:
     """The scores as `select` ranks them by their cost: see `Importance`."""
-    rule, scores = IMPORTANCE[importance], {name: gate.dendrite_score.cpu() for name, gate in gates.items()}
-    for name, cost in costs.items() if rule.grouped else ():
-        for link in cost.dying_rows():
-            norms = layers[name].row_norms().cpu()
-            scores[link.host] = with_dying_rows(scores[link.host], norms, link.segments)
+    rule, scores = IMPORTANCE[importance], dict(scores)
+    dying = {name: cost.dying_rows() for name, cost in costs.items()} if rule.grouped else {}
+    norms = on_cpu({name: layers[name].row_norms() for name, links in dying.items() if links})
+    for link, rows in ((link, norms[name]) for name, links in dying.items() for link in links):
+        scores[link.host] = with_dying_rows(scores[link.host], rows, link.segments)
     if rule.per_cost:
         return scores
     units = unit_cost(masks, costs)
