@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from helpers.families import Family, build, inputs_of, language
+from helpers.families import build, inputs_of
 from helpers.families_training import close, logits
+from helpers.native_models import GEMMA_3N, gemma_3n
 from helpers.stock_environment import answers_elsewhere, python_without_us
-from transformers.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from optimum.dendritic import DendriticConfig, compress_, describe, inject_, prune_
 from optimum.dendritic.state import injected_layout
@@ -19,33 +19,19 @@ from optimum.dendritic.stock_config.fields import Entries, UnsupportedConfig, ch
 pytestmark = pytest.mark.slow
 
 
-def config(**fields) -> Gemma3nTextConfig:
-    given = {
-        "vocab_size": 50, "vocab_size_per_layer_input": 50, "hidden_size": 16, "hidden_size_per_layer_input": 4,
-        "intermediate_size": [24, 20, 16], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 4, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2, "sliding_window": 8,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    return Gemma3nTextConfig(**{**given, **fields})
-
-
-FAMILY = Family("Gemma 3n", lambda: Gemma3nForCausalLM(config()), language, hf.AutoModelForCausalLM)
-
-
 @pytest.fixture(scope="module")
 def masked() -> hf.PreTrainedModel:
     model = inject_(
-        build(FAMILY),
+        build(GEMMA_3N),
         DendriticConfig(sparsity=0.4, native=True, floor=0.0, updates=3),
-        example_inputs=inputs_of(FAMILY),
+        example_inputs=inputs_of(GEMMA_3N),
     )
-    return prune_(model, [FAMILY.batch()], rounds=1, reconstruct=False)
+    return prune_(model, [GEMMA_3N.batch()], rounds=1, reconstruct=False)
 
 
 @pytest.fixture(scope="module")
 def packed(masked) -> hf.PreTrainedModel:
-    return compress_(copy.deepcopy(masked), inputs_of(FAMILY))
+    return compress_(copy.deepcopy(masked), inputs_of(GEMMA_3N))
 
 
 def test_each_entry_is_a_dial_of_its_layer(masked):
@@ -56,8 +42,8 @@ def test_each_entry_is_a_dial_of_its_layer(masked):
 
 def test_layers_of_different_widths_load_without_this_package(masked, packed, tmp_path: Path):
     folder, python = tmp_path / "small", python_without_us(tmp_path / "venv")
-    found = answers_elsewhere(python, {folder: (packed, FAMILY)})[folder]
-    inputs = inputs_of(FAMILY)
+    found = answers_elsewhere(python, {folder: (packed, GEMMA_3N)})[folder]
+    inputs = inputs_of(GEMMA_3N)
     assert close(found, logits(packed, inputs), rtol=1e-5)
     assert close(found, logits(copy.deepcopy(masked), inputs), rtol=1e-4)
     said = json.loads((folder / "config.json").read_text())
@@ -70,7 +56,7 @@ def test_layers_of_different_widths_load_without_this_package(masked, packed, tm
 
 
 def test_entries_are_set_before_others_go():
-    given = config()
+    given = gemma_3n()
     assert numbers_of(given)["intermediate_size.1"] == 20
     values = {
         "intermediate_size": Entries((0, 2)), "num_hidden_layers": 2, "intermediate_size.2": 5,
@@ -84,12 +70,12 @@ def test_entries_are_set_before_others_go():
 @pytest.mark.parametrize("path", ["intermediate_sizes.1", "text.intermediate_size.1", "hidden_size.0"])
 def test_entries_that_are_not_there(path: str):
     with pytest.raises(UnsupportedConfig, match="is not a field of Gemma3nTextConfig"):
-        changed(config(), {path: 3})
+        changed(gemma_3n(), {path: 3})
 
 
 def test_an_entry_beyond_the_list():
     with pytest.raises(UnsupportedConfig, match="is not a field of Gemma3nTextConfig"):
-        changed(config(), {"intermediate_size.3": 3})
+        changed(gemma_3n(), {"intermediate_size.3": 3})
 
 
 def test_one_width_for_all_layers_is_still_one_number():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ class TestEveryFamily:
 
 
 def rows() -> dict[str, set[frozenset[str]]]:
-    """The table of the documentation: the numbers of each dial of each family."""
+    """The table of the documentation: the numbers of each dial of each family; N is that of a layer, in a list."""
     page = (Path(__file__).parents[1] / "docs" / "how_to" / "native.md").read_text()
     table = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| ") and "`" in row]
     told = {families: numbers for families, numbers in table if "with `+`" not in numbers}
@@ -151,7 +152,8 @@ def rows() -> dict[str, set[frozenset[str]]]:
 def test_the_table_of_the_documentation(name):
     family = FAMILIES[name]
     model = inject_(build(family), native(name, units="structured", sparsity=0.01), example_inputs=inputs_of(family))
-    assert {frozenset(fields) for fields in dials(model)} == rows()[name]
+    found = {frozenset(re.sub(r"\.\d+$", ".N", field) for field in fields) for fields in dials(model)}
+    assert found == rows()[name]
 
 
 def test_streams_go_only_where_they_are_asked_for():

@@ -91,7 +91,7 @@ def test_other_shapes_are_tried_where_the_axes_are_open():
 
 
 def test_the_command_line_knows_every_runtime():
-    assert [*FORMATS] == [*RUNTIMES, "gguf", "nir"] and [*GGUF_TYPES] == [*TYPES]
+    assert [*FORMATS] == [*RUNTIMES, "gguf", "nir", "vllm"] and [*GGUF_TYPES] == [*TYPES]
     assert every(RUNTIMES[name][1] is export.function for name, export in EXPORTS.items())
 
 

@@ -5,13 +5,29 @@ from collections.abc import Callable
 
 import torch
 import transformers as hf
+from transformers.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 
-from helpers.families import ALL, build, inputs_of
+from helpers.families import ALL, Family, build, inputs_of, language
 from helpers.families_training import endless, train
 from optimum.dendritic import DendriticConfig, compress_, inject_
 
-FAMILIES = {family.name: family for family in ALL}
 STEPS = 12
+
+
+def gemma_3n(**fields: object) -> Gemma3nTextConfig:
+    """A config that takes a list: one FFN width for each layer."""
+    given = {
+        "vocab_size": 50, "vocab_size_per_layer_input": 50, "hidden_size": 16, "hidden_size_per_layer_input": 4,
+        "intermediate_size": [24, 20, 16], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 4, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return Gemma3nTextConfig(**{**given, **fields})
+
+
+GEMMA_3N = Family("Gemma 3n (text)", lambda: Gemma3nForCausalLM(gemma_3n()), language, hf.AutoModelForCausalLM)
+FAMILIES = {family.name: family for family in (*ALL, GEMMA_3N)}
 
 
 class NativeModels:
