@@ -172,9 +172,9 @@ class DendriticConfig:
                 "must be True or False",
                 "Leave it at its default, False, for the finest pruning.",
             )
-        stocks = (("arbors", self.arbors, 1), ("sprout_rank", self.sprout_rank, 0))
-        stocks += (("embedding_rank", self.embedding_rank, None),)
-        for field, value, stock in (*stocks, ("allocation", self.allocation, "global")):
+        stocks = {"arbors": 1, "sprout_rank": 0, "embedding_rank": None, "allocation": "global"}
+        for field, stock in stocks.items():
+            value = vars(self)[field]
             if self.native and value != stock:
                 raise invalid(
                     field, value, "a stock config cannot express it", f"Leave it at {stock!r} with native=True."
@@ -221,8 +221,8 @@ class DendriticConfig:
         if self.target != "sparsity" and self.budget != "params":
             rule = f"is what sparsity is a fraction of, and the target is {self.target}"
             raise invalid("budget", self.budget, rule, "Leave it out.")
-        own = {"native": self.native, "sprout_rank": self.sprout_rank, "units": self.may_go("blocks") and self.units}
-        own["embedding_rank"] = self.embedding_rank
+        own = {name: vars(self)[name] for name in ("native", "sprout_rank", "embedding_rank")}
+        own |= {"units": self.may_go("blocks") and self.units}
         for field, value in own.items() if self.target in TIMED else ():
             if value:
                 rule = f"has no measured price, and the target is {self.target}"

@@ -48,7 +48,9 @@ def export_vllm(
     blocks = [block for block in blocks_of(model) if block.heads or block.neurons]
     if any(block.query_norm is not None for block in blocks):
         rule = "has norms in its attention, which DeciLMForCausalLM has not"
-        raise invalid("model", type(model).__name__, rule, "Export it as it is: stock vLLM runs it with native=True.")
+        raise invalid(
+            "model", type(model).__name__, rule, "Prune it with native=True: stock vLLM runs the result as it is."
+        )
     numbers = [block.heads for block in blocks]
     if len({*numbers} - {0}) > 1:
         rule = "must be the same in all blocks that have attention, since DeciLMForCausalLM has one number of them"
