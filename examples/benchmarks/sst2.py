@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import importlib.util
 import math
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,9 @@ from harness.teaching import kept_layers
 from harness.text import Pad, SentenceTask
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from optimum.dendritic import DendriticConfig
-from optimum.dendritic.efficiency.size import count_parameters
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from low_rank_bert import with_low_rank_embedding  # noqa: E402
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 LABELS: dict[str, Any] = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
@@ -112,24 +101,10 @@ class Sst2(SentenceTask):
         floor = 0.0 if importance == "dendritic" else DendriticConfig().floor
         fields = {"distillation": self.args.distillation, "floor": floor, "end": 0.4}
         if self.args.whole:
-            scope = {} if self.args.embedding_rank else {"scope": "model"}
-            return {**fields, "units": "structured", **scope}
+            rank = {"embedding_rank": self.args.embedding_rank} if self.args.embedding_rank else {}
+            return {**fields, "units": "structured", "scope": "model", **rank}
         # Not units=["heads", "neurons"]: in the published table whole query, key and value layers may go, as segments.
         return {**fields, "segment_size": 4096}
-
-    def budget(self, level: float) -> dict[str, Any]:
-        """Of a model that has lost something before it is pruned, what may be left of the one that it was."""
-        if not self.args.embedding_rank:
-            return super().budget(level)
-        return {"parameters": math.floor((1 - level) * count_parameters(self.fresh()))}
-
-    def prepared(self, model: nn.Module) -> nn.Module:
-        if not self.args.embedding_rank:
-            return model
-        assert isinstance(model, BertForSequenceClassification)
-        ids = torch.tensor([token for sentence in self.splits["train"].ids for token in sentence])
-        counts = torch.bincount(ids, minlength=model.config.vocab_size).float()
-        return with_low_rank_embedding(model, self.args.embedding_rank, counts)
 
     def fresh(self) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(self.args.model, dtype=torch.float32, **LABELS)

@@ -33,7 +33,7 @@ NOTES = {
     ),
     "minilm-sst2-low-rank": (
         "Here the level is a share of the *whole* model. Its embedding begins as two factors "
-        "([low_rank_bert.py](../examples/low_rank_bert.py)), whose rank is pruned like everything else: at 60 % the "
+        "(`embedding_rank=192`), whose rank is pruned like everything else: at 60 % the "
         "rank is 105 and the hidden width stays 384, and nothing is lost."
     ),
     "minilm-sst2-whole": (

@@ -83,6 +83,7 @@ class Task(ABC):
         later: What `recipe` names and no base depends on, so that one base serves every last stage.
         shrinkage: How strongly groups shrink before they are pruned, where they do; DepGraph's own strength.
         pack_at_freeze: Whether the recovery trains the packed model.
+        traced_samples: How many samples the callback traces with; where times are counted, those of so many.
     """
 
     metric: Metric = ACCURACY
@@ -92,6 +93,7 @@ class Task(ABC):
     later: tuple[str, ...] = ("epochs1", "learning_rate1", "distillation")
     shrinkage: float = 5e-4
     pack_at_freeze: bool = False
+    traced_samples: int = 1
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -157,14 +159,6 @@ class Task(ABC):
     def pruning(self, importance: str = "dendritic") -> dict[str, Any]:
         """Fields of `DendriticConfig` that this task sets, where it ranks by this importance."""
         return {}
-
-    def budget(self, level: float) -> dict[str, Any]:
-        """The field of `DendriticConfig` that says how much of this level is to go."""
-        return {"sparsity": level}
-
-    def prepared(self, model: nn.Module) -> nn.Module:
-        """The base as it is when pruning begins."""
-        return model
 
     def teacher(self, run: Run) -> Run | None:
         """Whose model teaches in the last stage of `run`, if this task distils; None: the base of its seed."""

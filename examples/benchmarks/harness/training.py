@@ -95,7 +95,6 @@ def train_one(task: Task, run: Run, output_dir: Path) -> dict[str, Any]:
     else:
         model = task.load(output_dir / run.base.name)
         config = pruning_config(task, run) if run.method in PRUNED else None
-        model = model if config is None else task.prepared(model)
     targets = target_names(model, config or pruning_config(task, run))
     if config is not None:
         _note_dense_score(task, run, model, output_dir)
@@ -159,7 +158,7 @@ def _unfinished(run: Run, output_dir: Path) -> Path:
 def pruning_config(task: Task, run: Run) -> DendriticConfig:
     """What `run` hands to the callback; for a run that prunes nothing, what its targets would be."""
     importance = {SHRINKING: "magnitude"}.get(run.method, run.method) if run.method in PRUNED else "dendritic"
-    fields = {"importance": importance, "seed": run.seed, **task.budget(run.level)}
+    fields = {"importance": importance, "seed": run.seed, "sparsity": run.level}
     fields |= {**task.pruning(importance), **run.changes}
     return DendriticConfig(**{name: value for name, value in fields.items() if name != "distillation" or value})
 
@@ -171,7 +170,7 @@ def _callbacks(task: Task, run: Run, config: DendriticConfig | None, output_dir:
     if config is None:
         return [Teaching(teacher, weight)] if teacher is not None else []
     shrinking = [GroupShrinkage(config, task.shrinkage)] if run.method == SHRINKING else []
-    inputs = _first(task.example_inputs())
+    inputs = {name: tensor[: task.traced_samples] for name, tensor in task.example_inputs().items()}
     pruning = DendriticCallback(config, teacher=teacher, example_inputs=inputs, pack_at_freeze=task.pack_at_freeze)
     return [pruning, *shrinking]
 
@@ -227,10 +226,6 @@ def _validation(task: Task) -> Data:
     local = Path(task.args.dataset).exists()
     name = Path(task.args.dataset).name if local else task.args.dataset
     return Data(name, on_hub=not local, split="validation", samples=task.samples()["validation"])
-
-
-def _first(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor[:1] for name, tensor in inputs.items()}
 
 
 def _conditions(task: Task, run: Run) -> dict[str, Any]:
