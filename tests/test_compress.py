@@ -141,6 +141,17 @@ def test_images_in_channels_last_stay_so():
         torch.testing.assert_close(packed(images), expected)
 
 
+@pytest.mark.parametrize("units", ["structured", ["inputs"]])
+def test_kernels_in_channels_last_stay_so(units):
+    model, inputs = injected("resnet_bottleneck", units=units, importance="random", segment_size=1)
+    model.to(memory_format=torch.channels_last)
+    update_(model, 0.5)
+    compress_(model, inputs)
+    kernels = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    wide = [kernel for kernel in kernels if min(kernel.shape[1:]) > 1]
+    assert len(wide) > 3 and every(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in wide)
+
+
 def test_the_rows_of_a_head_and_its_key_and_value_go_together():
     model, inputs = injected("llama", importance="random")
     layer = dendritic_layers(model)["model.layers.0.self_attn.o_proj"]

@@ -125,8 +125,9 @@ def render(args: argparse.Namespace) -> None:
         "Each trained from the dense base of its seed. The sparsity of what counts multiplications or parameters is "
         "the one at which the base of the first seed, pruned in one shot, was measured to be as fast as is asked. "
         f"*Times as fast* is that of the trained models: batch {whole['batch']}, one thread, each in turn with the "
-        "dense model, by the thread's clock. Validation accuracy, seeds {', '.join(map(str, seeds))}, ± one standard deviation; "
-        f"differences with the paired bootstrap's 95 % interval, in points; {whole['environment']['device']}.",
+        f"dense model, by the thread's clock. Validation accuracy, seeds {', '.join(map(str, seeds))}, ± one standard "
+        "deviation; differences with the paired bootstrap's 95 % interval, in points; "
+        f"{whole['environment']['device']}.",
         "",
         f"`python examples/benchmarks/equal_latency.py train|measure|render {whole['task']}`",
         "",

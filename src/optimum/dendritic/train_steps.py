@@ -176,8 +176,8 @@ def update_(
     largest, held = layout.config.largest, {name: gate.dendrite_mask for name, gate in gates.items()}
     reached = sparsity if largest is None or not layout.config.smaller else min(sparsity, largest)
 
-    def choose(gain: float) -> dict[str, Tensor]:
-        chosen = ranking.choose(reached * gain, regrown=regrown, allocation=allocation)
+    def choose(gone: float) -> dict[str, Tensor]:
+        chosen = ranking.choose(gone, regrown=regrown, allocation=allocation)
         if world_size() == 1:
             return chosen
         chosen = beside(chosen, held)
@@ -188,7 +188,7 @@ def update_(
     if times is not None and is_due(times, sparsity / layout.sparsity):
         chosen, times = corrected(model, layers, gates, layout, sparsity, choose, partial(_removed, costs, layout))
     else:
-        chosen = choose(1.0 if times is None else times.gain)
+        chosen = choose(reached if times is None else times.to_count(reached))
     pruning = _pruning(chosen, costs, replace(layout, times=times))
     with all_or_nothing() as notes:
         returning = {name: int((chosen[name] & ~old).sum()) for name, old in masks.items()}  # now: masks may be views
@@ -260,8 +260,8 @@ def _held(gates: AllGates, growth: bool) -> tuple[Masks, Scores, Scores]:
 
 def _pruning(masks: Masks, costs: Costs, layout: Layout) -> Pruning:
     density = {name: mask.float().mean().item() for name, mask in masks.items()}
-    gain = 1.0 if layout.times is None else layout.times.gain
-    return Pruning(_removed(costs, layout, masks) / gain, density)
+    gone = _removed(costs, layout, masks)
+    return Pruning(gone if layout.times is None else layout.times.really(gone), density)
 
 
 def _removed(costs: Costs, layout: Layout, masks: Masks) -> float:

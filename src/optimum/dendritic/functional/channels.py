@@ -77,6 +77,16 @@ def scatter_channels(y: Tensor, index: Tensor, channels: int, axis: int) -> Tens
     return y.new_zeros(shape).index_copy_(axis, index, y)
 
 
+def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+    """`x` in the memory format of another tensor of as many axes: indexing forgets that of images.
+
+    >>> kernels = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    >>> laid_out_like(kernels[:2].clone(memory_format=torch.contiguous_format), kernels).stride()
+    (12, 1, 6, 3)
+    """
+    return x.contiguous(memory_format=torch.channels_last) if _channels_last(other, 1) else x
+
+
 def _channels_last(x: Tensor, axis: int) -> bool:
     """Whether the channels of images lie side by side in memory."""
     return (

@@ -61,13 +61,31 @@ class Times:
         """The milliseconds that one forward pass of the dense model takes."""
         return self.hundredths / 1e5
 
-    @property
-    def gain(self) -> float:
-        """How much more of the counted time has to go than of the real one."""
-        return self.counted / self.measured
+    def to_count(self, real: float) -> float:
+        """The part of the time that has to go as the grids count it, so that the part `real` of it is gone.
+
+        What was measured last lies on two straight lines between nothing gone and all of it gone, which are the same in
+        both: however far from the truth the grids were, they are never asked for more than there is.
+
+        >>> times = Times(hundredths=1, grids=(), layers={}, units={}, rest=0, counted=WHOLE // 4, measured=WHOLE // 20)
+        >>> [round(times.to_count(part), 6) for part in (0.0, 0.05, 0.525, 1.0)]
+        [0.0, 0.25, 0.625, 1.0]
+        """
+        return _on_lines(real, self.measured / WHOLE, self.counted / WHOLE)
+
+    def really(self, counted: float) -> float:
+        """The part of the time that is gone where the grids count this one; the inverse of `to_count`."""
+        return _on_lines(counted, self.counted / WHOLE, self.measured / WHOLE)
 
     def __post_init__(self) -> None:
         if any(index >= len(self.grids) for index in self.layers.values()):
             raise bad("times.layers", self.layers, f"must be indices of {len(self.grids)} grids")
-        if min(self.counted, self.measured) < 1:
-            raise bad("times.measured", (self.counted, self.measured), "must be positive")
+        if not all(1 <= part <= WHOLE for part in (self.counted, self.measured)):
+            raise bad("times.measured", (self.counted, self.measured), f"must be parts of {WHOLE}")
+
+
+def _on_lines(x: float, middle: float, value: float) -> float:
+    """The value at x on the lines from (0, 0) by (middle, value) to (1, 1)."""
+    if x <= middle or middle == 1:
+        return x * value / middle
+    return value + (x - middle) * (1 - value) / (1 - middle)

@@ -16,7 +16,7 @@ from wrapt import when_imported
 
 from ..distributed.dtensor import whole
 from ..errors import invalid
-from ..functional.channels import gather_channels, longest_span, scatter_channels, spans, unfolded
+from ..functional.channels import gather_channels, laid_out_like, longest_span, scatter_channels, spans, unfolded
 from ..layout.records import Form
 from ..unofficial import before_merging_, children_of, convolve
 from .base import drop_own_buffers
@@ -173,7 +173,7 @@ def pack_layer(
     return _build(
         layer,
         form,
-        weight=torch.cat(parts).t().contiguous() if transposed else torch.cat(parts),
+        weight=torch.cat(parts).t().contiguous() if transposed else laid_out_like(torch.cat(parts), weight),
         bias=None if bias is None else whole(bias).index_select(0, keep_outputs.to(device)),
         inputs=None if read is None else spans(read, span).to(device),
         outputs=keep_outputs.to(device) if scatter else None,

@@ -22,7 +22,7 @@ from .timed_runs import Inputs
 
 logger = logging.get_logger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 def folder() -> Path:
@@ -32,7 +32,7 @@ def folder() -> Path:
 
 def key_of(model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Sequence[Group], inputs: Inputs) -> str:
     """All that a table depends on: the device, the dtype, the threads, the versions, the inputs' shapes, the model's
-    shapes and what of it may go."""
+    shapes and memory formats, and what of it may go."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     batch = max((shape[0] for shape in shapes.values() if shape), default=1)
@@ -43,7 +43,7 @@ def key_of(model: nn.Module, layers: Mapping[str, DendriticLayer], groups: Seque
         "format": FORMAT,
         "context": dataclasses.asdict(context),
         "model": parts,
-        "parameters": {name: (tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()},
+        "parameters": {n: (tuple(p.shape), p.stride(), str(p.dtype)) for n, p in model.named_parameters()},
         "masks": masks,
         "groups": [dataclasses.asdict(group) for group in groups],
     }

@@ -31,7 +31,6 @@ TRIES = 3  # of the last update; the others measure once
 RUNS = 2
 CLOSE = 0.02  # of the time that is wanted
 PROMISED = 0.1
-MOST = 3.0  # times that more or less may have to go than was counted
 
 
 def timing_of(model: nn.Module) -> dict[str, Any] | None:
@@ -71,12 +70,12 @@ def corrected(
     them, and the table with what was measured.
 
     Args:
-        choose: the masks for a gain, which is how much more of the counted time has to go than of the real one.
+        choose: the masks for a part of the counted time that has to go.
         removed: the part of the counted time that is gone under some masks.
     """
     times = layout.times
     assert times is not None
-    chosen, share, wanted = choose(times.gain), None, 1 - sparsity
+    chosen, share, wanted = choose(times.to_count(sparsity)), None, 1 - sparsity
     final = sparsity >= layout.sparsity
     for _ in range(TRIES if final else 1):
         share = _share(model, layers, gates, layout, chosen)
@@ -85,7 +84,7 @@ def corrected(
         times = _with_measurement(times, removed(chosen), 1 - share)
         if abs(share - wanted) <= CLOSE * wanted:
             break
-        again = choose(times.gain)
+        again = choose(times.to_count(sparsity))
         if all(torch.equal(again[name], mask) for name, mask in chosen.items()):
             break
         chosen = again
@@ -98,11 +97,9 @@ def corrected(
 
 
 def _with_measurement(times: Times, counted: float, measured: float) -> Times:
-    """Nothing changes where next to nothing was gone, whose ratio is noise."""
-    if min(counted, measured) < 0.01:
-        return times
-    gain = min(MOST, max(1 / MOST, counted / measured))
-    return replace(times, counted=round(gain * measured * WHOLE), measured=round(measured * WHOLE))
+    """What is counted and measured lies between nothing and all of the time; a small model may even take longer."""
+    parts = {"counted": counted, "measured": measured}
+    return replace(times, **{name: min(WHOLE - 1, max(1, round(part * WHOLE))) for name, part in parts.items()})
 
 
 def _share(

@@ -185,7 +185,7 @@ def _packed(model: nn.Module, name: str, kind: Kind, x: Tensor, rows: int, input
     arrives = torch.arange(wide) if kind.arbors else kept
     spread = torch.arange(rows) * outputs // rows  # every arbor has some
     packed = pack_layer(layer, reads, spread, arrives, kind.narrow)
-    return _call(packed, x if len(arrives) == wide else x.narrow(channel_axis(layer), 0, inputs).contiguous())
+    return _call(packed, x if len(arrives) == wide else x.narrow(channel_axis(layer), 0, inputs).clone())
 
 
 def _call(layer: nn.Module, x: Tensor) -> Callable[[], object]:

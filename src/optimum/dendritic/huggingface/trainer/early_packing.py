@@ -137,6 +137,11 @@ def _taken(tensor: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
     return tensor
 
 
+def _like(parameter: Tensor, entries: Tensor) -> Tensor:
+    """These entries in a tensor of their own, laid out as the parameter is: fused optimizers step through both."""
+    return torch.empty_like(parameter, dtype=entries.dtype, device=entries.device).copy_(entries)
+
+
 @torch.no_grad()
 def _follow_(optimizer: Optimizer, moved: Moved) -> None:
     """Exchange the parameters of an optimizer, with what it remembers of each entry."""
@@ -152,5 +157,5 @@ def _follow_(optimizer: Optimizer, moved: Moved) -> None:
                 continue
             entrywise = {id(moment) for moment in moments(old, optimizer)}
             state = optimizer.state.pop(old)
-            optimizer.state[new] = {k: _taken(v, kept).clone() if id(v) in entrywise else v for k, v in state.items()}
+            optimizer.state[new] = {k: _like(new, _taken(v, kept)) if id(v) in entrywise else v for k, v in state.items()}
         group["params"][:] = followed
