@@ -157,5 +157,7 @@ def _follow_(optimizer: Optimizer, moved: Moved) -> None:
                 continue
             entrywise = {id(moment) for moment in moments(old, optimizer)}
             state = optimizer.state.pop(old)
-            optimizer.state[new] = {k: _like(new, _taken(v, kept)) if id(v) in entrywise else v for k, v in state.items()}
+            optimizer.state[new] = {
+                k: _like(new, _taken(v, kept)) if id(v) in entrywise else v for k, v in state.items()
+            }
         group["params"][:] = followed
