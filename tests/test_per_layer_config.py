@@ -1,4 +1,4 @@
-"""What stock transformers makes of `per_layer_config` today: where a row changes, checkpoints may say widths there."""
+"""What stock transformers makes of `per_layer_config` today, which is where native models can say numbers of layers."""
 
 from collections.abc import Callable
 from typing import Any

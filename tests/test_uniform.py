@@ -19,6 +19,7 @@ WIDTH, DEPTH, HEADS = (
     Dial(fields=("layers",), members=("stack",), counts=(), lists=()),
     Dial(fields=("heads",), members=("0.out", "1.out", "2.out"), counts=(1, 2, 4), lists=()),
 )
+OWN_WIDTHS = tuple(dataclasses.replace(WIDTH, fields=(member,), members=(member,)) for member in WIDTH.members)
 NEURONS, BLOCKS, GROUPS = 12, 3, 4
 
 
@@ -66,6 +67,28 @@ def test_the_weakest_of_each_layer_go():
     for member in WIDTH.members:
         kept, gone = scores[member][chosen[member]], scores[member][~chosen[member]]
         assert len(gone) and kept.min() > gone.max()
+
+
+@pytest.mark.slow
+@given(st.integers(0, 999), st.floats(0.15, 1), st.floats(0.1, 1))
+def test_a_dial_for_each_layer_where_blocks_go_too(seed, first, second):
+    """The budget is met, and no block that is left could have one neuron more."""
+    scores, masks, costs, dials = problem(seed, (*OWN_WIDTHS, DEPTH, HEADS))
+    dense = total_cost(masks, costs)
+    for left in (first, min(first, second)):
+        masks = select_uniform(scores, masks, costs, left * dense, 0.0, dials)
+        cost, blocks = total_cost(masks, costs), masks["stack"][0].nonzero().flatten().tolist()
+        widths = [int(masks[f"{block}.down"].sum()) for block in blocks]
+        assert cost <= left * dense or widths == [1]
+        assert every(cost + 8 + 8 + 1 > left * dense or width == NEURONS for width in widths)
+
+
+def test_a_dial_of_a_block_that_is_gone_stays_as_it_is():
+    scores, masks, costs, dials = problem(0, (*OWN_WIDTHS, DEPTH))
+    masks["stack"][0, 1], masks["1.down"][0, ::2] = False, False
+    chosen = select_uniform(scores, masks, costs, 0.9 * total_cost(masks, costs), 0.0, dials)
+    assert torch.equal(chosen["1.down"], masks["1.down"]) and not chosen["stack"][0, 1]
+    assert int(chosen["0.down"].sum() + chosen["2.down"].sum()) < 2 * NEURONS
 
 
 def test_a_block_that_matters_least_goes_first():

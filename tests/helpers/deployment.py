@@ -46,15 +46,18 @@ Spiking networks for neuromorphic chips, as a NIR file (`--format nir`, extra `n
 `per_layer_config` of a stock config (transformers 5.23) gives single layers numbers of their own. A stock class of
 which no code reads a number so raises `AmbiguousGlobalPerLayerAttributeError` where it reads the global one, so a
 packed checkpoint that said its widths there would not load at all, with this package or without. With
-`allow_global_per_layer_attribute_access` it is built, and has the global width in all layers, which does not fit. So it
-is not written today. `tests/test_per_layer_config.py` asserts each row, and fails on the day on which it changes:
+`allow_global_per_layer_attribute_access` it is built, and has the global width in all layers, which does not fit. So
+`native=True` writes a number there only where a model that is built with it has that number in that layer alone, and
+other packed checkpoints never do. `tests/test_per_layer_config.py` asserts each row, and fails on the day on which it
+changes:
 
 {per_layer}
 
 Gemma 4 reads the key/value heads of a kind of layer, the same in all of that kind, and not the query heads that share
-them, so whole groups of heads cannot go there. The text model of Step 3.7 reads both, and nothing here writes them yet.
-A config that takes a *list* says widths per layer today: a Gemma 3n that is pruned with `native=True` has one FFN width
-for each layer and loads in stock transformers (`tests/test_native_lists.py`).
+them, so whole groups of heads cannot go there alone. The text model of Step 3.7 reads both: pruned with `native=True`
+its layers differ in their heads, and it loads in stock transformers (`tests/test_native_per_layer.py`). A config that
+takes a *list* says widths per layer, too: a Gemma 3n that is pruned with `native=True` has one FFN width for each layer
+(`tests/test_native_lists.py`).
 
 ## What each runtime needs
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 import transformers as hf
 from transformers.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
+from transformers.models.step3p7 import Step3p7Config, Step3p7ForConditionalGeneration
 
 from helpers.families import ALL, Family, build, inputs_of, language
 from helpers.families_training import endless, train
@@ -26,8 +27,26 @@ def gemma_3n(**fields: object) -> Gemma3nTextConfig:
     return Gemma3nTextConfig(**{**given, **fields})
 
 
+def step_3_7(**fields: object) -> Step3p7Config:
+    """A config whose text model reads the heads of each layer from `per_layer_config`; it is shown no image."""
+    text = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 4, "sliding_window": 4, "num_experts_per_tok": 1, "n_routed_experts": 2,
+        "moe_intermediate_size": 8, "share_expert_dim": 8, "mlp_layer_types": ["dense"] * 3, "pad_token_id": 0,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+        "max_position_embeddings": 4, "mlp_ratio": 2.0,
+    }  # fmt: skip
+    return Step3p7Config(text_config={**text, **fields}, vision_config=vision, image_token_id=2)
+
+
 GEMMA_3N = Family("Gemma 3n (text)", lambda: Gemma3nForCausalLM(gemma_3n()), language, hf.AutoModelForCausalLM)
-FAMILIES = {family.name: family for family in (*ALL, GEMMA_3N)}
+STEP_3_7 = Family(
+    "Step 3.7", lambda: Step3p7ForConditionalGeneration(step_3_7()), language, hf.AutoModelForImageTextToText
+)
+FAMILIES = {family.name: family for family in (*ALL, GEMMA_3N, STEP_3_7)}
 
 
 class NativeModels:

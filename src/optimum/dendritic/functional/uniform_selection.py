@@ -35,7 +35,8 @@ class Ladder:
         pruned: The number of units of the dial that are gone on each rung.
         several: How many units of each member are one unit of the dial.
         first: The lowest rung that brings no pruned unit back.
-        values: The score per cost of each step, from the rung `first` on.
+        values: The score per cost of each step, from the rung `first` on; none where all members stand in skipped
+            blocks, whose units stay as they are.
         step: What one rung saves on average.
     """
 
@@ -107,9 +108,10 @@ def _settled(
 ) -> list[int]:
     """The finest dial gives back what a coarse `last` step took too much; where it has nothing to give, that step is
     undone and the finest dial goes as far as it needs. What still fits of the others returns, too."""
-    finest = min(range(len(ladders)), key=lambda index: ladders[index].step)
+    live = sorted((i for i, ladder in enumerate(ladders) if ladder.step > 0), key=lambda i: ladders[i].step)
     if last is None or not fits(rungs):
         return rungs
+    finest = live[0]
 
     def at(base: list[int], rung: int, of: int = finest) -> list[int]:
         return [rung if index == of else value for index, value in enumerate(base)]
@@ -120,7 +122,7 @@ def _settled(
         top = len(ladders[finest].pruned) - 1
         further = at(undone, bisect_left(range(top), True, key=lambda rung: fits(at(undone, rung))))
         rungs = further if given[finest] == 0 and fits(further) else given
-    for index in sorted(range(len(ladders)), key=lambda index: ladders[index].step):
+    for index in live:
         while rungs[index] > 0 and fits(at(rungs, rungs[index] - 1, index)):
             rungs = at(rungs, rungs[index] - 1, index)
     return rungs
@@ -158,7 +160,8 @@ def _ladder(
     ordered = [scores[m][0].double()[orders[m]].unflatten(0, (size, -1)).sum(1) for m in live]
     summed = torch.stack(ordered).sum(0) if live else torch.zeros(size)
     sums, rungs = torch.cat([summed.new_zeros(1), summed.cumsum(0)]), torch.tensor(pruned[first:])
-    values = per_cost(sums[rungs].diff(), max(saved, 1e-9) * rungs.diff().double())
-    ascending = tuple(accumulate(values.tolist(), max))  # those of regrown units, which go last, may be lower
+    each = per_cost(sums[rungs].diff(), max(saved, 1e-9) * rungs.diff().double())
+    ascending = tuple(accumulate(each.tolist(), max))  # those of regrown units, which go last, may be lower
     step = saved * size / len(pruned)
-    return Ladder(dial=dial, pruned=pruned, several=several, first=first, values=ascending, step=step)
+    values = ascending if live else ()
+    return Ladder(dial=dial, pruned=pruned, several=several, first=first, values=values, step=step)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..layout.records import Dial
 from .changes import Blueprint, Change, merged
-from .fields import fields_of, numbers_of
+from .fields import fields_of, written_numbers
+from .per_layer import layers_of
 
 Prove = Callable[[Sequence[str], Sequence[str], Sequence[str]], Dial | None]
 
@@ -49,7 +50,7 @@ class Attempt:
 
     def numbers(self) -> dict[str, int]:
         """The numbers of the config that may say it."""
-        numbers = numbers_of(self.blueprint.config).items()
+        numbers = written_numbers(self.blueprint.config).items()
         return {p: n for p, n in numbers if n >= self.size and n % self.size == 0 and p not in self.used}
 
 
@@ -118,7 +119,8 @@ def _fewest(attempt: Attempt, dial: Dial) -> Dial:
 
 
 def _lists_beside(attempt: Attempt, path: str) -> tuple[str, ...]:
-    """Lists with one entry for each unit in the config that holds the field at `path`."""
-    holder = path.rpartition(".")[0]
-    lists = fields_of(attempt.blueprint.config, list).items()
-    return tuple(n for n, value in lists if len(value) == attempt.size and n.rpartition(".")[0] == holder)
+    """Lists with one entry for each unit in the config that holds the field at `path`; what single layers have of their
+    own among them."""
+    config, holder = attempt.blueprint.config, path.rpartition(".")[0]
+    lists = fields_of(config, list) | {name: layers for name, layers in layers_of(config).items() if any(layers)}
+    return tuple(n for n, value in lists.items() if len(value) == attempt.size and n.rpartition(".")[0] == holder)

@@ -56,13 +56,20 @@ class Blueprint:
 
     def turned(self, fields: Sequence[str], lists: Sequence[str], size: int, count: int) -> Change:
         """The change when numbers of the config say that `count` of `size` units are left; empty where it refuses."""
-        dial = Dial(fields=tuple(fields), members=(), counts=(), lists=tuple(lists))
         try:
-            values = dial_values(self.config, dial, size, range(count))
-            after = shapes(skeleton(self.model, changed(self.config, values)))
+            return self.says(fields, lists, size, count)
         except UnsupportedConfig:
             return {}
-        before = self.before
+
+    def says(self, fields: Sequence[str], lists: Sequence[str], size: int, count: int) -> Change:
+        """As `turned`.
+
+        Raises:
+            UnsupportedConfig: the config does not admit the numbers, or the class builds no model of them.
+        """
+        dial = Dial(fields=tuple(fields), members=(), counts=(), lists=tuple(lists))
+        values = dial_values(self.config, dial, size, range(count))
+        before, after = self.before, shapes(skeleton(self.model, changed(self.config, values)))
         return {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
     def with_set(self, dial: Dial, size: int) -> "Blueprint":

@@ -1,7 +1,7 @@
 """The fields of a stock config: read by dotted path, and changed in a copy that the config itself admits.
 
 The entries of a list are numbers, too, and have paths of their own: where a config has one number for each layer
-(`intermediate_size.3` of Gemma 3n), layers may differ.
+(`intermediate_size.3` of Gemma 3n), layers may differ. So are the numbers of single layers in `per_layer_config`.
 
 Every changed config is written out and read back before it is used, so that its own validation decides.
 """
@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from logging import CRITICAL
+from operator import getitem
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -19,6 +21,7 @@ from transformers.utils import logging
 
 from ..layout.records import Dial
 from ..process_state import alone
+from .per_layer import NUMBER, layer_numbers, layers_of, set_layers_
 
 OF_EVERY_CONFIG = frozenset(vars(PreTrainedConfig()))  # bookkeeping, of no architecture
 
@@ -57,11 +60,23 @@ def fields_of(config: PreTrainedConfig, kind: type) -> dict[str, Any]:
     return found
 
 
-def numbers_of(config: PreTrainedConfig) -> dict[str, int]:
-    """All whole numbers of an architecture by dotted path, those in lists of nothing else among them."""
+def written_numbers(config: PreTrainedConfig) -> dict[str, int]:
+    """The whole numbers of an architecture by dotted path, those in lists of nothing else and those that single layers
+    have of their own among them."""
     lists = {path: value for path, value in fields_of(config, list).items() if all(type(each) is int for each in value)}
     entries = {f"{path}.{index}": each for path, value in lists.items() for index, each in enumerate(value)}
-    return fields_of(config, int) | entries
+    return fields_of(config, int) | entries | layer_numbers(config, {})
+
+
+def numbers_of(config: PreTrainedConfig) -> dict[str, int]:
+    """All whole numbers that can be set: those that are written, and those that every layer has and might have of its
+    own."""
+    return written_numbers(config) | layer_numbers(config, fields_of(config, int))
+
+
+def lists_of(config: PreTrainedConfig) -> dict[str, list[Any]]:
+    """What can lose entries, by dotted path: lists, and what each layer has of its own."""
+    return fields_of(config, list) | layers_of(config)
 
 
 def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -74,27 +89,42 @@ def changed(config: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedCo
     """
     new = copy.deepcopy(config)
     new.__dict__.pop("quantization_config", None)
-    numbers, lists = numbers_of(config), fields_of(config, list)
-    whole: dict[str, Any] = {path: value for path, value in values.items() if not isinstance(value, Entries)}
-    for path in [path for path in whole if path.rpartition(".")[2].isdigit()]:
-        name, _, index = path.rpartition(".")
-        if path not in numbers:
-            raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
-        whole.setdefault(name, list(lists[name]))[int(index)] = whole.pop(path)
+    numbers, lists = numbers_of(config), copy.deepcopy(lists_of(config))
+    whole: dict[str, Any] = {path: lists[path] for path, own in layers_of(config).items() if any(own)}  # to be set anew
     for path, value in values.items():
-        if isinstance(value, Entries):
-            whole[path] = [whole.get(path, lists[path])[index] for index in value.indices]
+        name, keys = _inside(path)
+        if keys and path not in numbers:
+            raise UnsupportedConfig(f"{path} is not a field of {type(config).__name__}")
+        if keys:
+            inner: Any = reduce(getitem, keys[:-1], lists[name])
+            inner[keys[-1]] = value
+        if not isinstance(value, Entries):
+            whole[name] = lists[name] if keys else value
+    whole |= {p: [lists[p][index] for index in v.indices] for p, v in values.items() if isinstance(v, Entries)}
+    layered = {path: whole.pop(path) for path in layers_of(config) if path in whole}
     found = [(*_place(new, path), value) for path, value in whole.items()]
     try:
         for holder, name, value in found:
             setattr(holder, name, value)
+        for path, layers in layered.items():
+            set_layers_(new, path, layers)
         with silenced():
-            read, written = type(new).from_dict(new.to_dict()).to_dict(), new.to_dict()
+            again = type(new).from_dict(new.to_dict())
+            read, written = again.to_dict(), new.to_dict()
     except Exception as error:  # whatever a config raises at a value, it does not admit it
         raise UnsupportedConfig(f"{type(config).__name__} does not admit {dict(values)}: {error}") from error
-    if not _agrees(read, written):
+    if not _agrees(read, written) or layers_of(again) != layers_of(new):
         raise UnsupportedConfig(f"{type(config).__name__} does not keep {dict(values)}")
     return new
+
+
+def _inside(path: str) -> tuple[str, list[Any]]:
+    """Of the path of an entry, or of a layer's number, that of the list and where it is in there; nowhere of a field's
+    own."""
+    if match := NUMBER.fullmatch(path):
+        return match[1], [int(match[2]), match[3]]
+    name, _, last = path.rpartition(".")
+    return (name, [int(last)]) if last.isdigit() else (path, [])
 
 
 def _place(config: PreTrainedConfig, path: str) -> tuple[PreTrainedConfig, str]:
@@ -120,7 +150,7 @@ def dial_values(config: PreTrainedConfig, dial: Dial, units: int, kept: Sequence
     Raises:
         UnsupportedConfig: a field is not there, or has another value than the dial was found with.
     """
-    numbers, empty, lists = numbers_of(config), fields_of(config, type(None)), fields_of(config, list)
+    numbers, empty, lists = numbers_of(config), fields_of(config, type(None)), lists_of(config)
     values: dict[str, Any] = {}
     for path in dial.fields:
         if path in numbers and numbers[path] % units == 0:

@@ -6,7 +6,7 @@ number of layers. To find out, every number of the config that could mean it is 
 built from it on the meta device. A number is a dial for some groups (or stacks of blocks) when exactly the tensors
 change that pruning them would change, and exactly to those shapes. Several numbers are one dial when only together they
 do that (query heads and key-value heads); one that is None counts, too (GPT-2's `n_inner`). Lists with one entry for
-each layer lose entries with it.
+each layer lose entries with it. Where the config says numbers of single layers, the dial of a width is one for each.
 
 Where a config has no number for the width of a head, it follows from the width of the stream and the number of heads.
 The two are one dial, then: with each head of every layer as many channels of the stream go as a head is wide.
@@ -16,8 +16,9 @@ pruned model; in the blocks that are left, the numbers must be the same, too. Ot
 without dials (ResNet, Swin: their configs say no width within a block, or one that is shared) is refused.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from ..structure.stacks import stacks_in
 from .admission import admitted, admitted_together
 from .attempts import Attempt, alone, together, with_silent
 from .changes import Blueprint
+from .divide import divided
 from .fields import UnsupportedConfig, changed
 from .models import shapes, skeleton
 from .sharpen import sharpened
@@ -81,6 +83,7 @@ def find_dials(
     with quiet(model), sharpened(model):
         blueprint = Blueprint(model=model, config=model.config, empty=empty, readers=readers, units=units | stacks)
         found = _search(blueprint, inputs, {*targets, *stacks})
+        found = divided(blueprint, inputs, found, partial(_proved, blueprint, inputs, {*targets, *stacks}))
         found = admitted_together(model.config, found, blueprint.units)
         dials = proved_together(model, inputs, found, readers, blueprint.units)
     if not dials:
@@ -96,15 +99,12 @@ def _read_nothing_else(model: nn.Module, group: Group) -> bool:
     return all(bool((units_along(member.runs, width) >= 0).all()) for member, width in inputs.items())
 
 
-def _search(blueprint: Blueprint, inputs: Mapping[str, Any], own: Collection[str]) -> list[Dial]:
+def _search(blueprint: Blueprint, inputs: Mapping[str, Any], own: Set[str]) -> list[Dial]:
     """The dials that are each proved alone and have one of their `own` as a member; no member has two."""
     units, dials = blueprint.units, list[Dial]()
 
     def proved(fields: Sequence[str], lists: Sequence[str], members: Sequence[str]) -> Dial | None:
-        dial = Dial(fields=tuple(fields), members=tuple(members), counts=(), lists=tuple(lists))
-        dial = replace(dial, counts=admitted(blueprint.config, dial, size_of(dial, units)))
-        about = (blueprint.model, blueprint.config, inputs, [dial], blueprint.readers, units)
-        return dial if not {*own}.isdisjoint(members) and holds(*about) else None
+        return _proved(blueprint, inputs, own, fields, lists, members)
 
     for size in sorted(set(units.values()), reverse=True):
         for count in sorted({size - 1, size // 2, 1} - {0, size}, reverse=True):
@@ -116,3 +116,18 @@ def _search(blueprint: Blueprint, inputs: Mapping[str, Any], own: Collection[str
                     dials.append(dial)
                     blueprint = blueprint.with_set(dial, size)
     return dials
+
+
+def _proved(
+    blueprint: Blueprint,
+    inputs: Mapping[str, Any],
+    own: Set[str],
+    fields: Sequence[str],
+    lists: Sequence[str],
+    members: Sequence[str],
+) -> Dial | None:
+    """The dial of these fields, lists beside them and members, if it is one and has one of its `own`."""
+    dial = Dial(fields=tuple(fields), members=tuple(members), counts=(), lists=tuple(lists))
+    dial = replace(dial, counts=admitted(blueprint.config, dial, size_of(dial, blueprint.units)))
+    about = (blueprint.model, blueprint.config, inputs, [dial], blueprint.readers, blueprint.units)
+    return dial if not own.isdisjoint(members) and holds(*about) else None
