@@ -144,6 +144,8 @@ def render(args: argparse.Namespace) -> None:
                 cells += [f"{statistics.mean(row['macs'] for row in own) / 1e6:.1f} M", percent(own)]
                 cells += ["" if way == "time" else against(timed, own)]
                 lines.append(f"| {speedup:g} × | {label} | {' | '.join(cells)} |")
+    if whole.get("remark"):
+        lines += ["", whole["remark"]]
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
@@ -152,12 +154,14 @@ def main() -> None:
     parser.add_argument("phase", choices=["train", "measure", "render"])
     parser.add_argument("--speedups", type=float, nargs="+", default=[4.0])
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, for each model")
+    parser.add_argument("--remark", default="", help="on the conditions, for the card")
     args, task = parsed(parser, "equal-latency")
     task.traced_samples = BATCHES[args.task]
     if args.phase == "train":
         train(task, args)
     elif args.phase == "measure":
-        about = {"task": args.task, "batch": task.traced_samples, "recipe": task.recipe(), "environment": environment()}
+        about = {"task": args.task, "batch": task.traced_samples, "recipe": task.recipe(), "remark": args.remark}
+        about |= {"environment": environment()}
         write_json(args.output, {**about, "rows": list(measured(task, args))})
     else:
         render(args)

@@ -72,7 +72,7 @@ OTHERS = {
     "allocation-sst2": "divisions of the budget, ranked, uniform, evolved and learned, in one shot and trained",
     "early-packing-sst2": "what a training saves that packs its model when the mask is final, and that time spent",
     "equal-latency-sst2": "at the same measured speed: times, multiplications or parameters counted, MiniLM",
-    "equal-latency-cifar10": "the same for ResNet-20",
+    "equal-latency-cifar10": "the same asked of ResNet-20, where times in training were not those in use",
     "sizes-sst2": "one training of three sizes of MiniLM against a training for each",
     "llama-cpp": "a Llama in llama.cpp, dense and packed: size of file, milliseconds per token",
     "speed": "packed models of full size against dense and evenly narrower ones, in fp32 and bf16, on a busy machine",
