@@ -2,6 +2,7 @@
 `--hypothesis-profile=fuzz` asks for new ones, and many."""
 
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ package = importlib.util.find_spec("optimum.dendritic")  # found, not imported: 
 assert package is not None
 names = [m.name for m in pkgutil.iter_modules(package.submodule_search_locations) if m.name not in BY_HAND | COPIED]
 install_import_hook([f"optimum.dendritic.{name}" for name in names], f"{typechecker.__name__}.check")
+
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # or products round by where in memory a loaded weight lies
 
 import torch  # noqa: E402
 from optimum.commands.optimum_cli import main  # noqa: E402
