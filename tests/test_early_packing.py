@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.compare import every
 from helpers.trainers import CONFIG, FREEZE, STEPS, StopAt, make_model, make_trainer, tensors
 
 from optimum.dendritic import DendriticCallback, DendriticConfig
@@ -17,6 +18,10 @@ def trained(folder, early, callbacks=(), resume=False, config=CONFIG, **changes)
     trainer = make_trainer(folder, [callback, *callbacks], **settings)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+def in_channels_last():
+    return make_model().to(memory_format=torch.channels_last)
 
 
 def losses(trainer):
@@ -46,14 +51,32 @@ def test_the_optimizer_holds_the_small_parameters_and_states(tmp_path):
     assert sum(parameter.numel() for parameter in held) < 0.8 * dense
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "rmsprop"])
+def test_all_that_is_left_keeps_the_memory_format(tmp_path, optim):
+    trainer = trained(tmp_path, True, optim=optim, model=in_channels_last())
+    kernels = [parameter for parameter in trainer.model.parameters() if parameter.dim() == 4]
+    wide = [kernel for kernel in kernels if not kernel.is_contiguous()]
+    assert len(wide) > 2 and every(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in wide)
+    for kernel in wide:
+        states = [state for state in trainer.optimizer.state[kernel].values() if getattr(state, "dim", int)() == 4]
+        assert states and every(state.stride() == kernel.stride() for state in states)
+
+
+FORMS = {
+    "fine": ("fine", make_model),
+    "streams and blocks": (("channels", "streams", "blocks"), make_model),
+    "channels last": (("channels", "streams"), in_channels_last),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("units", ["fine", ("channels", "streams", "blocks")], ids=["fine", "streams and blocks"])
-def test_a_run_that_is_killed_after_the_freeze_ends_as_the_undisturbed_one(tmp_path, units):
+@pytest.mark.parametrize(("units", "make"), FORMS.values(), ids=FORMS)
+def test_a_run_that_is_killed_after_the_freeze_ends_as_the_undisturbed_one(tmp_path, units, make):
     config = DendriticConfig(sparsity=0.5, updates=5, units=units)
-    whole = trained(tmp_path / "whole", True, config=config)
+    whole = trained(tmp_path / "whole", True, config=config, model=make())
     saving = {"save_strategy": "steps", "save_steps": FREEZE + 2, "config": config}
-    trained(tmp_path / "killed", True, [StopAt(FREEZE + 2)], **saving)
-    again = trained(tmp_path / "killed", True, resume=True, **saving)
+    trained(tmp_path / "killed", True, [StopAt(FREEZE + 2)], **saving, model=make())
+    again = trained(tmp_path / "killed", True, resume=True, **saving, model=make())
     expected, found = tensors(whole.model), tensors(again.model)
     assert expected.keys() == found.keys() and layout_of(again.model).packed
     for name, tensor in expected.items():

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..efficiency.wakeful import ATTRIBUTE, Wakeful
 from ..errors import invalid
+from ..functional.channels import laid_out_like
 from ..functional.dormant import MOST_PACKS, inside
 from ..unofficial import tensors_in
 from .packed import PackedLayer
@@ -165,7 +166,8 @@ def packs_of(model: nn.Module, dormant: Dormant) -> dict[str, Packs]:
         device = weight.device
         index = awake.reads() if isinstance(awake, PackedLayer) else None
         parts = rest.tensor_split(min(MOST_PACKS, max(1, len(rest) // dormant.segment_size)))
-        weights = [weight.index_select(0, rows.to(device)).index_select(1, part.to(device)) for part in parts]
+        cut = [weight.index_select(0, rows.to(device)).index_select(1, part.to(device)) for part in parts]
+        weights = [laid_out_like(part, weight) for part in cut]
         inputs = [part.to(device) if index is None else index[0][part.to(device)] for part in parts]
         found[name] = Packs(inputs, weights, dormant.norms.get(name))
     return found

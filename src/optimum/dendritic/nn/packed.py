@@ -190,7 +190,7 @@ def packed_skeleton(layer: WeightLayer, form: Form) -> nn.Module:
     return _build(
         layer,
         form,
-        weight=weight.new_empty(shape),
+        weight=laid_out_like(weight.new_empty(shape), weight),
         bias=None if layer.bias is None else weight.new_empty(rows),
         inputs=index.new_empty(len(form.arbors), form.kept // form.span) if form.gather else None,
         outputs=index.new_empty(rows) if form.scatter else None,
