@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers.clock import Clock
+from helpers.compare import every
 from helpers.models import build
 from helpers.trainers import StopAt, make_dataset, make_model, make_trainer, tensors
 
@@ -22,9 +23,12 @@ from optimum.dendritic import (
 from optimum.dendritic.efficiency import stopwatch
 from optimum.dendritic.efficiency.batch import Batch
 from optimum.dendritic.efficiency.macs import count_macs
+from optimum.dendritic.functional.selection import total_cost
 from optimum.dendritic.layout.layout import Layout
-from optimum.dendritic.state import injected_layout
+from optimum.dendritic.state import gates_in, injected_layout, layers_in
 from optimum.dendritic.structure import time_cache, time_correction, time_table, timed_runs
+from optimum.dendritic.structure.model_costs import costs_in
+from optimum.dendritic.structure.ranking import masks_of
 
 MODELS = [("bert", "structured"), ("llama", "fine"), ("resnet_bottleneck", "structured"), ("lstm", "fine")]
 BESIDE = {"importance": "random", "segment_size": 2, "floor": 0.0}
@@ -89,6 +93,36 @@ def test_what_the_table_has_wrong_is_corrected_by_the_last_update(clock, monkeyp
     compress_(model, inputs)
     assert times.counted / times.measured == pytest.approx(0.5, rel=0.2)
     assert dense / macs(model, inputs) == pytest.approx(1.6, rel=0.1)
+
+
+def test_a_model_that_is_no_faster_yet_is_not_asked_for_all_of_it(monkeypatch):
+    """Half way it takes as long as before: what is missing is shared out over the rest of the climb."""
+    model, inputs = build("resnet_bottleneck")
+    inject_(model, DendriticConfig(speedup=1.6, units="structured", **BESIDE), example_inputs=inputs)
+    aim = target_sparsity(model)
+    monkeypatch.setattr(time_correction, "paired_share", lambda *_: 0.98)
+    update_(model, 0.5 * aim)
+    half = counted(model)
+    update_(model, 0.7 * aim)  # which measures nothing
+    assert 0.5 * aim < half < counted(model) < 0.5  # in proportion it would be 0.88
+
+
+def counted(model):
+    """The part of the time that is gone, as the table counts it."""
+    layout = injected_layout(model)
+    layers = layers_in(model, layout)
+    masks = masks_of(gates_in(model, layout, layers))
+    return 1 - total_cost(masks, costs_in(model, layers, layout)) / layout.dense_cost
+
+
+def test_narrow_inputs_are_timed_in_the_format_of_the_model(monkeypatch):
+    model, inputs = build("resnet_bottleneck")
+    model.to(memory_format=torch.channels_last)
+    timed, call = [], time_table._call
+    monkeypatch.setattr(time_table, "_call", lambda layer, x: (timed.append(x), call(layer, x))[1])
+    inject_(model, DendriticConfig(speedup=1.6, units="structured", **BESIDE), example_inputs=inputs)
+    wide = [x for x in timed if x.dim() == 4 and min(x.shape[1:]) > 1 and x.shape[1] != 3]
+    assert len(wide) > 4 and every(x.is_contiguous(memory_format=torch.channels_last) for x in wide)
 
 
 @pytest.mark.slow
