@@ -25,6 +25,7 @@ from harness import (  # noqa: E402
     augment,
     bases,
     claims,
+    cli,
     comparison,
     images,
     metric,
@@ -102,7 +103,7 @@ Toy.__abstractmethods__ = frozenset()
 
 
 @pytest.mark.parametrize(
-    "module", [augment, runs, metric, claims, comparison, shrinkage, statistics, summary, teaching]
+    "module", [augment, cli, runs, metric, claims, comparison, shrinkage, statistics, summary, teaching]
 )
 def test_the_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0

@@ -1,4 +1,4 @@
-"""At the same measured speed, does a table of times keep more accuracy than counting parameters or multiplications?
+"""At the same speed, does a table of times keep more accuracy than counting parameters or multiplications?
 
     python examples/benchmarks/equal_latency.py train sst2       # a training for each way of counting
     python examples/benchmarks/equal_latency.py measure sst2     # model_cards/equal-latency-sst2.json
@@ -14,11 +14,13 @@ begin, whatever their size. `train` resumes.
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness.cli import shown
 from harness.comparison import against, mean, percent
 from harness.runs import Run, environment, write_json
 from harness.task import Task
@@ -120,7 +122,7 @@ def render(args: argparse.Namespace) -> None:
     whole = json.loads(args.output.read_text())
     rows, seeds = whole["rows"], sorted({row["seed"] for row in whole["rows"]})
     lines = [
-        f"# What is counted, at the same measured speed: {TITLES[whole['task']]}",
+        f"# What is counted, where the same speed is asked for: {TITLES[whole['task']]}",
         "",
         "Each trained from the dense base of its seed. The sparsity of what counts multiplications or parameters is "
         "the one at which the base of the first seed, pruned in one shot, was measured to be as fast as is asked. "
@@ -129,7 +131,7 @@ def render(args: argparse.Namespace) -> None:
         "deviation; differences with the paired bootstrap's 95 % interval, in points; "
         f"{whole['environment']['device']}.",
         "",
-        f"`python examples/benchmarks/equal_latency.py train|measure|render {whole['task']}`",
+        f"`python examples/benchmarks/equal_latency.py train|measure|render {whole['options']}`",
         "",
         "| asked | counted | sparsity | times as fast | parameters | MACs | accuracy % | time, against it |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -161,6 +163,7 @@ def main() -> None:
         train(task, args)
     elif args.phase == "measure":
         about = {"task": args.task, "batch": task.traced_samples, "recipe": task.recipe(), "remark": args.remark}
+        about |= {"options": shown(sys.argv[2:])}
         about |= {"environment": environment()}
         write_json(args.output, {**about, "rows": list(measured(task, args))})
     else:

@@ -25,6 +25,7 @@ import numpy
 import onnxruntime
 import torch
 from cifar10 import Cifar10
+from harness.cli import shown
 from harness.runs import Run, environment, write_json
 from harness.task import Task
 from harness.training import ensure
@@ -199,17 +200,6 @@ def aims(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def options(given: list[str]) -> str:
-    """The options of the command line, but for those that name places, and the seeds, by which it resumes."""
-    kept, skipped = list[str](), False
-    for word in given:
-        skipped = word in ("--dataset", "--output_dir", "--output", "--seeds", "--remark") or (
-            skipped and not word.startswith("--")
-        )
-        kept += [] if skipped else [word]
-    return " ".join(kept)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -222,7 +212,7 @@ def main() -> None:
     args.levels = args.levels or {"sst2": [0.8], "cifar10": [0.5]}[args.task]
     torch.set_num_threads(1)
     about = {"environment": environment(), "task": args.task, "levels": args.levels, "recipe": task.recipe()}
-    about |= {"samples": min(args.samples, len(samples(task))), "sessions": SESSIONS, "options": options(sys.argv[1:])}
+    about |= {"samples": min(args.samples, len(samples(task))), "sessions": SESSIONS, "options": shown(sys.argv[1:])}
     written = json.loads(args.output.read_text()) if args.output.exists() else {}
     same = all(written.get(name) == value for name, value in json.loads(json.dumps(about)).items())
     seeds = written["seeds"] if same else {}

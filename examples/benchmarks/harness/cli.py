@@ -11,6 +11,8 @@ from .task import Task
 from .timing import time_phase
 from .training import base_phase, keep_phase, train_phase
 
+PLACES = ("--dataset", "--output_dir", "--output", "--seeds", "--remark")
+
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """What every script that trains a task can be asked for; options of the task itself are its own."""
@@ -37,6 +39,19 @@ def add_options(parser: argparse.ArgumentParser, task_class: type[Task]) -> None
     parser.add_argument("--seconds", type=float, default=2.0, help="when timing: for each latency of each model")
     parser.add_argument("--large_batch", type=int, default=8, help="when timing: the second batch size")
     task_class.add_options(parser)
+
+
+def shown(given: list[str]) -> str:
+    """What a card shows of a command line: all but what names places, and the seeds, by which it resumes.
+
+    >>> shown(["sst2", "--dataset", "data", "--speedups", "2", "3", "--seeds", "0", "1", "--no-bf16"])
+    'sst2 --speedups 2 3 --no-bf16'
+    """
+    kept, skipped = list[str](), False
+    for word in given:
+        skipped = word in PLACES or (skipped and not word.startswith("--"))
+        kept += [] if skipped else [word]
+    return " ".join(kept)
 
 
 def main(task_class: type[Task], description: str | None) -> None:
