@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers.models import build, outputs, roughen
+from helpers.processes import environment
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -142,7 +143,7 @@ def test_masked_is_packed_and_loads_in_another_process(tmp_path, units):
         "    model = Auto.from_pretrained(f'{sys.argv[1]}/{form}')\n"
         "    assert torch.equal(model(**inputs).logits, answer), form\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment())
 
 
 def test_a_checkpoint_loads_as_its_body_and_goes_on_being_pruned(tmp_path):
